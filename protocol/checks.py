@@ -1,0 +1,63 @@
+"""What single values must look like: used as field checks by :mod:`protocol.schema`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated
+
+from protocol.limits import MAX_DEADLINE_MS, MAX_ID, MAX_STREAM_OFFSET
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_SIGNAL = re.compile(r"(SIG)?[A-Z][A-Z0-9+-]{1,11}\Z")
+INIT = "init"
+"""Process id of a container's init process; no exec may take it."""
+
+
+def identifier(value: str) -> str | None:
+    """Ids become directory and cgroup names: no slash, no leading dot or dash, 1 to 128 characters."""
+    if not value:
+        return "must not be empty"
+    if len(value) > MAX_ID:
+        return f"must be at most {MAX_ID} characters, not {len(value)}"
+    if not _ID.match(value):
+        return "must be letters, digits, '_', '.' or '-' and start with a letter or digit"
+    return None
+
+
+def between(low: int, high: int) -> Callable[[int], str | None]:
+    def check(value: int) -> str | None:
+        return None if low <= value <= high else f"must be between {low} and {high}, not {value}"
+
+    return check
+
+
+def absolute_path(value: str) -> str | None:
+    """A path in the guest; NUL ends a C string, so it cannot be part of one."""
+    if not value.startswith("/"):
+        return "must be an absolute path in the guest"
+    if "\0" in value:
+        return "must not contain a NUL byte"
+    if len(value) > 4096:
+        return "must be at most 4096 characters (PATH_MAX)"
+    return None
+
+
+def signal(value: int | str) -> str | None:
+    """A number 1-64, or a name with or without SIG; whether Linux knows the name is the guest's to say."""
+    if isinstance(value, int):
+        return between(1, 64)(value)
+    return None if _SIGNAL.match(value.upper()) else "must be a signal's name or number"
+
+
+def request_id(value: str) -> str | None:
+    """Ids of requests are compared, never used as names."""
+    return None if 0 < len(value) <= MAX_ID else f"must be 1 to {MAX_ID} characters"
+
+
+Id = Annotated[str, identifier]
+Path = Annotated[str, absolute_path]
+Signal = Annotated[int | str, signal]
+Offset = Annotated[int, between(0, MAX_STREAM_OFFSET)]
+DeadlineMs = Annotated[int, between(1, MAX_DEADLINE_MS)]
+RequestId = Annotated[str, request_id]

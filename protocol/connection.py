@@ -1,0 +1,235 @@
+"""One connection, either side of it, without I/O.
+
+The owner gives it the bytes that arrived and gets messages; it asks for messages to send and gets bytes.
+A connection is always in one state, and what may happen in it is :data:`TRANSITIONS`, driven by the same
+events on both sides (a request is the same event for the client that sends it and the server that
+receives it):
+
+    FRESH      nothing but ``agent.hello`` may be asked
+    GREETING   hello is outstanding
+    OPEN       requests, responses, notifications
+    ATTACHING  ``stream.attach`` is outstanding, alone
+    STREAM     the reply to attach has been made: from here on the bytes are the stream's own
+    CLOSED     the contract was broken, or the owner closed
+
+What the other side did wrong raises RemoteProtocolError, once, and closes; what our own caller did wrong
+raises LocalProtocolError and changes nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, StrEnum
+from typing import Any
+
+from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, RpcError
+from protocol.framing import Message, Notification, Request, Response, decode, encode
+from protocol.limits import MAX_MSGID, Limits
+from protocol.methods import ATTACH, HELLO, PROTOCOL_ERROR
+from protocol.scan import FrameScanner
+
+
+class Role(Enum):
+    CLIENT = "client"
+    SERVER = "server"
+
+
+class State(StrEnum):
+    FRESH = "FRESH"
+    GREETING = "GREETING"
+    OPEN = "OPEN"
+    ATTACHING = "ATTACHING"
+    STREAM = "STREAM"
+    CLOSED = "CLOSED"
+
+
+class Step(StrEnum):
+    """What happens on a connection, seen from both sides alike."""
+
+    HELLO = "agent.hello"
+    WELCOME = "welcome"
+    REJECTED = "hello refused"
+    REQUEST = "request"
+    RESPONSE = "response"
+    ATTACH = "stream.attach"
+    ATTACHED = "attach granted"
+    REFUSED = "attach refused"
+    CLIENT_NOTE = "client notification"
+    SERVER_NOTE = "server notification"
+
+
+TRANSITIONS: dict[tuple[State, Step], State] = {
+    (State.FRESH, Step.HELLO): State.GREETING,
+    (State.GREETING, Step.WELCOME): State.OPEN,
+    (State.GREETING, Step.REJECTED): State.FRESH,
+    (State.OPEN, Step.REQUEST): State.OPEN,
+    (State.OPEN, Step.RESPONSE): State.OPEN,
+    (State.OPEN, Step.CLIENT_NOTE): State.OPEN,
+    (State.OPEN, Step.SERVER_NOTE): State.OPEN,
+    (State.OPEN, Step.ATTACH): State.ATTACHING,
+    (State.ATTACHING, Step.ATTACHED): State.STREAM,
+    (State.ATTACHING, Step.REFUSED): State.OPEN,
+}
+"""Every allowed (state, step); anything else names itself in the error."""
+
+
+class Connection:
+    """The contract's state on one connection. Not thread-safe; owns no file descriptor."""
+
+    __slots__ = ("_limits", "_outstanding", "_pending_error", "_role", "_scanner", "state")
+
+    def __init__(self, role: Role, limits: Limits | None = None) -> None:
+        self._role = role
+        self._limits = limits or Limits()
+        self._scanner = FrameScanner(self._limits.max_frame, self._limits.max_depth)
+        self._outstanding: dict[int, str] = {}
+        self._pending_error: RemoteProtocolError | None = None
+        self.state = State.FRESH
+
+    @property
+    def outstanding(self) -> int:
+        """Requests without their response yet."""
+        return len(self._outstanding)
+
+    # -- receiving ------------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> list[Message]:
+        """The messages that ``data`` completes.
+
+        Raises RemoteProtocolError when the other side broke the contract; messages completed before the
+        fault are returned first and the error is raised by the next call (``receive(b"")`` will do).
+        """
+        if self._pending_error is not None:
+            raise self._pending_error
+        if self.state in (State.STREAM, State.CLOSED):
+            raise LocalProtocolError(f"no messages in state {self.state}")
+        self._scanner.feed(data)
+        messages: list[Message] = []
+        try:
+            while not self._is_stream() and (frame := self._scanner.next_frame()) is not None:
+                message = decode(frame)
+                self._received(message)
+                messages.append(message)
+            self._refuse_early_stream_bytes()
+        except RemoteProtocolError as error:
+            self.state = State.CLOSED
+            self._pending_error = error
+            if not messages:
+                raise
+        return messages
+
+    def stream_bytes(self) -> bytes:
+        """In STREAM: what arrived behind the reply to attach, the first bytes of the stream."""
+        if self.state is not State.STREAM:
+            raise LocalProtocolError(f"no stream in state {self.state}")
+        return self._scanner.take_rest()
+
+    def _is_stream(self) -> bool:
+        return self.state is State.STREAM
+
+    def _refuse_early_stream_bytes(self) -> None:
+        if self._role is Role.SERVER and self.state is State.ATTACHING and self._scanner.buffered:
+            raise RemoteProtocolError("early_bytes", "nothing may follow stream.attach before its reply")
+
+    def _received(self, message: Message) -> None:
+        client_talks = self._role is Role.SERVER
+        match message:
+            case Request(msgid, method, _):
+                if not client_talks:
+                    raise RemoteProtocolError("direction", "the agent sends no requests")
+                self._open_request(msgid, method, RemoteProtocolError)
+            case Response(msgid, error, _):
+                if client_talks:
+                    raise RemoteProtocolError("direction", "the client sends no responses")
+                self._close_request(msgid, error is not None, RemoteProtocolError)
+            case Notification(method, params):
+                if method == PROTOCOL_ERROR and not client_talks:
+                    raise RemoteProtocolError(
+                        "peer", f"the agent closed the connection: {params.get('message')}"
+                    )
+                self._step(Step.CLIENT_NOTE if client_talks else Step.SERVER_NOTE, RemoteProtocolError)
+
+    # -- sending --------------------------------------------------------------------------------
+
+    def request(self, msgid: int, method: str, params: dict[str, Any]) -> bytes:
+        """The bytes of a request. The caller chooses an msgid that is not outstanding."""
+        self._must_be(Role.CLIENT)
+        frame = self._encode(Request(msgid, method, params))
+        self._open_request(msgid, method, LocalProtocolError)
+        return frame
+
+    def respond(self, msgid: int, result: Any) -> bytes:
+        """The bytes of a success; for ``stream.attach`` the connection is the stream's from here on."""
+        return self._response(Response(msgid, None, result))
+
+    def fail(self, msgid: int, error: RpcError) -> bytes:
+        return self._response(Response(msgid, error.to_wire(), None))
+
+    def notify(self, method: str, params: dict[str, Any]) -> bytes:
+        frame = self._encode(Notification(method, params))
+        self._step(Step.CLIENT_NOTE if self._role is Role.CLIENT else Step.SERVER_NOTE, LocalProtocolError)
+        return frame
+
+    def farewell(self, error: RemoteProtocolError) -> bytes:
+        """The one notification that says why a connection is being closed."""
+        self.state = State.CLOSED
+        return encode(Notification(PROTOCOL_ERROR, error.to_wire()))
+
+    def close(self) -> None:
+        self.state = State.CLOSED
+
+    def _response(self, response: Response) -> bytes:
+        self._must_be(Role.SERVER)
+        frame = self._encode(response)
+        self._close_request(response.msgid, response.error is not None, LocalProtocolError)
+        return frame
+
+    def _encode(self, message: Message) -> bytes:
+        try:
+            frame = encode(message)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise LocalProtocolError(f"cannot be sent: {error}") from error
+        if len(frame) > self._limits.max_frame:
+            raise LocalProtocolError(
+                f"a message of {len(frame)} bytes; at most {self._limits.max_frame} are allowed"
+            )
+        return frame
+
+    def _must_be(self, role: Role) -> None:
+        if self._role is not role:
+            raise LocalProtocolError(f"only the {role.value} does that")
+
+    # -- the table ------------------------------------------------------------------------------
+
+    def _open_request(self, msgid: int, method: str, error: type[ProtocolError]) -> None:
+        if not 0 <= msgid <= MAX_MSGID:
+            raise _error(error, "msgid", f"msgid {msgid} is not a 32-bit unsigned integer")
+        if msgid in self._outstanding:
+            raise _error(error, "msgid", f"msgid {msgid} is already outstanding")
+        step = {HELLO: Step.HELLO, ATTACH: Step.ATTACH}.get(method, Step.REQUEST)
+        if step is Step.ATTACH and self._outstanding:
+            raise _error(error, "busy", "stream.attach needs a connection with nothing outstanding")
+        self._step(step, error)
+        self._outstanding[msgid] = method
+
+    def _close_request(self, msgid: int, failed: bool, error: type[ProtocolError]) -> None:
+        method = self._outstanding.get(msgid)
+        if method is None:
+            raise _error(error, "msgid", f"no request {msgid} is outstanding")
+        if method == HELLO:
+            step = Step.REJECTED if failed else Step.WELCOME
+        elif method == ATTACH:
+            step = Step.REFUSED if failed else Step.ATTACHED
+        else:
+            step = Step.RESPONSE
+        self._step(step, error)
+        del self._outstanding[msgid]
+
+    def _step(self, step: Step, error: type[ProtocolError]) -> None:
+        target = TRANSITIONS.get((self.state, step))
+        if target is None:
+            raise _error(error, "state", f"{step} is not allowed in state {self.state}")
+        self.state = target
+
+
+def _error(error: type[ProtocolError], kind: str, message: str) -> ProtocolError:
+    return RemoteProtocolError(kind, message) if error is RemoteProtocolError else error(message)

@@ -1,0 +1,115 @@
+"""MessagePack-RPC frames: bytes <-> :class:`Request`, :class:`Response`, :class:`Notification`.
+
+Framing is MessagePack-RPC as published
+(https://github.com/msgpack-rpc/msgpack-rpc/blob/master/spec.md), with ``params`` narrowed to a list of
+exactly one map, so that arguments have names and may be added without breaking anybody.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from protocol.errors import RemoteProtocolError
+from protocol.limits import MAX_MSGID
+
+_REQUEST, _RESPONSE, _NOTIFICATION = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``[0, msgid, method, [params]]``"""
+
+    msgid: int
+    method: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """``[1, msgid, error, result]``; exactly one of error and result is not nil, or both are nil."""
+
+    msgid: int
+    error: Any
+    result: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """``[2, method, [params]]``"""
+
+    method: str
+    params: dict[str, Any]
+
+
+Message = Request | Response | Notification
+
+
+def encode(message: Message) -> bytes:
+    """The frame of one message.
+
+    Raises TypeError or ValueError when it holds something MessagePack cannot carry.
+    """
+    match message:
+        case Request(msgid, method, params):
+            frame: list[Any] = [_REQUEST, msgid, method, [params]]
+        case Response(msgid, error, result):
+            frame = [_RESPONSE, msgid, error, result]
+        case Notification(method, params):
+            frame = [_NOTIFICATION, method, [params]]
+    packed: bytes = msgpack.packb(frame, use_bin_type=True)
+    return packed
+
+
+def decode(frame: bytes) -> Message:
+    """The message of one whole frame (as :class:`protocol.scan.FrameScanner` cuts them).
+
+    Raises RemoteProtocolError with kind ``malformed`` or ``utf8``.
+    """
+    try:
+        value = msgpack.unpackb(frame, raw=False, strict_map_key=True, use_list=True)
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError(
+            "utf8", "a string is not valid UTF-8; send bytes as the bin type"
+        ) from error
+    except ValueError as error:  # msgpack: FormatError, StackError, ExtraData, bytes left, unhashable keys
+        raise RemoteProtocolError(
+            "malformed", f"not a MessagePack value of this protocol: {error}"
+        ) from error
+    except TypeError as error:
+        raise RemoteProtocolError("malformed", "a map key must be a string") from error
+    return _classify(value)
+
+
+def _classify(value: Any) -> Message:
+    if not isinstance(value, list) or not value:
+        raise RemoteProtocolError("malformed", "a message is an array [type, ...]")
+    match value:
+        case [0, int() as msgid, str() as method, [dict() as params]] if (
+            _is_id(msgid) and value[0] is not False
+        ):
+            return Request(msgid, method, _string_keys(params))
+        case [1, int() as msgid, error, result] if _is_id(msgid) and value[0] is not True:
+            if error is not None and result is not None:
+                raise RemoteProtocolError("malformed", "a response has an error or a result, not both")
+            return Response(msgid, error, result)
+        case [2, str() as method, [dict() as params]]:
+            return Notification(method, _string_keys(params))
+    raise RemoteProtocolError(
+        "malformed",
+        "a message is [0, msgid, method, [params]], [1, msgid, error, result] or [2, method, [params]]"
+        " with params one map and msgid a 32-bit unsigned integer",
+    )
+
+
+def _is_id(msgid: int) -> bool:
+    return not isinstance(msgid, bool) and 0 <= msgid <= MAX_MSGID
+
+
+def _string_keys(params: dict[Any, Any]) -> dict[str, Any]:
+    for key in params:
+        if not isinstance(key, str):
+            raise RemoteProtocolError("malformed", "a parameter's name must be a string")
+    return params

@@ -1,0 +1,35 @@
+"""Every bound the contract puts on a peer, with the reason beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MAX_FRAME = 1 << 20
+"""Bytes of one MessagePack-RPC message. An OCI spec with a full seccomp profile is about 60 KiB."""
+
+MAX_DEPTH = 32
+"""Nesting of one message. An OCI spec nests 8 deep; msgpack's own C stack would allow 1,024."""
+
+MAX_IN_FLIGHT = 256
+"""Requests outstanding on one connection; one more is answered RESOURCE_EXHAUSTED."""
+
+MAX_MSGID = (1 << 32) - 1
+"""MessagePack-RPC: msgid is a 32-bit unsigned integer."""
+
+MAX_ID = 128
+"""Characters of a container, process or request id: it becomes a directory and a cgroup name."""
+
+MAX_STREAM_OFFSET = (1 << 63) - 1
+"""Stream offsets fit a signed 64-bit integer, as off_t does."""
+
+MAX_DEADLINE_MS = 24 * 3600 * 1000
+"""Longest deadline of a call that is not unbounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one side accepts from the other; the agent states its own in ``agent.hello``."""
+
+    max_frame: int = MAX_FRAME
+    max_depth: int = MAX_DEPTH
+    max_in_flight: int = MAX_IN_FLIGHT

@@ -1,0 +1,203 @@
+"""Maps <-> frozen dataclasses, strictly.
+
+A dataclass says what a message holds; this module turns a decoded map into it or names the first field
+that is wrong. Unknown keys are ignored (that is how the contract grows); a missing or wrong-typed one is
+an error. ``bool`` is not an ``int`` here. Decoders are made once per class, on first use, so that
+importing the contract stays cheap. ``Annotated[T, check]`` adds a check: it is given the decoded value and
+returns None, or what the value must be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_Decoder = Callable[[Any, str], Any]
+_Check = Callable[[Any], str | None]
+
+
+class SchemaError(ValueError):
+    """A map that does not fit its dataclass: ``field`` is its path, the message what it must be."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field!r} {problem}" if field else problem)
+        self.field = field
+
+
+def from_wire(cls: type[T], value: object, path: str = "") -> T:
+    """``value`` as an instance of the dataclass ``cls``. Raises SchemaError."""
+    decoded: T = _decoder_of(cls)(value, path)
+    return decoded
+
+
+def to_wire(value: Any) -> Any:
+    """The plain value MessagePack carries; fields that are None are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = _field_names(type(value))
+        return {name: to_wire(item) for name in names if (item := getattr(value, name)) is not None}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, (list, tuple)):
+        return [to_wire(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_wire(item) for key, item in value.items()}
+    return value
+
+
+_decoders: dict[Any, _Decoder] = {}
+_names: dict[type, tuple[str, ...]] = {}
+
+
+def _field_names(cls: type) -> tuple[str, ...]:
+    names = _names.get(cls)
+    if names is None:
+        names = _names[cls] = tuple(field.name for field in dataclasses.fields(cls))
+    return names
+
+
+def _decoder_of(hint: Any) -> _Decoder:
+    decoder = _decoders.get(hint)
+    if decoder is None:
+        decoder = _decoders[hint] = _make_decoder(hint)
+    return decoder
+
+
+def _make_decoder(hint: Any) -> _Decoder:
+    if hint is Any:
+        return lambda value, path: value
+    if hint in _SCALARS:
+        return _scalar(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _checked(_decoder_of(arguments[0]), arguments[1])
+    if origin in (types.UnionType, typing.Union):
+        return _union(arguments)
+    if origin is tuple:
+        return _sequence(arguments[0])
+    if origin is dict:
+        return _mapping(arguments[1])
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return _enumeration(hint)
+    if dataclasses.is_dataclass(hint):
+        return _record(typing.cast(type, hint))
+    raise TypeError(f"the contract has no wire form for {hint!r}")
+
+
+_SCALARS = {str: "a string", int: "an integer", bool: "true or false", float: "a number", bytes: "bytes"}
+
+
+def _scalar(kind: type) -> _Decoder:
+    wanted = _SCALARS[kind]
+
+    def decode(value: Any, path: str) -> Any:
+        if type(value) is kind:
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
+        raise SchemaError(path, f"must be {wanted}, not {_name_of(value)}")
+
+    return decode
+
+
+def _checked(decode: _Decoder, check: _Check) -> _Decoder:
+    def decode_and_check(value: Any, path: str) -> Any:
+        decoded = decode(value, path)
+        problem = check(decoded)
+        if problem is not None:
+            raise SchemaError(path, problem)
+        return decoded
+
+    return decode_and_check
+
+
+def _union(arguments: tuple[Any, ...]) -> _Decoder:
+    options = [argument for argument in arguments if argument is not type(None)]
+    decoders = [_decoder_of(option) for option in options]
+    nullable = len(options) < len(arguments)
+
+    def decode(value: Any, path: str) -> Any:
+        if value is None and nullable:
+            return None
+        if len(decoders) == 1:
+            return decoders[0](value, path)
+        for option, decoder in zip(options, decoders, strict=True):
+            if type(value) is option:
+                return decoder(value, path)
+        wanted = " or ".join(_SCALARS.get(option, str(option)) for option in options)
+        raise SchemaError(path, f"must be {wanted}, not {_name_of(value)}")
+
+    return decode
+
+
+def _sequence(item: Any) -> _Decoder:
+    decode_item = _decoder_of(item)
+
+    def decode(value: Any, path: str) -> Any:
+        if not isinstance(value, list):
+            raise SchemaError(path, f"must be an array, not {_name_of(value)}")
+        return tuple(decode_item(entry, f"{path}[{index}]") for index, entry in enumerate(value))
+
+    return decode
+
+
+def _mapping(item: Any) -> _Decoder:
+    decode_item = _decoder_of(item)
+
+    def decode(value: Any, path: str) -> Any:
+        if not isinstance(value, dict):
+            raise SchemaError(path, f"must be a map, not {_name_of(value)}")
+        for key in value:
+            if not isinstance(key, str):
+                raise SchemaError(path, "must have strings as keys")
+        return {key: decode_item(entry, f"{path}.{key}") for key, entry in value.items()}
+
+    return decode
+
+
+def _enumeration(kind: type[Enum]) -> _Decoder:
+    values = {member.value: member for member in kind}
+    wanted = ", ".join(str(value) for value in values)
+
+    def decode(value: Any, path: str) -> Any:
+        if isinstance(value, str) and value in values:
+            return values[value]
+        raise SchemaError(path, f"must be one of {wanted}")
+
+    return decode
+
+
+def _record(cls: type) -> _Decoder:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    plan = [
+        (field.name, _decoder_of(hints[field.name]), _is_required(field)) for field in dataclasses.fields(cls)
+    ]
+
+    def decode(value: Any, path: str) -> Any:
+        if not isinstance(value, dict):
+            raise SchemaError(path, f"must be a map, not {_name_of(value)}")
+        arguments: dict[str, Any] = {}
+        for name, decode_field, required in plan:
+            where = f"{path}.{name}" if path else name
+            if name not in value:
+                if required:
+                    raise SchemaError(where, "is missing")
+                continue
+            arguments[name] = decode_field(value[name], where)
+        return cls(**arguments)
+
+    return decode
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _name_of(value: object) -> str:
+    if value is None:
+        return "nil"
+    return {dict: "a map", list: "an array", **_SCALARS}.get(type(value), type(value).__name__)
