@@ -1,0 +1,269 @@
+#!/bin/bash
+# Builds the guest image: <cache>/image/<key>/{vmlinuz,initramfs,manifest.json}, with <cache>/image/current
+# pointing there.
+#
+# The initramfs is several zstd-compressed cpio archives one after the other, which the kernel unpacks in
+# turn: one per part from Debian (slow to make, cached under <cache>/base/<key>) and one with this tree
+# (a second). zstd, not xz: 8 % larger and many times faster to unpack, which under emulation is seconds.
+set -Eeuo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+    cat <<USAGE
+usage: build-rootfs.sh [--mirror URL] [--out DIR] [--tree DIR] [--refresh] [--print-key] [--check-reproducible]
+
+  --mirror URL           Debian mirror (default: the one in this host's apt sources)
+  --out DIR              also copy vmlinuz, initramfs and manifest.json to DIR
+  --tree DIR             take gcsagent/ and protocol/ from DIR instead of this repository
+  --refresh              ask the archive for newer packages even though it was asked a short while ago
+  --print-key            print the image's key and build nothing
+  --check-reproducible   build twice from nothing but the packages and compare the bytes
+
+Prints the image's folder. The cache is \${GCS_CACHE:-\${XDG_CACHE_HOME:-~/.cache}/gcsagent}.
+USAGE
+}
+
+OUT='' TREE=$GCS_REPO MODE=build
+while [ $# -gt 0 ]; do
+    case $1 in
+        --mirror) GCS_MIRROR=${2:?--mirror needs a URL}; shift 2 ;;
+        --out) OUT=${2:?--out needs a folder}; shift 2 ;;
+        --tree) TREE=$(realpath "${2:?--tree needs a folder}"); shift 2 ;;
+        --refresh) GCS_REFRESH=1; shift ;;
+        --print-key) MODE=key; shift ;;
+        --check-reproducible) MODE=check; shift ;;
+        -h | --help) usage; exit 0 ;;
+        *) usage >&2; exit 2 ;;
+    esac
+done
+
+LISTS=$GCS_REPO/initramfs
+SCRIPTS=$GCS_REPO/scripts
+PARTS="busybox libs python runc modules"
+# Times inside the image. Fixed, so that a new commit doesn't rebuild the parts from Debian.
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
+PYTHON=/usr/bin/python3
+
+# Hash of everything below the named folders or files: names, modes, contents.
+content_hash() {
+    local path
+    for path in "$@"; do
+        (cd "$(dirname "$path")" && find "$(basename "$path")" -type f ! -name '*.pyc' -print0 | sort -z |
+            xargs -0 -r stat -c '%n %A' && find "$(basename "$path")" -type f ! -name '*.pyc' -print0 | sort -z |
+            xargs -0 -r sha256sum)
+    done | sha256
+}
+
+# pack ROOT FILE: ROOT as a compressed archive, the same bytes every time.
+pack() {
+    find "$1" -exec touch -h -d "@$SOURCE_DATE_EPOCH" {} +
+    (cd "$1" && find . -mindepth 1 -print0 | sort -z |
+        cpio --null -o -H newc --reproducible -R 0:0 --quiet) | zstd -19 -T1 -q -c >"$2"
+}
+
+# guest_python ROOT ARG...: runs ROOT's interpreter on the host, by way of ROOT's own loader and libraries:
+# no chroot, so no privilege.
+guest_python() {
+    local root=$1 libs=$1/usr/lib/x86_64-linux-gnu
+    shift
+    env -i PYTHONHOME="$root/usr" PYTHONHASHSEED=0 PYTHONDONTWRITEBYTECODE=1 LC_ALL=C.UTF-8 \
+        "$libs/ld-linux-x86-64.so.2" --library-path "$libs" "$root/usr/bin/python3.13" "$@"
+}
+
+resolve() {
+    local packages
+    mapfile -t packages < <(awk '/^[^#-]/ { print $1 }' "$LISTS/packages.list")
+    find_mirrors
+    apt_private trixie trixie trixie-updates trixie-security
+    apt_resolve "$APT_DIR/resolved" "${packages[@]}" ||
+        die "the Debian archive cannot be reached and nothing is cached: check the network, or pass --mirror URL"
+    # The dependencies that packages.list leaves out.
+    awk 'NR == FNR { if (/^-/) out[substr($1, 2)] = 1; next } !($2 in out)' \
+        "$LISTS/packages.list" <(resolved "$APT_DIR/resolved") >"$WORK/packages"
+}
+
+base_key() {
+    {
+        cat "$WORK/packages" "$LISTS"/*.list "$LISTS/stdlib.exclude"
+        cat "$SCRIPTS/assemble_root.py" "$SCRIPTS/compile_tree.py" "$SCRIPTS/build-rootfs.sh"
+        echo "$SOURCE_DATE_EPOCH"
+        # The packers' versions decide the bytes too.
+        zstd --version
+        cpio --version | head -n 1
+    } | sha256
+}
+
+# build_base DIR: the parts from Debian.
+build_base() {
+    local part
+    apt_fetch "$WORK/packages" "$WORK/debs"
+    say "unpacking $(wc -l <"$WORK/packages") packages"
+    rm -rf "$WORK/unpacked" "$WORK/parts" "$1"
+    apt_unpack "$WORK/debs" "$WORK/unpacked"
+    say "picking files"
+    "$PYTHON" -I "$SCRIPTS/assemble_root.py" "$LISTS" "$WORK/unpacked" "$WORK/parts"
+    say "compiling Python to byte-code"
+    guest_python "$WORK/unpacked" "$SCRIPTS/compile_tree.py" compile "$WORK/parts/python" 2
+    mkdir -p "$1/root"
+    for part in $PARTS; do
+        say "packing $part"
+        pack "$WORK/parts/$part" "$1/$part.cpio.zst"
+        # Unpacked too: its interpreter compiles our tree.
+        cp -a "$WORK/parts/$part/." "$1/root/"
+        du -sb --apparent-size "$WORK/parts/$part" | cut -f1 >"$1/$part.size"
+    done
+    cp "$WORK/parts/kernel" "$1/kernel"
+    cp "$WORK/unpacked/boot/vmlinuz-$(cat "$1/kernel")" "$1/vmlinuz"
+    chmod 644 "$1/vmlinuz"
+    cp "$WORK/packages" "$1/packages"
+    say "trying to import the whole standard library"
+    guest_python "$1/root" -I - check <"$SCRIPTS/compile_tree.py" ||
+        die "the image's Python lacks something: see initramfs/stdlib.exclude and files.list"
+}
+
+# stamp BASE: build.json, which the guest shows in agent.info.
+stamp() {
+    "$PYTHON" -I - "$1" "$IMAGE_KEY" "$COMMIT" "$DIRTY" <<'PY'
+import json, pathlib, sys
+base, key, commit, dirty = sys.argv[1:]
+packages = [line.split() for line in pathlib.Path(base, "packages").read_text().splitlines()]
+print(json.dumps({
+    "key": key,
+    "commit": commit or None,
+    "dirty": dirty == "yes",
+    "kernel": pathlib.Path(base, "kernel").read_text().strip(),
+    "packages": {name: version for _, name, version in packages},
+}, indent=1))
+PY
+}
+
+# build_tree BASE FILE: init, configuration, stamp, gcsagent without its host side, and protocol.
+build_tree() {
+    local root=$WORK/tree site=$WORK/tree/usr/lib/python3/dist-packages name
+    rm -rf "$root"
+    mkdir -p "$site" "$root/etc/gcsagent"
+    for name in gcsagent protocol; do
+        (cd "$TREE" && find "$name" -name '*.py' ! -path 'gcsagent/host/*' -print0 |
+            cpio --null -p -d -m --quiet "$site")
+    done
+    # Keep docstrings and assertions (level 0): dataclasses without one compute a signature at import.
+    guest_python "$1/root" "$SCRIPTS/compile_tree.py" compile "$root" 0
+    cp -r "$LISTS/etc/." "$root/etc/"
+    install -m 755 "$LISTS/init" "$root/init"
+    # By full path for what doesn't search busybox's own list: the kernel (modprobe), containers' tools.
+    mkdir -p "$root/usr/bin" "$root/usr/sbin"
+    for name in sh mount umount modprobe ip poweroff reboot cat ls ps kill; do
+        case $name in
+            modprobe | ip | poweroff | reboot) ln -s ../bin/busybox "$root/usr/sbin/$name" ;;
+            *) ln -s busybox "$root/usr/bin/$name" ;;
+        esac
+    done
+    stamp "$1" >"$root/etc/gcsagent/build.json"
+    find "$root" -type d -exec chmod 755 {} +
+    find "$root/etc" "$root/usr/lib" -type f -exec chmod 644 {} +
+    du -sb --apparent-size "$root" | cut -f1 >"$WORK/tree.size"
+    pack "$root" "$2"
+}
+
+# manifest BASE IMAGE: what is in IMAGE, and the table for people.
+manifest() {
+    "$PYTHON" -I - "$1" "$2" "$WORK" $PARTS <<'PY'
+import json, pathlib, sys
+base, image, work = map(pathlib.Path, sys.argv[1:4])
+parts = {}
+for part in sys.argv[4:]:
+    packed = (base / f"{part}.cpio.zst").stat().st_size
+    parts[part] = {"packed": packed, "unpacked": int((base / f"{part}.size").read_text())}
+parts["tree"] = {"packed": (work / "tree.cpio.zst").stat().st_size, "unpacked": int((work / "tree.size").read_text())}
+stamp = json.loads((work / "tree/etc/gcsagent/build.json").read_text())
+total = (image / "initramfs").stat().st_size
+kernel = (image / "vmlinuz").stat().st_size
+stamp["sizes"] = {"vmlinuz": kernel, "initramfs": total, "parts": parts}
+(image / "manifest.json").write_text(json.dumps(stamp, indent=1) + "\n")
+about = {"busybox": "shell and tools", "libs": "shared libraries", "python": "interpreter, stdlib, 4 libraries",
+         "runc": "OCI runtime", "modules": "kernel modules", "tree": "init, gcsagent, protocol"}
+line = "    {:<10} {:>8} {:>9}  {}"
+print(line.format("part", "MB", "unpacked", ""))
+for name, size in parts.items():
+    print(line.format(name, f"{size['packed'] / 1e6:.2f}", f"{size['unpacked'] / 1e6:.2f}", about[name]))
+print(line.format("initramfs", f"{total / 1e6:.2f}", f"{sum(p['unpacked'] for p in parts.values()) / 1e6:.2f}", ""))
+print(line.format("vmlinuz", f"{kernel / 1e6:.2f}", "", stamp["kernel"]))
+PY
+}
+
+# build_image BASE IMAGE
+build_image() {
+    local part
+    mkdir -p "$2"
+    say "packing this tree"
+    build_tree "$1" "$WORK/tree.cpio.zst"
+    for part in $PARTS; do cat "$1/$part.cpio.zst"; done | cat - "$WORK/tree.cpio.zst" >"$2/initramfs"
+    ln "$1/vmlinuz" "$2/vmlinuz"
+    manifest "$1" "$2" >&2
+}
+
+# The newest few stay: every commit makes an image of its own.
+forget_old() {
+    local folder=$1 keep=$2 old
+    find "$folder" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' | sort -rn | tail -n "+$((keep + 1))" |
+        while read -r _ old; do
+            [ "$old" = "$(realpath "$folder/current" 2>/dev/null)" ] || rm -rf "$old"
+        done
+}
+
+need apt-get dpkg-deb tar cpio zstd depmod flock "$PYTHON"
+[ "$(dpkg --print-architecture)" = amd64 ] || die "only amd64 is supported"
+[ -d "$TREE/gcsagent" ] && [ -d "$TREE/protocol" ] || die "$TREE holds no gcsagent/ and protocol/"
+lock_cache
+make_work_dir
+resolve
+
+COMMIT=$(git -C "$TREE" rev-parse HEAD 2>/dev/null || true)
+DIRTY=no
+# Only what is in the image counts.
+[ -z "$(git -C "$TREE" status --porcelain -- gcsagent protocol initramfs scripts 2>/dev/null)" ] || DIRTY=yes
+BASE_KEY=$(base_key)
+IMAGE_KEY=$(
+    {
+        echo "$BASE_KEY $COMMIT $DIRTY"
+        content_hash "$LISTS" "$TREE/gcsagent" "$TREE/protocol"
+    } | sha256
+)
+if [ $MODE = key ]; then
+    echo "$IMAGE_KEY"
+    exit 0
+fi
+
+if [ $MODE = check ]; then
+    for round in 1 2; do
+        say "build $round of 2"
+        build_base "$WORK/base$round"
+        build_image "$WORK/base$round" "$WORK/image$round"
+    done
+    for name in vmlinuz initramfs manifest.json; do
+        cmp "$WORK/image1/$name" "$WORK/image2/$name" || die "$name differs between two builds of the same inputs"
+    done
+    say "reproducible: $(sha256sum <"$WORK/image1/initramfs" | cut -d' ' -f1) twice"
+    exit 0
+fi
+
+BASE=$GCS_CACHE/base/$BASE_KEY
+IMAGE=$GCS_CACHE/image/$IMAGE_KEY
+if [ ! -e "$IMAGE/manifest.json" ]; then
+    if [ ! -e "$BASE/kernel" ]; then
+        build_base "$WORK/base"
+        publish "$WORK/base" "$BASE"
+        forget_old "$GCS_CACHE/base" 3
+    fi
+    build_image "$BASE" "$WORK/image"
+    publish "$WORK/image" "$IMAGE"
+fi
+touch "$IMAGE"
+point_current "$GCS_CACHE/image" "$IMAGE_KEY"
+forget_old "$GCS_CACHE/image" 8
+if [ -n "$OUT" ]; then
+    mkdir -p "$OUT"
+    cp "$IMAGE"/{vmlinuz,initramfs,manifest.json} "$OUT/"
+fi
+say "image $IMAGE_KEY: initramfs $(stat -c %s "$IMAGE/initramfs") bytes"
+echo "$IMAGE"
