@@ -7,6 +7,7 @@ exactly one map, so that arguments have names and may be added without breaking 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """``[1, msgid, error, result]``; exactly one of error and result is not nil, or both are nil."""
+    """``[1, msgid, error, result]``: at least one of error and result is nil; a nil error means success."""
 
     msgid: int
     error: Any
@@ -50,7 +51,7 @@ Message = Request | Response | Notification
 def encode(message: Message) -> bytes:
     """The frame of one message.
 
-    Raises TypeError or ValueError when it holds something MessagePack cannot carry.
+    Raises TypeError, ValueError or OverflowError when it holds something MessagePack cannot carry.
     """
     match message:
         case Request(msgid, method, params):
@@ -69,34 +70,43 @@ def decode(frame: bytes) -> Message:
     Raises RemoteProtocolError with kind ``malformed`` or ``utf8``.
     """
     try:
-        value = msgpack.unpackb(frame, raw=False, strict_map_key=True, use_list=True)
+        value = msgpack.unpackb(frame, raw=False, strict_map_key=False, object_pairs_hook=_text_map)
     except UnicodeDecodeError as error:
         raise RemoteProtocolError(
             "utf8", "a string is not valid UTF-8; send bytes as the bin type"
         ) from error
-    except ValueError as error:  # msgpack: FormatError, StackError, ExtraData, bytes left, unhashable keys
+    except ValueError as error:  # msgpack: FormatError, StackError, ExtraData, bytes missing
         raise RemoteProtocolError(
             "malformed", f"not a MessagePack value of this protocol: {error}"
         ) from error
-    except TypeError as error:
-        raise RemoteProtocolError("malformed", "a map key must be a string") from error
     return _classify(value)
 
 
+def _text_map(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """A map at any depth. Two readers of a doubled key may see different values, so it is refused."""
+    built: dict[str, Any] = {}
+    for key, value in pairs:
+        if type(key) is not str:
+            raise RemoteProtocolError("malformed", "a map key must be a string")
+        if key in built:
+            raise RemoteProtocolError("malformed", "a map has the same key twice")
+        built[key] = value
+    return built
+
+
 def _classify(value: Any) -> Message:
-    if not isinstance(value, list) or not value:
-        raise RemoteProtocolError("malformed", "a message is an array [type, ...]")
+    if not isinstance(value, list) or not value or type(value[0]) is not int:
+        # The patterns below compare with ==, and to Python False, 0.0 and 0 are equal.
+        raise RemoteProtocolError("malformed", "a message is an array that starts with its type, 0, 1 or 2")
     match value:
-        case [0, int() as msgid, str() as method, [dict() as params]] if (
-            _is_id(msgid) and value[0] is not False
-        ):
-            return Request(msgid, method, _string_keys(params))
-        case [1, int() as msgid, error, result] if _is_id(msgid) and value[0] is not True:
+        case [0, int() as msgid, str() as method, [dict() as params]] if _is_id(msgid):
+            return Request(msgid, method, params)
+        case [1, int() as msgid, error, result] if _is_id(msgid):
             if error is not None and result is not None:
                 raise RemoteProtocolError("malformed", "a response has an error or a result, not both")
             return Response(msgid, error, result)
         case [2, str() as method, [dict() as params]]:
-            return Notification(method, _string_keys(params))
+            return Notification(method, params)
     raise RemoteProtocolError(
         "malformed",
         "a message is [0, msgid, method, [params]], [1, msgid, error, result] or [2, method, [params]]"
@@ -106,10 +116,3 @@ def _classify(value: Any) -> Message:
 
 def _is_id(msgid: int) -> bool:
     return not isinstance(msgid, bool) and 0 <= msgid <= MAX_MSGID
-
-
-def _string_keys(params: dict[Any, Any]) -> dict[str, Any]:
-    for key in params:
-        if not isinstance(key, str):
-            raise RemoteProtocolError("malformed", "a parameter's name must be a string")
-    return params
