@@ -46,8 +46,10 @@ def parse_listen(text: str) -> UnixAddress | VsockAddress:
     scheme, _, rest = text.partition(":")
     if scheme == "unix" and rest:
         return UnixAddress(rest)
+    if text == "vsock":
+        return VsockAddress(None)
     if scheme == "vsock":
-        return VsockAddress(None, _number(rest, "port") if rest else DEFAULT_PORT)
+        return VsockAddress(None, _number(rest, "port"))
     raise ValueError(f"{text!r}: an address to listen on is unix:PATH or vsock[:PORT]")
 
 
@@ -57,8 +59,8 @@ def parse_dial(text: str) -> UnixAddress | VsockAddress | HybridAddress:
     if scheme == "unix" and rest:
         return UnixAddress(rest)
     if scheme == "vsock" and rest:
-        cid, _, port = rest.partition(":")
-        return VsockAddress(_number(cid, "CID"), _number(port, "port") if port else DEFAULT_PORT)
+        cid, colon, port = rest.partition(":")
+        return VsockAddress(_number(cid, "CID"), _number(port, "port") if colon else DEFAULT_PORT)
     if scheme == "hvsock" and rest:
         path, colon, port = rest.rpartition(":")
         if colon and path and port.isdigit():
@@ -68,6 +70,6 @@ def parse_dial(text: str) -> UnixAddress | VsockAddress | HybridAddress:
 
 
 def _number(text: str, what: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 0xFFFF_FFFF:
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) > 0xFFFF_FFFF:
         raise ValueError(f"{text!r}: a vsock {what} is a number up to 4294967295")
     return int(text)
