@@ -68,6 +68,7 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.OPEN, Step.ATTACH): State.ATTACHING,
     (State.ATTACHING, Step.ATTACHED): State.STREAM,
     (State.ATTACHING, Step.REFUSED): State.OPEN,
+    (State.ATTACHING, Step.SERVER_NOTE): State.ATTACHING,  # an event that crossed the request
 }
 """Every allowed (state, step); anything else names itself in the error."""
 
@@ -80,7 +81,7 @@ class Connection:
     def __init__(self, role: Role, limits: Limits | None = None) -> None:
         self._role = role
         self._limits = limits or Limits()
-        self._scanner = FrameScanner(self._limits.max_frame, self._limits.max_depth)
+        self._scanner = FrameScanner(self._limits)
         self._outstanding: dict[int, str] = {}
         self._pending_error: RemoteProtocolError | None = None
         self.state = State.FRESH
@@ -105,13 +106,13 @@ class Connection:
         self._scanner.feed(data)
         messages: list[Message] = []
         try:
-            while not self._is_stream() and (frame := self._scanner.next_frame()) is not None:
+            while self._expects_messages() and (frame := self._scanner.next_frame()) is not None:
                 message = decode(frame)
                 self._received(message)
                 messages.append(message)
-            self._refuse_early_stream_bytes()
         except RemoteProtocolError as error:
             self.state = State.CLOSED
+            self._scanner.take_rest()
             self._pending_error = error
             if not messages:
                 raise
@@ -123,12 +124,13 @@ class Connection:
             raise LocalProtocolError(f"no stream in state {self.state}")
         return self._scanner.take_rest()
 
-    def _is_stream(self) -> bool:
-        return self.state is State.STREAM
-
-    def _refuse_early_stream_bytes(self) -> None:
-        if self._role is Role.SERVER and self.state is State.ATTACHING and self._scanner.buffered:
-            raise RemoteProtocolError("early_bytes", "nothing may follow stream.attach before its reply")
+    def _expects_messages(self) -> bool:
+        """Behind a request to attach a server must not even look for a message: it has no right to one."""
+        if self._role is Role.SERVER and self.state is State.ATTACHING:
+            if self._scanner.buffered:
+                raise RemoteProtocolError("early_bytes", "nothing may follow stream.attach before its reply")
+            return False
+        return self.state is not State.STREAM
 
     def _received(self, message: Message) -> None:
         client_talks = self._role is Role.SERVER
@@ -186,13 +188,17 @@ class Connection:
     def _encode(self, message: Message) -> bytes:
         try:
             frame = encode(message)
-        except (TypeError, ValueError, OverflowError) as error:
+            self._hold_to_the_contract(frame)
+        except (TypeError, ValueError, OverflowError, RemoteProtocolError) as error:
             raise LocalProtocolError(f"cannot be sent: {error}") from error
-        if len(frame) > self._limits.max_frame:
-            raise LocalProtocolError(
-                f"a message of {len(frame)} bytes; at most {self._limits.max_frame} are allowed"
-            )
         return frame
+
+    def _hold_to_the_contract(self, frame: bytes) -> None:
+        """What we would refuse from the peer, the peer would refuse from us, and close for it."""
+        scanner = FrameScanner(self._limits)
+        scanner.feed(frame)
+        scanner.next_frame()
+        decode(frame)
 
     def _must_be(self, role: Role) -> None:
         if self._role is not role:

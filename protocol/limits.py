@@ -10,6 +10,10 @@ MAX_FRAME = 1 << 20
 MAX_DEPTH = 32
 """Nesting of one message. An OCI spec nests 8 deep; msgpack's own C stack would allow 1,024."""
 
+MAX_VALUES = 1 << 18
+"""Values in one message, at every depth. An empty map is one byte on the wire and 64 in Python: without
+this a frame of MAX_FRAME empty maps takes 90 MiB to decode. Real messages take over four bytes a value."""
+
 MAX_IN_FLIGHT = 256
 """Requests outstanding on one connection; one more is answered RESOURCE_EXHAUSTED."""
 
@@ -32,4 +36,5 @@ class Limits:
 
     max_frame: int = MAX_FRAME
     max_depth: int = MAX_DEPTH
+    max_values: int = MAX_VALUES
     max_in_flight: int = MAX_IN_FLIGHT

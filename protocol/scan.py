@@ -3,7 +3,8 @@
 msgpack's own streaming unpacker allocates a list as soon as it has read the list's length, so a few
 hundred bytes of nested array headers cost the reader hundreds of megabytes. This scanner reads only
 headers: a declared length that cannot fit in what is left of the frame, or one nesting level too many,
-is refused before anything is allocated for it. It keeps its place between calls, so that a message
+is refused before anything is allocated for it, and so is a message of more values than a reader should
+have to build. It keeps its place between calls, so that a message
 that arrives byte by byte is read once.
 
 Source of the format table: https://github.com/msgpack/msgpack/blob/master/spec.md
@@ -12,6 +13,7 @@ Source of the format table: https://github.com/msgpack/msgpack/blob/master/spec.
 from __future__ import annotations
 
 from protocol.errors import RemoteProtocolError
+from protocol.limits import Limits
 
 _FIXED, _BLOB, _ARRAY, _MAP, _BAD = range(5)
 
@@ -49,13 +51,14 @@ class FrameScanner:
     Raises :class:`RemoteProtocolError` with kind ``oversized``, ``depth`` or ``malformed``.
     """
 
-    __slots__ = ("_buffer", "_max_depth", "_max_frame", "_position", "_stack")
+    __slots__ = ("_buffer", "_limits", "_max_frame", "_position", "_stack", "_values")
 
-    def __init__(self, max_frame: int, max_depth: int) -> None:
-        self._max_frame = max_frame
-        self._max_depth = max_depth
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._max_frame = limits.max_frame
         self._buffer = bytearray()
         self._position = 0
+        self._values = 0  # declared in the frame being read, by the headers read so far
         self._stack: list[int] = []  # values still expected at each open level; empty: between frames
 
     @property
@@ -70,7 +73,7 @@ class FrameScanner:
         """Everything buffered, unparsed: the first bytes of a raw stream."""
         rest = bytes(self._buffer)
         self._buffer.clear()
-        self._position = 0
+        self._position = self._values = 0
         self._stack.clear()
         return rest
 
@@ -86,7 +89,7 @@ class FrameScanner:
             return None
         frame = bytes(memoryview(self._buffer)[: self._position])
         del self._buffer[: self._position]
-        self._position = 0
+        self._position = self._values = 0
         return frame
 
     def _scan(self) -> bool:
@@ -135,8 +138,13 @@ class FrameScanner:
     def _open(self, count: int, position: int) -> None:
         if position + count > self._max_frame:  # every element takes at least one byte
             self._refuse_size()
-        if len(self._stack) > self._max_depth:
-            raise RemoteProtocolError("depth", f"a message may nest at most {self._max_depth} levels")
+        self._values += count
+        if self._values > self._limits.max_values:
+            raise RemoteProtocolError(
+                "oversized", f"a message may hold at most {self._limits.max_values} values"
+            )
+        if len(self._stack) > self._limits.max_depth:
+            raise RemoteProtocolError("depth", f"a message may nest at most {self._limits.max_depth} levels")
         self._stack.append(count)
 
     def _refuse_size(self) -> None:
