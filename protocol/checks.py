@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated
 
 from protocol.limits import MAX_DEADLINE_MS, MAX_ID, MAX_STREAM_OFFSET
@@ -25,11 +25,17 @@ def identifier(value: str) -> str | None:
     return None
 
 
-def between(low: int, high: int) -> Callable[[int], str | None]:
-    def check(value: int) -> str | None:
-        return None if low <= value <= high else f"must be between {low} and {high}, not {value}"
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Both ends included."""
 
-    return check
+    low: int
+    high: int
+
+    def __call__(self, value: int) -> str | None:
+        if self.low <= value <= self.high:
+            return None
+        return f"must be between {self.low} and {self.high}, not {value}"
 
 
 def absolute_path(value: str) -> str | None:
@@ -46,7 +52,7 @@ def absolute_path(value: str) -> str | None:
 def signal(value: int | str) -> str | None:
     """A number 1-64, or a name with or without SIG; whether Linux knows the name is the guest's to say."""
     if isinstance(value, int):
-        return between(1, 64)(value)
+        return Between(1, 64)(value)
     return None if _SIGNAL.match(value.upper()) else "must be a signal's name or number"
 
 
@@ -58,6 +64,6 @@ def request_id(value: str) -> str | None:
 Id = Annotated[str, identifier]
 Path = Annotated[str, absolute_path]
 Signal = Annotated[int | str, signal]
-Offset = Annotated[int, between(0, MAX_STREAM_OFFSET)]
-DeadlineMs = Annotated[int, between(1, MAX_DEADLINE_MS)]
+Offset = Annotated[int, Between(0, MAX_STREAM_OFFSET)]
+DeadlineMs = Annotated[int, Between(1, MAX_DEADLINE_MS)]
 RequestId = Annotated[str, request_id]

@@ -15,16 +15,27 @@ class Code(StrEnum):
     """How a request failed. The set is closed: a client may switch on it."""
 
     NOT_FOUND = "NOT_FOUND"
+    """No such container, process, bundle or file."""
     ALREADY_EXISTS = "ALREADY_EXISTS"
+    """The id is taken, or the request_id belongs to another request."""
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    """An argument is missing, of the wrong type or nonsense in any state; ``details.field`` names it."""
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    """The state does not allow it now: delete while running, attach while attached, start twice."""
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    """It took longer than deadline_ms; what it had begun was undone."""
     CANCELLED = "CANCELLED"
+    """``rpc.cancel`` ended it before its commit point; what it had begun was undone."""
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    """A bound was reached: requests in flight, processes, descriptors, disk, the size of the answer."""
     PERMISSION_DENIED = "PERMISSION_DENIED"
+    """The guest's configuration or kernel forbids it."""
     UNAVAILABLE = "UNAVAILABLE"
+    """Not now, but trying again may help: the agent is going down, or a part of it is restarting."""
     UNIMPLEMENTED = "UNIMPLEMENTED"
+    """The agent has no such method, or this guest cannot do it."""
     INTERNAL = "INTERNAL"
+    """The runtime or the agent failed in a way the caller did not cause; ``details`` holds what is known."""
 
 
 class RpcError(Exception):

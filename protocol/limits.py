@@ -35,6 +35,10 @@ class Limits:
     """What one side accepts from the other; the agent states its own in ``agent.hello``."""
 
     max_frame: int = MAX_FRAME
+    """Bytes of one message."""
     max_depth: int = MAX_DEPTH
+    """Levels of arrays and maps in one message, its own array included."""
     max_values: int = MAX_VALUES
+    """Values in one message, keys included, at every depth."""
     max_in_flight: int = MAX_IN_FLIGHT
+    """Requests outstanding on one connection."""

@@ -35,8 +35,11 @@ class ShutdownAction(StrEnum):
     """What follows once the containers are stopped. EXIT is what a supervisor outside a VM does."""
 
     POWEROFF = "poweroff"
+    """The VM is powered off."""
     REBOOT = "reboot"
+    """The VM is rebooted."""
     EXIT = "exit"
+    """The supervisor exits; the machine goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,9 @@ class Envelope:
     """What every request may carry beside its own arguments."""
 
     deadline_ms: checks.DeadlineMs | None = None
+    """How long the request may take from its arrival; absent, the method's default."""
     request_id: checks.RequestId | None = None
+    """Names a mutating request, so that sending it again does not do it again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +60,11 @@ class Empty:
 @dataclass(frozen=True, slots=True)
 class Hello:
     protocol_min: int
+    """Oldest protocol version the client speaks."""
     protocol_max: int
+    """Newest protocol version the client speaks."""
     client: str = ""
+    """Name and version of the client, for the agent's log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +72,17 @@ class Welcome:
     """``generation`` counts agent starts under one supervisor; ``boot_id`` is the kernel's."""
 
     protocol: int
+    """The version both speak from here on."""
     agent_version: str
+    """Version of the agent's code, for people; behaviour follows ``features``."""
     boot_id: str
+    """The kernel's boot id: a new one means that nothing from before exists any more."""
     generation: int
+    """1 for the first agent since the supervisor started, one more after each restart."""
     features: tuple[str, ...] = ()
+    """Optional parts of the contract this agent has, by name."""
     limits: Limits = Limits()
+    """What the agent accepts from the client."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +90,57 @@ class Pong:
     """``loop_lag_us``: how long the agent's event loop took to come round to this request's turn."""
 
     generation: int
+    """As in hello."""
     uptime_ms: int
+    """Since this agent process started."""
     loop_lag_us: int
+    """How long the agent's event loop took to come round to this request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Info:
     agent_version: str
+    """As in hello."""
     generation: int
+    """As in hello."""
     boot_id: str
+    """As in hello."""
     hostname: str
+    """The guest's host name."""
     kernel: str
+    """Release of the guest's kernel, as ``uname -r``."""
     os: str
+    """PRETTY_NAME of the guest's os-release."""
     python: str
+    """Version of the Python that runs the agent."""
     cgroups: str
+    """``v1``, ``v2`` or ``hybrid``."""
     runtime: RuntimeInfo
+    """The OCI runtime."""
     containers: int
+    """How many the agent knows, in any status."""
     processes: int
+    """How many processes of containers are alive."""
     supervisor_pid: int
+    """1 inside a VM."""
     agent_pid: int
+    """Changes when the agent is restarted."""
     state_dir: str
+    """Where the agent keeps its state in the guest."""
     time_ns: int
+    """The guest's clock, since the epoch."""
     uptime_ms: int
+    """Since the guest's kernel started."""
     memory_total_kib: int
+    """MemTotal of /proc/meminfo."""
     memory_available_kib: int
+    """MemAvailable of /proc/meminfo."""
     cpus: int
+    """Online CPUs."""
     boot_stages: tuple[BootStage, ...] = ()
+    """In the order they were reached; empty outside a VM."""
     build: dict[str, Any] = field(default_factory=dict)
+    """What the image was stamped with: commit and package versions; empty outside a VM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +148,9 @@ class Shutdown:
     """``grace_ms``: how long containers have between TERM and KILL."""
 
     action: ShutdownAction = ShutdownAction.POWEROFF
-    grace_ms: Annotated[int, checks.between(0, 600_000)] = 10_000
+    """What follows once the containers are stopped."""
+    grace_ms: Annotated[int, checks.Between(0, 600_000)] = 10_000
+    """How long containers have between SIGTERM and SIGKILL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +158,9 @@ class Subscribe:
     """Events with a sequence number above ``after`` are replayed first; without it, only new ones come."""
 
     after: checks.Offset | None = None
+    """Replay what the ring still holds with a greater ``seq``; absent, only new events come."""
     container: checks.Id | None = None
+    """Only events of this container."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +168,9 @@ class Subscribed:
     """``dropped``: events after ``after`` that had left the ring; ``last``: newest seq at this moment."""
 
     last: int
+    """Newest ``seq`` at this moment; 0 before the first event."""
     dropped: int
+    """How many events after ``after`` had already left the ring."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,22 +187,31 @@ class CreateContainer:
     """
 
     container: checks.Id
+    """The new container's id."""
     spec: dict[str, Any] | None = None
+    """An OCI runtime spec, as config.json holds it."""
     bundle: checks.Path | None = None
+    """A directory in the guest holding config.json."""
     stdio: Stdio = Stdio()
+    """What stands behind init's streams."""
     overlay: bool = False
+    """Put a throw-away writable layer over the root file system."""
     auto_delete: bool = False
+    """Delete it once init has ended and its output is taken."""
     labels: dict[str, str] = field(default_factory=dict)
+    """Kept with the container and shown in its state; the agent reads none of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
     pid: int
+    """In the guest's pid namespace; for showing to people, never for sending signals."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContainerList:
     containers: tuple[ContainerState, ...] = ()
+    """In the order they were created."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +220,9 @@ class KillContainer:
 
     container: checks.Id
     signal: checks.Signal = "SIGTERM"
+    """What to send."""
     all: bool = False
+    """To every process in the container, not just init."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +231,13 @@ class DeleteContainer:
 
     container: checks.Id
     force: bool = False
+    """Kill what still runs first; without it a running container is refused and left as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deleted:
     exit: ExitRecord | None = None
+    """The last copy of the exit record, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +255,13 @@ class Exec:
 
     container: checks.Id
     process: checks.Id
+    """The new process's id; ``init`` is taken."""
     spec: dict[str, Any]
+    """An OCI process object; ``args`` is required, what is left out comes from the container's own."""
     stdio: Stdio = Stdio()
+    """What stands behind its streams."""
     auto_delete: bool = False
+    """Delete its record once it has ended and its output is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +269,7 @@ class KillProcess:
     container: checks.Id
     process: checks.Id = checks.INIT
     signal: checks.Signal = "SIGTERM"
+    """What to send."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +277,7 @@ class Resize:
     container: checks.Id
     process: checks.Id = checks.INIT
     winsize: Winsize = Winsize()
+    """The new size; the foreground process group gets SIGWINCH."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +287,7 @@ class CloseStdin:
     container: checks.Id
     process: checks.Id = checks.INIT
     offset: checks.Offset | None = None
+    """End it once this many bytes have reached the pipe; absent, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +297,11 @@ class Attach:
     container: checks.Id
     process: checks.Id = checks.INIT
     stream: Stream = Stream.STDOUT
+    """Which one; ``tty`` for a process with a terminal."""
     offset: checks.Offset | None = None
+    """Where to begin, for streams that can replay; none of the present modes can."""
     take: bool = False
+    """Detach whoever is attached now, instead of being refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +309,7 @@ class Attached:
     """``offset``: bytes of this stream moved before this connection; for a TTY the guest's output."""
 
     offset: int
+    """Bytes of this stream moved before this connection; for a TTY, of its output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,3 +371,4 @@ PROTOCOL_ERROR = "rpc.error"
 @dataclass(frozen=True, slots=True)
 class Cancel:
     msgid: int
+    """Of the request to end, on this connection."""

@@ -22,28 +22,40 @@ class Status(StrEnum):
     """Where a container or process stands. FAILED: it could not be made and could not be cleaned up."""
 
     CREATING = "creating"
+    """The runtime is at work; nothing can be done to it but wait for the answer."""
     CREATED = "created"
+    """Init exists and waits for start."""
     RUNNING = "running"
+    """Init (or the process) runs."""
     STOPPED = "stopped"
+    """Init (or the process) has ended; the record is kept."""
     DELETING = "deleting"
+    """Being removed."""
     FAILED = "failed"
+    """It could not be made and could not be cleaned up; delete it with force."""
 
 
 class Reason(StrEnum):
     """Why a process is no more. LOST: it ended while nothing could see its status."""
 
     EXITED = "exited"
+    """It returned or called exit."""
     SIGNALLED = "signalled"
+    """A signal ended it."""
     OOM = "oom"
+    """The kernel's out-of-memory killer ended it."""
     LOST = "lost"
+    """It ended while nothing could see its status; ``exit_code`` is 255."""
 
 
 @dataclass(frozen=True, slots=True)
 class Winsize:
     """Size of a terminal in characters, as in ioctl_tty(2)."""
 
-    rows: Annotated[int, checks.between(0, 65535)] = 24
-    cols: Annotated[int, checks.between(0, 65535)] = 80
+    rows: Annotated[int, checks.Between(0, 65535)] = 24
+    """Lines."""
+    cols: Annotated[int, checks.Between(0, 65535)] = 80
+    """Characters in a line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,7 @@ class StreamSpec:
     """One stream of a process."""
 
     mode: StreamMode = StreamMode.NULL
+    """What stands behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +75,19 @@ class Stdio:
     """
 
     stdin: StreamSpec = StreamSpec()
+    """Towards the process."""
     stdout: StreamSpec = StreamSpec()
+    """From the process."""
     stderr: StreamSpec = StreamSpec()
+    """From the process."""
     tty: StreamSpec = StreamSpec()
+    """The one duplex stream of a process with a terminal."""
     terminal: bool = False
+    """Give it a pseudo-terminal."""
     winsize: Winsize = Winsize()
+    """Size of the terminal at the start."""
     stdin_once: bool = False
+    """End stdin when the client attached to it detaches."""
 
     def problem(self) -> str | None:
         """What is contradictory about it, or None."""
@@ -84,14 +104,23 @@ class Rusage:
     """What wait4(2) said the process and its waited-for children used. Times in microseconds."""
 
     user_us: int = 0
+    """CPU time in user mode."""
     system_us: int = 0
+    """CPU time in the kernel."""
     max_rss_kib: int = 0
+    """Largest resident set."""
     minor_faults: int = 0
+    """Page faults without I/O."""
     major_faults: int = 0
+    """Page faults with I/O."""
     block_in: int = 0
+    """Reads that reached a block device."""
     block_out: int = 0
+    """Writes that reached a block device."""
     voluntary_switches: int = 0
+    """Context switches while waiting."""
     involuntary_switches: int = 0
+    """Context switches forced by the scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +128,9 @@ class Oom:
     """Which cgroup ran out of memory, and how many of its processes the kernel killed for it."""
 
     cgroup: str = ""
+    """Its path below the cgroup root."""
     kills: int = 0
+    """Processes the kernel killed in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +143,25 @@ class ExitRecord:
     """
 
     exit_code: int
+    """The status, or 128 + signal."""
     signal: int
+    """What ended it; 0 when it exited by itself."""
     reason: Reason
+    """Why it is no more."""
     pid: int
+    """The one it had."""
     started_at_ns: int
+    """Since the epoch, by the guest's clock."""
     exited_at_ns: int
+    """Likewise."""
     core_dumped: bool = False
+    """As WCOREDUMP of wait(2)."""
     rusage: Rusage = Rusage()
+    """What it used."""
     oom: Oom | None = None
+    """Present when its cgroup ran out of memory."""
     streams: dict[str, int] = field(default_factory=dict)
+    """Bytes moved through each stream's process end when it ended, by stream name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +169,13 @@ class StreamState:
     """One stream now. ``bytes``: moved to or from clients so far; ``ended``: no more will come."""
 
     mode: StreamMode
+    """As asked for."""
     bytes: int = 0
+    """Moved to or from clients so far; for a TTY, its output."""
     attached: bool = False
+    """A client is attached now."""
     ended: bool = False
+    """No more will come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +185,21 @@ class ProcessState:
     container: str
     process: str
     status: Status
+    """Never ``failed`` while the process lives."""
     pid: int
+    """0 when there is none (any more)."""
     args: tuple[str, ...] = ()
+    """Its command line."""
     terminal: bool = False
+    """It has a pseudo-terminal."""
     created_at_ns: int = 0
+    """Since the epoch."""
     started_at_ns: int = 0
+    """0 before it was started."""
     exit: ExitRecord | None = None
+    """Present once it has ended."""
     streams: dict[str, StreamState] = field(default_factory=dict)
+    """By stream name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +208,21 @@ class ContainerState:
 
     container: str
     status: Status
+    """Where its life stands."""
     pid: int
+    """Of init; 0 when there is none (any more)."""
     bundle: str
+    """The directory in the guest with config.json."""
     created_at_ns: int
+    """Since the epoch."""
     auto_delete: bool = False
+    """As asked for."""
     problem: str = ""
+    """For ``failed``: what could not be done, in one sentence."""
     labels: dict[str, str] = field(default_factory=dict)
+    """As given to create."""
     processes: tuple[ProcessState, ...] = ()
+    """Init first, then in the order of exec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +230,9 @@ class BootStage:
     """A stage the guest's boot reached, in milliseconds since the kernel started."""
 
     stage: str
+    """Its name."""
     uptime_ms: int
+    """Since the kernel started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +240,11 @@ class RuntimeInfo:
     """The OCI runtime in use: its name, the binary's path, and the first line of its ``--version``."""
 
     name: str
+    """``runc``, ``crun``, ..."""
     path: str
+    """In the guest."""
     version: str
+    """First line of its ``--version``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +252,14 @@ class Event:
     """Something that happened. ``seq`` grows by one per event; ``data`` depends on ``type`` (SPEC.md)."""
 
     seq: int
+    """One more than the event before, also across restarts of the agent."""
     type: str
+    """One of the types below; a client ignores those it does not know."""
     time_ns: int
+    """Since the epoch, by the guest's clock."""
     container: str = ""
+    """Empty when it concerns none."""
     process: str = ""
+    """Empty when it concerns none."""
     data: dict[str, Any] = field(default_factory=dict)
+    """Depends on the type."""
