@@ -21,6 +21,8 @@ die() {
     say "error: $*"
     exit 1
 }
+# A command nobody expected to fail: never end without a word.
+trap 'say "error: ${BASH_SOURCE[0]##*/}:$LINENO: failed: $BASH_COMMAND"' ERR
 need() {
     local tool
     for tool in "$@"; do
