@@ -1,0 +1,110 @@
+"""``gcsagent``: runs supervisor and agent in the foreground. As PID 1 of a guest: ``gcsagent --guest``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from gcsagent.common.config import LOG_LEVELS, ConfigError, Settings, read_guest_settings
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        settings = read_guest_settings() if arguments == ["--guest"] else _parse(arguments)
+    except ConfigError as error:
+        return _refuse(error, guest=arguments == ["--guest"])
+    return _run(settings)
+
+
+def _refuse(error: ConfigError, guest: bool) -> int:
+    if not guest:
+        print(f"gcsagent: {error}", file=sys.stderr)
+        return 2
+    from gcsagent.supervisor import log, machine
+
+    log.boot_stage("supervisor", str(error))
+    machine.end("poweroff")
+    return 1
+
+
+def _parse(arguments: list[str]) -> Settings:
+    import argparse
+
+    from protocol.address import parse_listen
+
+    parser = argparse.ArgumentParser(
+        prog="gcsagent",
+        description="Runs OCI containers for a host that asks over vsock or a UNIX socket.",
+        epilog="example: gcsagent --listen unix:/run/gcs.sock --state /run/gcs",
+    )
+    parser.add_argument(
+        "--listen", action="append", metavar="ADDRESS", help="vsock[:PORT] or unix:PATH; may be repeated"
+    )
+    parser.add_argument("--state", default="/run/gcsagent", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--runtime", default="runc", metavar="PATH", help="OCI runtime, default: %(default)s")
+    parser.add_argument("--log-level", default="info", choices=LOG_LEVELS)
+    parser.add_argument(
+        "--peer-cid",
+        default="2",
+        metavar="CID|any",
+        help="who may connect over vsock, default: 2, the host; 'any' is for loopback tests",
+    )
+    options = parser.parse_args(arguments)
+    listen = tuple(options.listen or ("vsock",))
+    for address in listen:
+        try:
+            parse_listen(address)
+        except ValueError as error:
+            raise ConfigError(f"--listen {error}") from error
+    if options.peer_cid != "any" and not options.peer_cid.isdigit():
+        raise ConfigError(f"--peer-cid {options.peer_cid}: a number or 'any'")
+    return Settings(
+        listen=listen,
+        state=os.path.abspath(options.state),
+        runtime=options.runtime,
+        log_level=options.log_level,
+        peer_cid=None if options.peer_cid == "any" else int(options.peer_cid),
+    )
+
+
+def _run(settings: Settings) -> int:
+    from gcsagent.supervisor import log, main
+
+    log.set_level(settings.log_level)
+    main.raise_limits()
+    main.protect_from_oom()
+    if not settings.guest:
+        main.become_subreaper()
+    try:
+        os.makedirs(settings.state, mode=0o711, exist_ok=True)
+        supervisor = main.Supervisor(
+            settings.state, _agent_env(settings), settings.guest, settings.on_failure
+        )
+    except OSError as error:
+        return _refuse(ConfigError(f"state directory {settings.state}: {error}"), settings.guest)
+    if settings.guest:
+        from gcsagent.supervisor.machine import PowerButton
+
+        log.boot_stage("agent")
+        PowerButton(supervisor.loop, lambda: supervisor.ask_to_stop("poweroff"))
+    return supervisor.run()
+
+
+def _agent_env(settings: Settings) -> dict[str, str]:
+    """The agent's environment: PATH for the runtime, our own code's place, and the settings."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = [home, *(path for path in os.environ.get("PYTHONPATH", "").split(":") if path and path != home)]
+    kept = {name: os.environ[name] for name in ("LANG", "PYTHONDONTWRITEBYTECODE") if name in os.environ}
+    return {
+        **kept,
+        "PATH": os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        "PYTHONPATH": ":".join(paths),
+        "GCS_SETTINGS": json.dumps(settings._asdict()),
+        "GCS_SUPERVISOR_PID": str(os.getpid()),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

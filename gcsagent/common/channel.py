@@ -1,0 +1,84 @@
+"""Messages and file descriptors between supervisor and agent.
+
+One SOCK_SEQPACKET socket pair per agent process; a packet is one MessagePack array plus its descriptors:
+
+    agent -> supervisor   [id, operation, arguments]
+    supervisor -> agent   [id, error or nil, result]       the answer
+                          [nil, topic, data]               a notification
+
+SEQPACKET keeps packet boundaries, so neither side parses a stream, and a packet arrives whole with its
+descriptors or not at all: an agent killed in the middle of a send leaves nothing half-done behind.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import msgpack
+
+MAX_PACKET = 128 * 1024
+"""Bytes of one packet. The largest is a spawn with its environment; the kernel's default send buffer is
+208 KiB and a packet must fit it whole."""
+
+MAX_FDS = 64
+"""Descriptors in one packet; the kernel's own bound is SCM_MAX_FD, 253 (unix(7))."""
+
+
+class ChannelError(Exception):
+    """A packet that breaks the rules above."""
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """A connected channel: (supervisor's end, agent's end), both close-on-exec."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in (ours, theirs):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_PACKET)
+    return ours, theirs
+
+
+def pack(message: list[Any]) -> bytes:
+    """Raises ChannelError when the message is too large for one packet."""
+    packet: bytes = msgpack.packb(message, use_bin_type=True)
+    if len(packet) > MAX_PACKET:
+        raise ChannelError(f"a packet of {len(packet)} bytes; at most {MAX_PACKET} fit")
+    return packet
+
+
+def send(sock: socket.socket, packet: bytes, fds: tuple[int, ...] = ()) -> None:
+    """Sends one packet whole. Raises BlockingIOError when a non-blocking socket is full, OSError else."""
+    if fds:
+        socket.send_fds(sock, [packet], fds)
+    else:
+        sock.send(packet)
+
+
+def receive(sock: socket.socket) -> tuple[list[Any], list[int]] | None:
+    """The next message and its descriptors (close-on-exec, now the caller's); None at end of file.
+
+    Raises BlockingIOError when there is none yet, ChannelError (with the descriptors closed) when the
+    packet is malformed.
+    """
+    data, fds, flags, _ = socket.recv_fds(sock, MAX_PACKET + 1, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    if not data:
+        close_all(fds)
+        return None
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            raise ChannelError("a packet was longer, or carried more descriptors, than is allowed")
+        message = msgpack.unpackb(data, raw=False, strict_map_key=True)
+        if not isinstance(message, list) or len(message) != 3:
+            raise ChannelError("a packet is an array of three")
+    except ChannelError:
+        close_all(fds)
+        raise
+    except (ValueError, TypeError) as error:
+        close_all(fds)
+        raise ChannelError(f"not a packet: {error}") from error
+    return message, fds
+
+
+def close_all(fds: list[int] | tuple[int, ...]) -> None:
+    for fd in fds:
+        os.close(fd)

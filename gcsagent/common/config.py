@@ -1,0 +1,95 @@
+"""Settings of supervisor and agent, and the one grammar they are written in inside a guest.
+
+Words separated by white space; ``gcs.NAME=VALUE`` words are ours, all others somebody else's and passed
+over. ``/etc/gcsagent/gcsagent.conf`` holds such words (``#`` starts a comment line), the kernel command
+line more of them, and the later one wins:
+
+    gcs.port=1024              AF_VSOCK port to listen on
+    gcs.peer_cid=2             CID that may connect; ``any`` for loopback tests
+    gcs.log_level=info         debug, info, warning, error
+    gcs.runtime=runc           OCI runtime, a name on PATH or a path
+    gcs.on_failure=poweroff    what a guest that cannot start does: poweroff, or hold for a look
+
+``gcs.hostname`` and ``gcs.disk.NAME`` are read by initramfs/init. Outside a guest the same settings come
+from ``gcsagent``'s options.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+GUEST_STATE = "/run/gcs/state"
+_INIT_KEYS = ("gcs.hostname",)
+
+
+class Settings(NamedTuple):
+    """What the supervisor was started with; the agent gets it as JSON in ``GCS_SETTINGS``."""
+
+    listen: tuple[str, ...]
+    state: str
+    runtime: str = "runc"
+    log_level: str = "info"
+    guest: bool = False
+    peer_cid: int | None = 2
+    on_failure: str = "poweroff"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it and says what is allowed."""
+
+
+def read_guest_settings(root: str = "/") -> Settings:
+    """Settings of a guest, from the file in the image and the kernel command line.
+
+    Raises ConfigError for a ``gcs.`` word that is unknown or out of range: a misspelt setting that is
+    passed over in silence is found only when it is needed.
+    """
+    words = _read_words(os.path.join(root, "etc/gcsagent/gcsagent.conf"))
+    words += _read_words(os.path.join(root, "proc/cmdline"))
+    return parse_guest_settings(words)
+
+
+def _read_words(path: str) -> list[str]:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return [word for line in file if not line.lstrip().startswith("#") for word in line.split()]
+    except FileNotFoundError:
+        return []
+
+
+def parse_guest_settings(words: list[str]) -> Settings:
+    values: dict[str, str] = {}
+    for word in words:
+        if word.startswith("gcs."):
+            key, equals, value = word.partition("=")
+            if not equals:
+                raise ConfigError(f"{word}: a setting is written gcs.NAME=VALUE")
+            values[key] = value
+    port, peer, level = (
+        values.pop("gcs.port", "1024"),
+        values.pop("gcs.peer_cid", "2"),
+        values.pop("gcs.log_level", "info"),
+    )
+    on_failure, runtime = values.pop("gcs.on_failure", "poweroff"), values.pop("gcs.runtime", "runc")
+    if not port.isdigit() or not 0 < int(port) < 0xFFFF_FFFF:
+        raise ConfigError(f"gcs.port={port}: a vsock port is a number from 1 to 4294967294")
+    if peer != "any" and not peer.isdigit():
+        raise ConfigError(f"gcs.peer_cid={peer}: a CID or 'any'")
+    if level not in LOG_LEVELS:
+        raise ConfigError(f"gcs.log_level={level}: one of {', '.join(LOG_LEVELS)}")
+    if on_failure not in ("poweroff", "hold"):
+        raise ConfigError(f"gcs.on_failure={on_failure}: poweroff or hold")
+    unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith("gcs.disk.")]
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: there is no such setting")
+    return Settings(
+        listen=(f"vsock:{port}",),
+        state=GUEST_STATE,
+        runtime=runtime,
+        log_level=level,
+        guest=True,
+        peer_cid=None if peer == "any" else int(peer),
+        on_failure=on_failure,
+    )

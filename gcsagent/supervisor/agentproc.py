@@ -1,0 +1,95 @@
+"""Keeps an agent running: starts it, notices its death, starts it again.
+
+A death after READY is answered at once. One before READY counts towards a crash loop: each further try
+waits twice as long. An agent that exits with EX_CONFIG says that trying again cannot help.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+from gcsagent.common import channel
+from gcsagent.supervisor.log import log
+from gcsagent.supervisor.loop import Loop, Timer
+from gcsagent.supervisor.reaper import Reaper
+from gcsagent.supervisor.spawn import spawn
+
+EX_CONFIG = 78
+"""sysexits.h: the agent cannot work with the settings it was given."""
+
+CHANNEL_FD = 3
+FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0
+
+
+class AgentProcess:
+    def __init__(
+        self,
+        loop: Loop,
+        reaper: Reaper,
+        env: dict[str, str],
+        connected: Callable[[socket.socket], None],
+        ended: Callable[[int, bool], None],
+    ) -> None:
+        """``connected`` gets each new agent's channel; ``ended`` its wait status and whether it was READY."""
+        self._loop, self._reaper, self._env = loop, reaper, env
+        self._connected, self._ended = connected, ended
+        self._pidfd = -1
+        self._retry: Timer | None = None
+        self._failures = 0
+        self.pid = 0
+        self.generation = 0
+        self.ready = False
+
+    def start(self) -> None:
+        """Starts an agent. Raises OSError when the interpreter itself cannot be started."""
+        self.generation += 1
+        self.ready = False
+        ours, theirs = channel.pair()
+        env = {**self._env, "GCS_CHANNEL_FD": str(CHANNEL_FD), "GCS_GENERATION": str(self.generation)}
+        argv = [sys.executable, "-P", "-m", "gcsagent.agent"]
+        try:
+            self.pid = spawn(argv, env, {1: 2, 2: 2, CHANNEL_FD: theirs.fileno()})
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._pidfd = os.pidfd_open(self.pid)
+        self._reaper.own.add(self.pid)
+        self._loop.watch(self._pidfd, self._on_exit)
+        self._connected(ours)
+
+    def set_ready(self) -> None:
+        self.ready = True
+        self._failures = 0
+
+    def kill(self) -> None:
+        if self.pid:
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Starts the next agent, at once or after the back-off the last failures have earned."""
+        if self.ready:
+            self.start()
+            return
+        self._failures += 1
+        delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
+        log("warning", "the agent ended before it was ready", failures=self._failures, retry_in_s=delay)
+        self._retry = self._loop.after(delay, self.start)
+
+    def _on_exit(self, _events: int) -> None:
+        _, status = os.waitpid(self.pid, 0)
+        self._loop.forget(self._pidfd)
+        os.close(self._pidfd)
+        self._reaper.own.discard(self.pid)
+        self._pidfd, self.pid = -1, 0
+        self._ended(status, self.ready)
+
+    @property
+    def failures(self) -> int:
+        """Deaths in a row before READY."""
+        return self._failures

@@ -1,0 +1,49 @@
+"""One JSON line per log entry, shaped like the agent's (gcsagent.agent.logs).
+
+``logging`` and its JSON formatter would be a third of PID 1's memory for a dozen messages in a guest's life.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_threshold = LEVELS["info"]
+
+
+def set_level(name: str) -> None:
+    global _threshold
+    _threshold = LEVELS[name]
+
+
+def log(level: str, message: str, **fields: Any) -> None:
+    """Writes one line to standard error; a full or closed one must not stop the supervisor."""
+    if LEVELS[level] < _threshold:
+        return
+    now = time.time_ns()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now // 1_000_000_000))
+    entry = {
+        "time": f"{stamp}.{now % 1_000_000_000 // 1000:06d}Z",
+        "level": level,
+        "name": "supervisor",
+        "message": message,
+        **fields,
+    }
+    try:
+        os.write(2, (json.dumps(entry, default=str) + "\n").encode())
+    except OSError:
+        return
+
+
+def boot_stage(stage: str, failure: str | None = None) -> None:
+    """The console line the launcher follows a boot by: ``gcs-boot: STAGE UPTIME`` or FAILED and why."""
+    with open("/proc/uptime", encoding="ascii") as file:
+        uptime = file.read().split()[0]
+    line = f"gcs-boot: {stage} {uptime}" if failure is None else f"gcs-boot: FAILED {stage}: {failure}"
+    try:
+        os.write(2, (line.replace("\n", " ") + "\n").encode())
+    except OSError:
+        return

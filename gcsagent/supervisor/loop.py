@@ -1,0 +1,79 @@
+"""The supervisor's event loop: epoll and timers, nothing more.
+
+asyncio would do, at three times the memory of everything else in PID 1.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+
+READ, WRITE = select.EPOLLIN, select.EPOLLOUT
+
+
+class Timer:
+    """A callback due at a time on the monotonic clock; :meth:`cancel` may be called any number of times."""
+
+    __slots__ = ("callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self.callback: Callable[[], None] | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class Loop:
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callable[[int], None]] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._running = True
+
+    def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
+        """Calls ``callback`` with the epoll events of ``fd`` until :meth:`forget`; again: new events."""
+        if fd in self._callbacks:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+
+    def forget(self, fd: int) -> None:
+        """Must come before the descriptor is closed: its number is soon another's."""
+        if self._callbacks.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        timer = Timer(callback)
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
+        return timer
+
+    def stop(self) -> None:
+        self._running = False
+
+    def run(self) -> None:
+        """Runs until :meth:`stop`. One pass per wake-up, with no wake-up unless something is due."""
+        while self._running:
+            for fd, events in self._epoll.poll(self._run_timers()):
+                callback = self._callbacks.get(fd)  # an earlier callback of this pass may have dropped it
+                if callback is not None:
+                    callback(events)
+
+    def _run_timers(self) -> float:
+        """Runs what is due; returns the seconds until the next timer, or -1 when there is none."""
+        while self._timers:
+            due, _, timer = self._timers[0]
+            if timer.callback is not None:
+                wait = due - time.monotonic()
+                if wait > 0:
+                    return wait
+                callback, timer.callback = timer.callback, None
+                heapq.heappop(self._timers)
+                callback()
+            else:
+                heapq.heappop(self._timers)
+        return -1.0 if self._running else 0.0

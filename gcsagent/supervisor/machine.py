@@ -1,0 +1,51 @@
+"""What only a guest's PID 1 does: the power button, and the end of the machine."""
+
+from __future__ import annotations
+
+import glob
+import os
+import struct
+from collections.abc import Callable
+
+from gcsagent.supervisor.log import boot_stage, log
+from gcsagent.supervisor.loop import Loop
+
+_EVENT = struct.Struct("llHHi")  # struct input_event, linux/input.h, 64-bit
+_EV_KEY, _KEY_POWER = 1, 116
+
+
+class PowerButton:
+    """Watches the input devices for KEY_POWER (ACPI's button driver sends it; QMP system_powerdown too)."""
+
+    def __init__(self, loop: Loop, pressed: Callable[[], None]) -> None:
+        self._pressed = pressed
+        self._fds: list[int] = []
+        for path in sorted(glob.glob("/dev/input/event*")):
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            except OSError as error:
+                log("warning", "an input device cannot be opened", path=path, error=str(error))
+                continue
+            self._fds.append(fd)
+            loop.watch(fd, lambda _events, fd=fd: self._read(fd))  # type: ignore[misc]
+
+    def _read(self, fd: int) -> None:
+        try:
+            data = os.read(fd, 64 * _EVENT.size)
+        except OSError:
+            return
+        for _, _, kind, code, value in _EVENT.iter_unpack(data[: len(data) - len(data) % _EVENT.size]):
+            if (kind, code, value) == (_EV_KEY, _KEY_POWER, 1):
+                self._pressed()
+
+
+def end(action: str) -> None:
+    """Powers off or reboots. PID 1 must never return from this: the kernel panics when it exits."""
+    os.sync()
+    program = "reboot" if action == "reboot" else "poweroff"
+    try:
+        # -f: reboot(2) at once; there is no init system to tell, we are it.
+        os.execv("/bin/busybox", ["busybox", program, "-f"])
+    except OSError as error:
+        boot_stage("shutdown", f"cannot {program}: {error}")
+        raise

@@ -1,0 +1,210 @@
+"""The one place that waits for children: runtime calls, container processes, orphans.
+
+The classic loss in an agent is the exit of a process that dies before its pid is known: runc starts it,
+it ends, somebody's catch-all wait reaps it, and then runc's pid file names nobody. Here
+
+* a *call* (a run of runc) and a *process* (a container's init or an exec, once claimed) each have a pidfd
+  in epoll, and are waited for by pid;
+* any other child that has ended is peeked at with WNOWAIT and left a zombie for as long as a call that was
+  under way when it was first seen may still name it in its pid file. Its pid cannot be used again
+  meanwhile, so pid file and zombie are matched without a race. Calls have deadlines: the hold is bounded;
+* what is left then is an orphan, and is reaped.
+
+An unreaped exec keeps the init of its pid namespace from becoming waitable (the kernel's
+zap_pid_ns_processes waits for it), which is why the hold is as short as this.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from gcsagent.supervisor.console import ConsoleSocket
+from gcsagent.supervisor.exits import ExitRecords, describe
+from gcsagent.supervisor.log import log
+from gcsagent.supervisor.loop import Loop, Timer
+from gcsagent.supervisor.spawn import spawn
+
+_PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
+
+
+class Call:
+    """One run of the runtime on the agent's behalf; ``result`` is None until it has ended."""
+
+    __slots__ = (
+        "console",
+        "key",
+        "number",
+        "pid",
+        "pid_file",
+        "pidfd",
+        "process",
+        "result",
+        "timed_out",
+        "timer",
+    )
+
+    def __init__(
+        self, key: str, number: int, pid_file: str, process: str, console: ConsoleSocket | None
+    ) -> None:
+        self.key, self.number, self.pid_file, self.process = key, number, pid_file, process
+        self.console = console
+        self.pid = self.pidfd = -1
+        self.timer: Timer | None = None
+        self.timed_out = False
+        self.result: dict[str, Any] | None = None
+
+
+class Process:
+    """A claimed process that is still alive."""
+
+    __slots__ = ("key", "pid", "pidfd")
+
+    def __init__(self, key: str, pid: int, pidfd: int) -> None:
+        self.key, self.pid, self.pidfd = key, pid, pidfd
+
+
+class Reaper:
+    """``call_ended(call)`` and ``process_ended(key, record)`` are told once each, after the fact is kept."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        exits: ExitRecords,
+        call_ended: Callable[[Call], None],
+        process_ended: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._loop, self._exits = loop, exits
+        self._call_ended, self._process_ended = call_ended, process_ended
+        self._numbers = itertools.count(1)
+        self._held: dict[int, int] = {}  # zombie pid -> number of the newest call that may still name it
+        self.own: set[int] = set()  # children somebody else here waits for: the agent
+        self.calls: dict[str, Call] = {}
+        self.processes: dict[str, Process] = {}
+
+    # -- starting -------------------------------------------------------------------------------
+
+    def start_call(
+        self,
+        key: str,
+        argv: list[str],
+        env: dict[str, str],
+        fds: dict[int, int],
+        *,
+        pid_file: str = "",
+        process: str = "",
+        console: ConsoleSocket | None = None,
+        timeout: float,
+    ) -> Call:
+        """Raises OSError when the program cannot be started. ``process`` is the key to claim its child by."""
+        call = Call(key, next(self._numbers), pid_file, process, console)
+        call.pid = spawn(argv, env, fds)
+        call.pidfd = os.pidfd_open(call.pid)
+        call.timer = self._loop.after(timeout, lambda: self._time_out(call))
+        self.calls[key] = call
+        self._loop.watch(call.pidfd, lambda _events: self._finish_call(call))
+        return call
+
+    def cancel_call(self, key: str) -> None:
+        """Kills the process group of a call: the runtime and its helpers; containers have their own."""
+        call = self.calls.get(key)
+        if call is not None and call.result is None:
+            _kill_group(call.pid)
+
+    def _time_out(self, call: Call) -> None:
+        call.timed_out = True
+        log("warning", "a runtime call passed its deadline and is killed", call=call.key)
+        _kill_group(call.pid)
+
+    # -- endings --------------------------------------------------------------------------------
+
+    def _finish_call(self, call: Call) -> None:
+        _, status, _ = os.wait4(call.pid, 0)
+        self._loop.forget(call.pidfd)
+        os.close(call.pidfd)
+        call.pidfd = -1
+        if call.timer is not None:
+            call.timer.cancel()
+        if call.console is not None:
+            call.console.finish()
+        call.result = {"status": status, "timed_out": call.timed_out, "pid": 0}
+        if call.process:
+            call.result.update(self._claim(call))
+        self._call_ended(call)
+        self.reap_orphans()
+
+    def _claim(self, call: Call) -> dict[str, Any]:
+        """Makes the pid in the call's pid file a process of ours, dead or alive."""
+        try:
+            with open(call.pid_file, encoding="ascii") as file:
+                pid = int(file.read(32))
+        except (OSError, ValueError) as error:
+            return {"pid_error": f"pid file: {error}"}
+        try:
+            ended = os.waitid(os.P_PID, pid, _PEEK) is not None
+        except (ChildProcessError, OverflowError):
+            return {"pid_error": f"process {pid} named by the pid file is not our child"}
+        self._held.pop(pid, None)
+        process = Process(call.process, pid, os.pidfd_open(pid))
+        self.processes[call.process] = process
+        if ended:
+            self._finish_process(process)
+        else:
+            self._loop.watch(process.pidfd, lambda _events: self._finish_process(process))
+        return {"pid": pid}
+
+    def _finish_process(self, process: Process) -> None:
+        # Recording needs the rusage, which only a reaping wait gives; nothing can come between the two
+        # lines that would keep either from happening but the death of this process, and with it of all.
+        _, status, usage = os.wait4(process.pid, 0)
+        record = describe(process.pid, status, usage)
+        self._exits.add(process.key, record)
+        self._loop.forget(process.pidfd)
+        os.close(process.pidfd)
+        del self.processes[process.key]
+        self._process_ended(process.key, record)
+
+    # -- orphans --------------------------------------------------------------------------------
+
+    def reap_orphans(self) -> None:
+        """Reaps every ended child that nobody can claim any more. Called on SIGCHLD and after each call."""
+        running = [call for call in self.calls.values() if call.result is None]
+        known = self.own.union(call.pid for call in running)
+        known.update(process.pid for process in self.processes.values())
+        claiming = [call.number for call in running if call.process]
+        oldest, newest = (min(claiming), max(claiming)) if claiming else (0, 0)
+        for pid in self._ended_children(known):
+            if oldest and self._held.setdefault(pid, newest) >= oldest:
+                continue
+            self._held.pop(pid, None)
+            os.waitpid(pid, 0)
+
+    def _ended_children(self, known: set[int]) -> list[int]:
+        """Zombies that are not ``known``. WNOWAIT shows only the first one, so /proc lists the rest."""
+        first = _peek(os.P_ALL, 0)
+        if first is None:
+            return []
+        try:
+            with open("/proc/thread-self/children", encoding="ascii") as file:
+                children = [int(word) for word in file.read().split()]
+        except FileNotFoundError:  # CONFIG_PROC_CHILDREN is off: one at a time, as the head is freed
+            children = [first]
+        return [pid for pid in children if pid not in known and _peek(os.P_PID, pid) is not None]
+
+
+def _peek(kind: int, pid: int) -> int | None:
+    try:
+        found = os.waitid(kind, pid, _PEEK)
+    except ChildProcessError:
+        return None
+    return None if found is None else found.si_pid
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

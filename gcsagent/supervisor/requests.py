@@ -1,0 +1,275 @@
+"""The agent's requests: every operation, what it may carry, what it does.
+
+    spawn    run the runtime; answered when it has ended, its result kept until ``forget_call``
+    cancel   kill a running call
+    forget_call, forget_process   the agent has taken the result
+    hold, fetch, release          descriptors by name
+    list     everything kept: names, calls, processes, exit records
+    ready    the agent serves
+    stop     end: nothing of the agent's is left to do
+
+Nothing here trusts the agent: arguments are checked for type and bound before they are used, and whatever
+goes wrong is an answer. Descriptors that came with a packet and were not stored are closed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from gcsagent.common import channel
+from gcsagent.supervisor.console import ConsoleSocket
+from gcsagent.supervisor.store import StoreError
+
+if TYPE_CHECKING:
+    from gcsagent.supervisor.main import Supervisor
+
+MAX_CALL_SECONDS = 24 * 3600.0
+MAX_TARGET_FD = 63
+
+
+class RequestError(ValueError):
+    """An operation that is unknown or whose arguments are not what it takes."""
+
+
+class Reply:
+    """``now`` False: the answer comes later (spawn)."""
+
+    __slots__ = ("fds", "now", "result")
+
+    def __init__(self, result: Any = None, fds: tuple[int, ...] = (), now: bool = True) -> None:
+        self.result, self.fds, self.now = result, fds, now
+
+
+def handle(supervisor: Supervisor, ident: int, operation: Any, arguments: Any, fds: list[int]) -> Reply:
+    """Carries out one request. Raises RequestError, StoreError or OSError; ``fds`` are always used up."""
+    kept: set[int] = set()
+    try:
+        handler = _OPERATIONS.get(operation) if isinstance(operation, str) else None
+        if handler is None:
+            raise RequestError(f"there is no operation {operation!r}")
+        if not isinstance(arguments, dict):
+            raise RequestError("arguments are a map")
+        return handler(supervisor, ident, arguments, fds, kept)
+    finally:
+        channel.close_all([fd for fd in fds if fd not in kept])
+
+
+def _spawn(supervisor: Supervisor, ident: int, args: dict[str, Any], fds: list[int], kept: set[int]) -> Reply:
+    key, argv, env = _text(args, "call"), _texts(args, "argv"), args.get("env", {})
+    if (
+        not argv
+        or not isinstance(env, dict)
+        or not all(_is_plain(k) and _is_plain(v) for k, v in env.items())
+    ):
+        raise RequestError("spawn takes argv, a list of strings, and env, a map of strings")
+    if key in supervisor.reaper.calls:
+        raise RequestError(f"call {key} exists already")
+    process = _text(args, "process", "")
+    if process and (process in supervisor.reaper.processes or process in supervisor.exits.records):
+        raise RequestError(f"process {process} exists already")
+    timeout = args.get("timeout", 60.0)
+    if not isinstance(timeout, (int, float)) or not 0 < timeout <= MAX_CALL_SECONDS:
+        raise RequestError("timeout is a number of seconds")
+    child = _child_fds(args.get("fds", {}), fds)
+    holds = _holds(supervisor, args.get("hold", {}), fds)
+    console = _console(supervisor, args)
+    try:
+        supervisor.reaper.start_call(
+            key,
+            argv,
+            env,
+            child,
+            pid_file=_text(args, "pid_file", ""),
+            process=process,
+            console=console,
+            timeout=float(timeout),
+        )
+    except OSError:
+        if console is not None:
+            console.finish()
+        raise
+    for name, fd in holds.items():
+        supervisor.store.put(name, fd)
+        kept.add(fd)
+    supervisor.waiting[key] = ident
+    return Reply(now=False)
+
+
+def _child_fds(wanted: Any, fds: list[int]) -> dict[int, int]:
+    if not isinstance(wanted, dict):
+        raise RequestError("fds maps descriptor numbers, as strings, to indexes")
+    result: dict[int, int] = {}
+    for target, index in wanted.items():
+        if not (isinstance(target, str) and target.isdigit() and int(target) <= MAX_TARGET_FD):
+            raise RequestError(f"a descriptor number is 0 to {MAX_TARGET_FD}, not {target!r}")
+        result[int(target)] = fds[_index(index, fds)]
+    return result
+
+
+def _holds(supervisor: Supervisor, wanted: Any, fds: list[int]) -> dict[str, int]:
+    if not isinstance(wanted, dict):
+        raise RequestError("hold maps names to indexes")
+    result: dict[str, int] = {}
+    for name, index in wanted.items():
+        if not isinstance(name, str):
+            raise RequestError("a name is a string")
+        supervisor.store.check_new(name)
+        result[name] = fds[_index(index, fds)]
+    if len(set(result.values())) != len(result):
+        raise RequestError("each descriptor is held under one name")
+    return result
+
+
+def _console(supervisor: Supervisor, args: dict[str, Any]) -> ConsoleSocket | None:
+    path, name = _text(args, "console_path", ""), _text(args, "console_name", "")
+    if not path:
+        return None
+    supervisor.store.check_new(name)
+    if os.path.dirname(path) != supervisor.console_directory:
+        raise RequestError(f"a console socket lives in {supervisor.console_directory}")
+
+    def received(fd: int) -> None:
+        try:
+            supervisor.store.put(name, fd)
+        except StoreError:
+            os.close(fd)
+
+    try:
+        return ConsoleSocket(supervisor.loop, path, received)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def _cancel(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    supervisor.reaper.cancel_call(_text(args, "call"))
+    return Reply()
+
+
+def _forget_call(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    key = _text(args, "call")
+    call = supervisor.reaper.calls.get(key)
+    if call is not None and call.result is None:
+        raise RequestError(f"call {key} is still running")
+    supervisor.reaper.calls.pop(key, None)
+    return Reply()
+
+
+def _forget_process(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    supervisor.exits.forget(_text(args, "process"))
+    return Reply()
+
+
+def _hold(supervisor: Supervisor, _ident: int, args: dict[str, Any], fds: list[int], kept: set[int]) -> Reply:
+    for name, fd in _holds(supervisor, args.get("hold"), fds).items():
+        supervisor.store.put(name, fd)
+        kept.add(fd)
+    return Reply()
+
+
+def _fetch(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    names = _texts(args, "names")
+    if len(names) > channel.MAX_FDS:
+        raise RequestError(f"at most {channel.MAX_FDS} descriptors at a time")
+    return Reply(fds=tuple(supervisor.store.get(name) for name in names))
+
+
+def _release(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    return Reply(supervisor.store.release(_texts(args, "names")))
+
+
+_PAGE = 500
+
+
+def _list(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    """One page of everything kept: ``kind`` names, calls, processes or exits, from index ``start``."""
+    reaper = supervisor.reaper
+    kinds: dict[str, Callable[[], list[Any]]] = {
+        "names": supervisor.store.names,
+        "calls": lambda: [[call.key, call.result] for call in reaper.calls.values()],
+        "processes": lambda: [[process.key, process.pid] for process in reaper.processes.values()],
+        "exits": lambda: [[key, record] for key, record in supervisor.exits.records.items()],
+    }
+    kind, start = kinds.get(_text(args, "kind")), args.get("start", 0)
+    if kind is None or not isinstance(start, int) or start < 0:
+        raise RequestError("list takes kind (names, calls, processes or exits) and start, an index")
+    size = _PAGE // 5 if args["kind"] == "exits" else _PAGE
+    return Reply(kind()[start : start + size])
+
+
+def _pidfd(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    process = supervisor.reaper.processes.get(_text(args, "process"))
+    if process is None:
+        raise RequestError(f"no live process {args['process']}")
+    return Reply(process.pid, (process.pidfd,))
+
+
+def _ready(
+    supervisor: Supervisor, _ident: int, _args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    supervisor.agent_ready()
+    return Reply()
+
+
+def _stop(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    action = _text(args, "action")
+    if action not in ("poweroff", "reboot", "exit"):
+        raise RequestError("action is poweroff, reboot or exit")
+    supervisor.finish(action)
+    return Reply()
+
+
+_OPERATIONS: dict[str, Callable[[Supervisor, int, dict[str, Any], list[int], set[int]], Reply]] = {
+    "spawn": _spawn,
+    "cancel": _cancel,
+    "forget_call": _forget_call,
+    "forget_process": _forget_process,
+    "hold": _hold,
+    "fetch": _fetch,
+    "release": _release,
+    "list": _list,
+    "pidfd": _pidfd,
+    "ready": _ready,
+    "stop": _stop,
+}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _text(args: dict[str, Any], name: str, default: str | None = None) -> str:
+    value = args.get(name, default)
+    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
+        raise RequestError(f"{name} is a string")
+    return value
+
+
+def _texts(args: dict[str, Any], name: str) -> list[str]:
+    value = args.get(name)
+    if not isinstance(value, list) or not all(_is_plain(item) for item in value):
+        raise RequestError(f"{name} is a list of strings")
+    return value
+
+
+def _index(index: Any, fds: list[int]) -> int:
+    if type(index) is not int or not 0 <= index < len(fds):
+        raise RequestError(f"descriptor index {index!r}: the packet carries {len(fds)}")
+    return index
