@@ -1,0 +1,273 @@
+"""The asyncio client of an agent: typed calls over one control connection, streams and events beside it.
+
+    async with await Client.connect("unix:/run/gcsagent/gcs.sock") as client:
+        await client.create_container(CreateContainer("web", spec=spec))
+        await client.start_container("web")
+        record = await client.wait_container("web")
+
+Everything the agent sends is bounded and checked; the worst it can cause is RemoteProtocolError. A lost
+connection fails the calls outstanding on it, except those that may safely be sent again (they change
+nothing, or carry a ``request_id``): these and later calls go on over a new connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from gcsagent.host.dialogue import decode_result, encode_params, greet
+from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken
+from gcsagent.host.events import EventStream
+from gcsagent.host.link import Link
+from gcsagent.host.streams import Stream
+from gcsagent.host.transport import Address
+from protocol import checks, methods
+from protocol.address import parse_dial
+from protocol.errors import Code, RpcError
+from protocol.methods import METHODS
+from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
+
+CONNECT_SECONDS = 30.0
+"""How long connect waits for an agent to come up."""
+
+GRACE_SECONDS = 5.0
+"""What a call waits beyond its deadline, so that the agent's own answer about it wins."""
+
+_LOSSES = 5
+"""Connections one call may lose in a row before it fails for that."""
+
+
+class Client:
+    """One agent. Safe to use from many tasks of one event loop."""
+
+    def __init__(self, address: Address, *, timeout: float, client_name: str) -> None:
+        """Use :meth:`connect`."""
+        self.address = address
+        self.timeout = timeout
+        self.client_name = client_name
+        self.welcome: methods.Welcome | None = None
+        self._link: Link | None = None
+        self._closed = False
+        self._linking = asyncio.Lock()
+
+    @classmethod
+    async def connect(
+        cls, address: str | Address, *, timeout: float = CONNECT_SECONDS, client_name: str = "gcsagent.host"
+    ) -> Self:
+        """Waits up to ``timeout`` seconds for the agent at ``address`` (``unix:``, ``vsock:``, ``hvsock:``).
+
+        Raises:
+            ValueError: not an address.
+            ConnectFailed: no agent in that time, or none possible there.
+            RpcError: the agent refused the greeting (no common protocol version).
+            RemoteProtocolError: what answers is no agent.
+        """
+        parsed = parse_dial(address) if isinstance(address, str) else address
+        client = cls(parsed, timeout=timeout, client_name=client_name)
+        await client._linked()
+        return client
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Closes the control connection; streams and event subscriptions have their own."""
+        self._closed = True
+        if self._link is not None:
+            await self._link.close()
+
+    # -- calls ----------------------------------------------------------------------------------
+
+    async def call(
+        self, method: str, params: object, *, deadline: float | None = None, request_id: str | None = None
+    ) -> Any:
+        """One request; the result is the dataclass ``protocol.methods.METHODS[method].result``.
+
+        ``deadline`` is in seconds; without it the method's own applies, and some have none. Cancelling the
+        caller cancels the request. ``request_id`` makes a mutating request safe to send again.
+
+        Raises:
+            RpcError: how the agent says it failed; :class:`AgentSilent` when it says nothing in time.
+            ConnectionLost: the connection went before the answer and the request may not be repeated.
+            RemoteProtocolError: the agent broke the contract.
+        """
+        wire = encode_params(method, params, deadline=deadline, request_id=request_id)
+        limit = _limit(method, deadline)
+        repeatable = not METHODS[method].mutating or request_id is not None
+        try:
+            async with asyncio.timeout(limit):
+                if not repeatable:
+                    return decode_result(method, await (await self._linked()).call(method, wire))
+                async for attempt in AsyncRetrying(
+                    retry=retry_if_exception_type((ClosedByPeer, ConnectionBroken)),
+                    stop=stop_after_attempt(_LOSSES),
+                    wait=wait_random_exponential(multiplier=0.02, max=1.0),
+                    reraise=True,
+                ):
+                    with attempt:
+                        return decode_result(method, await (await self._linked()).call(method, wire))
+        except TimeoutError:
+            raise AgentSilent(method, limit or 0) from None
+        raise AssertionError("AsyncRetrying ends only by returning or raising")
+
+    async def _linked(self) -> Link:
+        """The link in use; a new one when the last was lost."""
+        async with self._linking:
+            if self._closed:
+                raise ClosedByUs("this client has been closed")
+            if self._link is None or self._link.lost is not None:
+                if self._link is not None:
+                    await self._link.close()
+                dialogue, self.welcome = await greet(
+                    self.address, timeout=self.timeout, client_name=self.client_name
+                )
+                self._link = await Link.over(dialogue)
+            return self._link
+
+    # -- the methods of the contract ------------------------------------------------------------
+
+    async def ping(self) -> methods.Pong:
+        result: methods.Pong = await self.call("agent.ping", methods.Empty())
+        return result
+
+    async def info(self) -> methods.Info:
+        result: methods.Info = await self.call("agent.info", methods.Empty())
+        return result
+
+    async def shutdown(
+        self,
+        action: methods.ShutdownAction = methods.ShutdownAction.POWEROFF,
+        *,
+        grace: float = 10.0,
+    ) -> None:
+        """Stops the containers (TERM, ``grace`` seconds, KILL), then does ``action``."""
+        await self.call("agent.shutdown", methods.Shutdown(action, round(grace * 1000)))
+
+    async def create_container(
+        self,
+        params: methods.CreateContainer,
+        *,
+        deadline: float | None = None,
+        request_id: str | None = None,
+    ) -> methods.Created:
+        result: methods.Created = await self.call(
+            "container.create", params, deadline=deadline, request_id=request_id
+        )
+        return result
+
+    async def start_container(self, container: str) -> methods.Created:
+        result: methods.Created = await self.call("container.start", methods.ContainerRef(container))
+        return result
+
+    async def container_state(self, container: str) -> ContainerState:
+        result: ContainerState = await self.call("container.state", methods.ContainerRef(container))
+        return result
+
+    async def list_containers(self) -> tuple[ContainerState, ...]:
+        result: methods.ContainerList = await self.call("container.list", methods.Empty())
+        return result.containers
+
+    async def kill_container(
+        self, container: str, signal: int | str = "SIGTERM", *, everyone: bool = False
+    ) -> None:
+        """Signals init, or with ``everyone`` each process of the container."""
+        await self.call("container.kill", methods.KillContainer(container, signal, everyone))
+
+    async def wait_container(self, container: str, *, deadline: float | None = None) -> ExitRecord:
+        """Returns when every exec and then init have ended; without ``deadline``, however long that takes."""
+        result: ExitRecord = await self.call(
+            "container.wait", methods.ContainerRef(container), deadline=deadline
+        )
+        return result
+
+    async def delete_container(self, container: str, *, force: bool = False) -> ExitRecord | None:
+        """Removes it and all it left; ``force`` kills what runs. Returns init's exit record, if it had one."""
+        result: methods.Deleted = await self.call(
+            "container.delete", methods.DeleteContainer(container, force)
+        )
+        return result.exit
+
+    async def exec_process(
+        self, params: methods.Exec, *, deadline: float | None = None, request_id: str | None = None
+    ) -> methods.Created:
+        result: methods.Created = await self.call(
+            "process.exec", params, deadline=deadline, request_id=request_id
+        )
+        return result
+
+    async def process_state(self, container: str, process: str = checks.INIT) -> ProcessState:
+        result: ProcessState = await self.call("process.state", methods.ProcessRef(container, process))
+        return result
+
+    async def kill_process(
+        self, container: str, process: str = checks.INIT, signal: int | str = "SIGTERM"
+    ) -> None:
+        await self.call("process.kill", methods.KillProcess(container, process, signal))
+
+    async def resize_process(self, container: str, process: str, winsize: Winsize) -> None:
+        await self.call("process.resize", methods.Resize(container, process, winsize))
+
+    async def close_stdin(self, container: str, process: str, offset: int | None = None) -> None:
+        """Ends stdin once ``offset`` bytes of it are in the process's pipe; without it, at once."""
+        await self.call("process.close_stdin", methods.CloseStdin(container, process, offset))
+
+    async def wait_process(
+        self, container: str, process: str = checks.INIT, *, deadline: float | None = None
+    ) -> ExitRecord:
+        result: ExitRecord = await self.call(
+            "process.wait", methods.ProcessRef(container, process), deadline=deadline
+        )
+        return result
+
+    async def delete_process(self, container: str, process: str) -> ExitRecord | None:
+        """Forgets an exec that has ended."""
+        result: methods.Deleted = await self.call("process.delete", methods.ProcessRef(container, process))
+        return result.exit
+
+    # -- connections of their own ---------------------------------------------------------------
+
+    async def attach(
+        self,
+        container: str,
+        process: str = checks.INIT,
+        stream: methods.Stream = methods.Stream.STDOUT,
+        *,
+        take: bool = False,
+    ) -> Stream:
+        """Attaches to one stream over a new connection; closing it detaches and does nothing else.
+
+        Raises what :meth:`call` raises; FAILED_PRECONDITION when somebody else is attached and not ``take``.
+        """
+        return await self._apart(
+            Stream.open(self.address, methods.Attach(container, process, stream, take=take), self.client_name)
+        )
+
+    async def events(self, *, after: int | None = None, container: str | None = None) -> EventStream:
+        """Subscribes over a new connection, which it replaces when lost, going on where it was.
+
+        With ``after`` what the agent still remembers beyond that sequence number comes first.
+        """
+        return await self._apart(
+            EventStream.open(
+                self.address,
+                methods.Subscribe(after, container),
+                timeout=self.timeout,
+                client_name=self.client_name,
+            )
+        )
+
+
+def _limit(method: str, deadline: float | None) -> float | None:
+    """Seconds the host waits for an answer, or None for ever."""
+    if deadline is not None:
+        return deadline + GRACE_SECONDS
+    own = METHODS[method].deadline_ms
+    return None if own is None else own / 1000 + GRACE_SECONDS

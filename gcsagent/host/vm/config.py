@@ -1,0 +1,93 @@
+"""What a caller asks for when launching a VM, and what it learns when the VM has ended."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gcsagent.host.vm.console import Finding
+from gcsagent.host.vm.disk import Disk
+from gcsagent.host.vm.errors import InvalidVmConfig
+
+DEFAULT_PORT = 1024
+DEFAULT_MEMORY_MIB = 1024
+DEFAULT_CPUS = min(2, os.cpu_count() or 1)
+
+_PATHS = ("image", "rootfs", "console_log", "qmp_path")
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    """A VM to launch.
+
+    Attributes:
+        memory_mib: guest memory in MiB.
+        image: directory with `vmlinuz` and `initramfs`; None: GCS_IMAGE, else the cache.
+        rootfs: directory or image file that the guest mounts read-only at /run/gcs/disks/rootfs.
+        disks: further disks, mounted at /run/gcs/disks/NAME.
+        cmdline: words added to the kernel's command line.
+        accel: auto, kvm or tcg.
+        vsock: auto, vhost or vhost-user.
+        port: the vsock port the agent listens on.
+        boot_timeout: seconds until the guest must be ready; None: 60 under KVM, 180 under TCG.
+        console_log: file that gets the console's raw bytes, bounded by rotation to `console_log`.1.
+        qmp_path: where an additional QEMU monitor listens, for people.
+    """
+
+    name: str = "gcs"
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    cpus: int = DEFAULT_CPUS
+    image: Path | None = None
+    rootfs: Path | None = None
+    disks: tuple[Disk, ...] = ()
+    cmdline: tuple[str, ...] = ()
+    accel: str = "auto"
+    vsock: str = "auto"
+    port: int = DEFAULT_PORT
+    boot_timeout: float | None = None
+    console_log: Path | None = None
+    qmp_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 0xFFFFFFFF:
+            raise InvalidVmConfig(f"vsock port {self.port} must be 1 to 4294967294")
+        if self.boot_timeout is not None and not self.boot_timeout > 0:
+            raise InvalidVmConfig(f"boot timeout {self.boot_timeout} must be a positive number of seconds")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON data, for the process that keeps a named VM."""
+        data = asdict(self)
+        for key in _PATHS:
+            data[key] = None if data[key] is None else str(data[key])
+        data["disks"] = [{**disk, "path": str(disk["path"])} for disk in data["disks"]]
+        return data
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> VmConfig:
+        """The inverse of `to_json`; unknown keys are ignored."""
+        known = {field.name for field in fields(cls)}
+        values = {key: value for key, value in data.items() if key in known}
+        for key in _PATHS:
+            values[key] = Path(values[key]) if values.get(key) is not None else None
+        values["disks"] = tuple(Disk(**{**disk, "path": Path(disk["path"])}) for disk in values["disks"])
+        values["cmdline"] = tuple(values["cmdline"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class VmExit:
+    """How a VM ended.
+
+    Attributes:
+        clean: the guest powered off or rebooted by itself or on request; no panic, no kill.
+        reason: one line.
+        status: QEMU's exit status, or minus the signal number that ended it.
+        findings: signs of kernel trouble on the console during the VM's whole life.
+    """
+
+    clean: bool
+    reason: str
+    status: int
+    findings: tuple[Finding, ...] = ()

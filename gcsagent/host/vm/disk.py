@@ -1,0 +1,123 @@
+"""Turns a root file system into a read-only virtio-blk disk.
+
+A directory becomes an EROFS image in a scratch directory that the caller removes; a file is used in place, once
+its superblock shows a file system the guest's kernel can mount.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from gcsagent.host.vm.errors import DiskError, InvalidVmConfig
+from gcsagent.host.vm.process import Child, PipeReader, Tail
+from gcsagent.host.vm.tools import MKFS_EROFS, find_tool
+
+# The disk that becomes a container's root; the guest mounts a disk at /run/gcs/disks/NAME.
+ROOTFS = "rootfs"
+
+# A disk's name travels as virtio-blk's serial number, of which the device keeps 20 bytes.
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,19}")
+
+# name, offset of the magic number, its bytes. EROFS: fs/erofs/erofs_fs.h, 0xE0F5E1E2 little endian at 1024.
+# squashfs: fs/squashfs/squashfs_fs.h. ext4: fs/ext4, 0xEF53 at 56 bytes into the superblock at 1024; ext2 and
+# ext3 share it and the ext4 driver mounts them too.
+_MAGICS = (("erofs", 1024, b"\xe2\xe1\xf5\xe0"), ("squashfs", 0, b"hsqs"), ("ext4", 1080, b"\x53\xef"))
+
+_MKFS_DEADLINE = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One virtio-blk disk: image file, name (the device's serial number), file system type."""
+
+    path: Path
+    name: str
+    fstype: str
+    read_only: bool = True
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidVmConfig(
+                f"disk name {self.name!r} must be 1 to 20 of a-z, 0-9, '_' and '-', not starting with a sign"
+            )
+
+
+def detect_fstype(path: Path) -> str:
+    """The file system in an image file: erofs, squashfs or ext4.
+
+    Raises:
+        DiskError: the file cannot be read or holds none of them.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(2048)
+    except OSError as error:
+        raise DiskError(f"cannot read disk image {path}: {error.strerror}") from error
+    for fstype, offset, magic in _MAGICS:
+        if head[offset : offset + len(magic)] == magic:
+            return fstype
+    raise DiskError(f"{path} holds no file system that the guest can mount (EROFS, squashfs or ext4)")
+
+
+async def rootfs_disk(
+    rootfs: Path, scratch: Path, *, name: str = ROOTFS, env: Mapping[str, str] | None = None
+) -> Disk:
+    """A disk of the directory or image file `rootfs`; a directory's image is made in `scratch`.
+
+    Raises:
+        DiskError: no such path, not a usable image, or mkfs.erofs failed.
+        ToolMissing: there is no mkfs.erofs.
+    """
+    if rootfs.is_dir():
+        image = scratch / f"{name}.erofs"
+        await make_erofs(rootfs, image, env=env)
+        return Disk(image, name, "erofs")
+    if not rootfs.exists():
+        raise DiskError(f"{rootfs}: no such directory or image file")
+    return Disk(rootfs.resolve(), name, detect_fstype(rootfs))
+
+
+async def make_erofs(source: Path, image: Path, *, env: Mapping[str, str] | None = None) -> None:
+    """Writes the tree `source` to a new EROFS image. Uncompressed: it is read once or twice, then thrown away.
+
+    Files keep their owners, except that somebody who is not root gets all files of an own tree owned by root,
+    as the container expects.
+
+    Raises:
+        DiskError: mkfs.erofs failed or took more than 10 minutes; nothing is left behind.
+        ToolMissing: there is no mkfs.erofs.
+    """
+    argv: list[str | Path] = [find_tool(MKFS_EROFS, env), "-d1", *_ownership(source), image, source]
+    complaints = Tail()
+    reader = PipeReader(complaints.feed)
+    try:
+        child = Child.spawn("mkfs.erofs", argv, stdout=reader.write_end, stderr=subprocess.STDOUT)
+        reader.close_write_end()
+        try:
+            async with asyncio.timeout(_MKFS_DEADLINE):
+                status = await child.wait()
+        finally:
+            child.destroy()
+    except TimeoutError:
+        image.unlink(missing_ok=True)
+        raise DiskError(f"mkfs.erofs of {source} took more than {_MKFS_DEADLINE:g} s") from None
+    except BaseException:
+        image.unlink(missing_ok=True)
+        raise
+    finally:
+        reader.close()
+    if status != 0:
+        image.unlink(missing_ok=True)
+        said = complaints.text().strip().splitlines()
+        raise DiskError(f"mkfs.erofs of {source} exited {status}: {said[-1] if said else 'no output'}")
+
+
+def _ownership(source: Path) -> list[str]:
+    own = os.geteuid() != 0 and source.stat().st_uid == os.geteuid()
+    return ["--all-root"] if own else []

@@ -1,0 +1,288 @@
+"""One running QEMU: its process, vsock device, console and monitor, watched until it ends.
+
+Three things can end a guest: QEMU exits, the vsock daemon dies (the guest is then unreachable for good, since QEMU's
+device does not reconnect), or the virtual machine stops inside a living QEMU (a KVM internal error). All three lead
+to one `VmExit`, made after the console and the monitor have been read to their ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+
+from gcsagent.host.vm.config import VmExit
+from gcsagent.host.vm.console import ConsoleMonitor, sanitize
+from gcsagent.host.vm.errors import BootError, LaunchError, QmpError
+from gcsagent.host.vm.process import Child, PipeReader, Tail
+from gcsagent.host.vm.qemu import QemuConfig, qemu_argv
+from gcsagent.host.vm.qmp import QmpClient, QmpEvent
+from gcsagent.host.vm.vsockdev import VsockDevice
+
+# What may still be in flight once QEMU is gone or the guest has said its last: pipe contents, a panic's trace.
+_DRAIN_SECONDS = 2.0
+
+# QEMU's RunState values (qapi/run-state.json) that no guest comes back from by itself.
+_DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
+
+# QEMU's ShutdownCause values that mean the guest ended itself in order.
+_ORDERLY = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest rebooted, which ends a VM"}
+
+
+class Guest:
+    """One attempt at running a guest. `start`, then `booted`, then `exited`; `destroy` at any time."""
+
+    def __init__(self, device: VsockDevice, on_console: Callable[[bytes], None]) -> None:
+        self.device = device
+        self.console = ConsoleMonitor(self._on_line)
+        self._on_console = on_console
+        self._on_stage: Callable[[str], None] = lambda line: None
+        self._loop = asyncio.get_running_loop()
+        self._boot: asyncio.Future[None] = self._loop.create_future()
+        self._exit: asyncio.Future[VmExit] = self._loop.create_future()
+        self._complaints = Tail()
+        self._console_pipe = PipeReader(self._on_console_bytes)
+        self._stderr = PipeReader(self._complaints.feed)
+        self._qemu: Child | None = None
+        self._qmp: QmpClient | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._shutdown = ""
+        self._blame = ""
+        self._failing = False
+
+    @classmethod
+    async def start(
+        cls, config: QemuConfig, device: VsockDevice, on_console: Callable[[bytes], None]
+    ) -> Guest:
+        """Starts QEMU as described by `config`, whose vsock device must be `device`. Owns the device from here on.
+
+        Raises:
+            LaunchError: QEMU did not start.
+        """
+        guest = cls(device, on_console)
+        try:
+            await guest._start(config)
+        except BaseException:
+            guest.destroy()
+            raise
+        return guest
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        assert self._qemu is not None
+        return self._qemu.pid
+
+    async def booted(
+        self, timeout: float, silence: float | None, on_stage: Callable[[str], None]
+    ) -> None:
+        """Returns when the guest is ready; tells `on_stage` each stage it reports on the way.
+
+        Args:
+            timeout: seconds until it must be ready.
+            silence: seconds until it must have written something to its console, if that matters.
+
+        Raises:
+            BootError: it failed, died, or took too long.
+        """
+        self._on_stage = on_stage
+        if silence is not None:
+            self._loop.call_later(silence, self._fail_if_silent, silence)
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.shield(self._boot)
+        except TimeoutError:
+            raise self._boot_error(f"not ready within {timeout:g} s") from None
+
+    async def exited(self) -> VmExit:
+        """How the guest ended, once it has. Any number of tasks may wait."""
+        return await asyncio.shield(self._exit)
+
+    async def press_power_button(self) -> None:
+        """Asks the guest to power off, by ACPI.
+
+        Raises:
+            QmpError: QEMU cannot be asked any more.
+        """
+        assert self._qmp is not None
+        await self._qmp.execute("system_powerdown")
+
+    def kill(self, why: str) -> None:
+        """Ends QEMU at once; `exited` then gives `why` as the reason."""
+        self._blame = self._blame or why
+        if self._qemu is not None:
+            self._qemu.signal(signal.SIGKILL)
+
+    def destroy(self) -> None:
+        """Kills and frees everything without giving up control; may be called again."""
+        self._blame = self._blame or "destroyed"
+        for task in self._tasks:
+            task.cancel()
+        if self._qmp is not None:
+            self._qmp.close()
+        if self._qemu is not None:
+            self._qemu.destroy()
+        self._console_pipe.close()
+        self._stderr.close()
+        self.device.close()
+        self._conclude()
+
+    async def _start(self, config: QemuConfig) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setblocking(False)
+        try:
+            config = replace(config, qmp_fd=theirs.fileno())
+            self._qemu = Child.spawn(
+                "QEMU",
+                qemu_argv(config),
+                pass_fds=(config.qmp_fd, config.vsock_fd),
+                stdout=self._console_pipe.write_end,
+                stderr=self._stderr.write_end,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self._console_pipe.close_write_end()
+        self._stderr.close_write_end()
+        self.device.handed_over()
+        self._run(self._watch(self._qemu))
+        try:
+            self._qmp = await QmpClient.open(ours, self._on_event)
+        except QmpError as error:
+            ours.close()
+            raise LaunchError(f"QEMU did not start: {await self._why_no_monitor(error)}") from error
+
+    async def _why_no_monitor(self, error: QmpError) -> str:
+        # A QEMU that dislikes its command line closes the monitor, then exits: its own words are the better reason.
+        try:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                return (await self.exited()).reason
+        except TimeoutError:
+            self.kill(str(error))
+            return (await self.exited()).reason
+
+    async def _watch(self, qemu: Child) -> None:
+        running = [asyncio.ensure_future(qemu.wait())]
+        if self.device.daemon is not None:
+            running.append(asyncio.ensure_future(self.device.daemon.wait()))
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            if qemu.returncode is None:
+                self.kill(f"vhost-device-vsock exited {running[1].result()}: {self.device.complaints()}")
+                await qemu.wait()
+        finally:
+            for waiting in running:
+                waiting.cancel()
+        await asyncio.gather(
+            self._console_pipe.drained(_DRAIN_SECONDS),
+            self._stderr.drained(_DRAIN_SECONDS),
+            *([self._qmp.finished(_DRAIN_SECONDS)] if self._qmp is not None else []),
+        )
+        self._console_pipe.close()
+        self._stderr.close()
+        self.device.close()
+        self._conclude()
+
+    def _conclude(self) -> None:
+        self.console.end()
+        if not self._exit.done():
+            self._exit.set_result(self._make_exit())
+        ended = self._exit.result()
+        if not self._boot.done():
+            self._boot.set_exception(self._boot_error(ended.reason))
+            # Nobody may be waiting for the boot; the exit record says it all.
+            self._boot.exception()
+
+    def _make_exit(self) -> VmExit:
+        status = -1 if self._qemu is None or self._qemu.returncode is None else self._qemu.returncode
+        clean, reason = self._verdict(status)
+        return VmExit(clean, sanitize(reason), status, tuple(self.console.findings))
+
+    def _verdict(self, status: int) -> tuple[bool, str]:
+        panic = self.console.panic
+        if panic is not None or self._shutdown == "guest-panic":
+            return False, panic.message if panic is not None else "the guest's kernel panicked"
+        if status == 0 and self._shutdown in _ORDERLY:
+            return True, _ORDERLY[self._shutdown]
+        if self._blame:
+            return False, self._blame
+        if status < 0:
+            return False, f"QEMU was killed by {_signal_name(-status)}"
+        said = self._complaints.text().strip().splitlines()
+        return False, f"QEMU exited {status}: {said[-1] if said else self._shutdown or 'no output'}"
+
+    def _on_console_bytes(self, data: bytes) -> None:
+        self._on_console(data)
+        self.console.feed(data)
+
+    def _on_line(self, line: str) -> None:
+        if self._boot.done():
+            return
+        if self.console.ready:
+            self._boot.set_result(None)
+        elif self.console.failure is not None:
+            failure = self.console.failure
+            self._fail_soon(f"stage '{failure.stage}' failed: {failure.reason}")
+        elif self.console.panic is not None:
+            self._fail_soon(self.console.panic.message)
+        if "gcs-boot: " in line:
+            self._on_stage(line.partition("gcs-boot: ")[2])
+
+    def _fail_soon(self, reason: str) -> None:
+        # What follows explains it (a trace, the power-off); QEMU's exit cuts this short.
+        if not self._failing:
+            self._failing = True
+            self._loop.call_later(_DRAIN_SECONDS, self._fail, reason)
+
+    def _fail_if_silent(self, seconds: float) -> None:
+        if self.console.bytes_seen == 0:
+            self._fail(f"no output at all within {seconds:g} s")
+
+    def _fail(self, reason: str) -> None:
+        if not self._boot.done():
+            self._boot.set_exception(self._boot_error(reason))
+            self._boot.exception()
+
+    def _boot_error(self, reason: str) -> BootError:
+        console = self.console
+        if console.failure is not None:
+            reason = f"stage '{console.failure.stage}' failed: {console.failure.reason}"
+        elif console.panic is None and (lines := console.lines()):
+            reason = f"{reason}; last console line: {lines[-1]}"
+        silent = console.bytes_seen == 0
+        return BootError(console.last_stage, reason, console.relevant_lines(), silent=silent)
+
+    def _on_event(self, event: QmpEvent) -> None:
+        if event.name == "SHUTDOWN":
+            self._shutdown = str(event.data.get("reason", ""))
+        elif event.name == "STOP":
+            self._run(self._ask_why_stopped())
+
+    async def _ask_why_stopped(self) -> None:
+        assert self._qmp is not None
+        try:
+            answer = await self._qmp.execute("query-status")
+        except QmpError:
+            # QEMU is on its way out: _watch sees to it.
+            return
+        state = str(answer.get("status")) if isinstance(answer, dict) else ""
+        if state in _DEAD_STATES:
+            said = self._complaints.text().strip().splitlines()
+            detail = f": {said[0]}" if said else ""
+            self.kill(f"the virtual machine stopped ({state}){detail}")
+
+    def _run(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

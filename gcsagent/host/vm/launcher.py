@@ -1,0 +1,256 @@
+"""Launches a VM and sees it to its end. Nothing of it, process or file, is left behind.
+
+    async with await VirtualMachine.launch(VmConfig(rootfs=Path("root"))) as vm:
+        ...dial vm.address...
+        await vm.powerdown()
+
+The VM is bound to the process that launches it: if that dies, by SIGKILL even, the kernel kills QEMU and the vsock
+daemon. `named.py` keeps VMs that outlive a terminal, with a process of its own that launches them like this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from gcsagent.host.vm import accel, tools, vsockdev
+from gcsagent.host.vm.accel import AccelChoice
+from gcsagent.host.vm.config import DEFAULT_PORT, VmConfig, VmExit
+from gcsagent.host.vm.console import ConsoleMonitor
+from gcsagent.host.vm.consolelog import ConsoleLog
+from gcsagent.host.vm.disk import Disk, rootfs_disk
+from gcsagent.host.vm.errors import BootError, LaunchError, QmpClosed, QmpError, VmError
+from gcsagent.host.vm.guest import Guest
+from gcsagent.host.vm.qemu import QemuConfig
+from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent
+from gcsagent.host.vm.tools import GuestImage
+from gcsagent.host.vm.vsockdev import VsockChoice, VsockDevice
+
+Progress = Callable[[str], None]
+
+BOOT_SECONDS = {"kvm": 60.0, "tcg": 180.0}
+
+# A KVM guest's kernel speaks within a second or two; one that says nothing for this long never will.
+_KVM_SILENCE = 20.0
+
+_PRESSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What every attempt at booting uses."""
+
+    qemu: Path
+    image: GuestImage
+    disks: tuple[Disk, ...]
+    vsock: VsockChoice
+
+
+class VirtualMachine:
+    """A running VM. Made by `launch`; ended by `powerdown`, `kill`, or its guest.
+
+    Attributes:
+        accel: the accelerator it runs under, and why.
+        vsock: the kind of vsock device it has, and why.
+        boot_seconds: how long it took from launching QEMU to ready.
+    """
+
+    def __init__(self, config: VmConfig, progress: Progress | None = None) -> None:
+        self.config = config
+        self.accel = AccelChoice("tcg", "not chosen yet")
+        self.vsock = VsockChoice("vhost-user-vsock", "not chosen yet")
+        self.boot_seconds = 0.0
+        self._progress = progress or (lambda text: None)
+        self._directories: list[PrivateDirectory] = []
+        self._log: ConsoleLog | None = None
+        self._guest: Guest | None = None
+
+    @classmethod
+    async def launch(cls, config: VmConfig, *, progress: Progress | None = None) -> VirtualMachine:
+        """Boots a VM and returns once its agent accepts connections.
+
+        Args:
+            progress: told, one line at a time, what is chosen and how far the boot has come.
+
+        Raises:
+            InvalidVmConfig, ToolMissing, UnsuitableTool, DiskError: before anything is started.
+            LaunchError: QEMU or the vsock daemon did not start.
+            BootError: the guest did not become ready.
+        """
+        vm = cls(config, progress)
+        try:
+            await vm._launch()
+        except BaseException:
+            vm.destroy()
+            raise
+        return vm
+
+    @property
+    def address(self) -> str:
+        """Where the agent is dialled: `vsock:CID:PORT` or `hvsock:PATH:PORT`."""
+        return f"{self._running.device.address}:{self.config.port}"
+
+    @property
+    def console(self) -> ConsoleMonitor:
+        """What the guest's console has shown so far."""
+        return self._running.console
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._running.pid
+
+    @property
+    def daemon_pid(self) -> int | None:
+        """The process id of vhost-device-vsock, where it is used."""
+        daemon = self._running.device.daemon
+        return None if daemon is None else daemon.pid
+
+    def describe(self) -> str:
+        """Accelerator and vsock device with the reasons for both, on one line."""
+        return f"{self.accel}, {self.vsock}"
+
+    async def wait(self) -> VmExit:
+        """How the VM ended, once it has."""
+        ended = await self._running.exited()
+        self.destroy()
+        return ended
+
+    async def powerdown(self, timeout: float = 30.0) -> VmExit:
+        """Presses the power button, then kills the VM if it still runs after `timeout` seconds."""
+        # More than once, because a press that comes before the guest listens for it is lost.
+        for _ in range(_PRESSES):
+            await self._press_power_button()
+            try:
+                async with asyncio.timeout(timeout / _PRESSES):
+                    return await self.wait()
+            except TimeoutError:
+                continue
+        return await self.kill(f"did not power off within {timeout:g} s and was killed")
+
+    async def kill(self, why: str = "killed") -> VmExit:
+        """Ends the VM at once, as pulling the plug does."""
+        self._running.kill(why)
+        return await self.wait()
+
+    def destroy(self) -> None:
+        """Kills the VM if it runs and removes all it used, without giving up control; may be called again."""
+        if self._guest is not None:
+            self._guest.destroy()
+        if self._log is not None:
+            self._log.close()
+        for directory in self._directories:
+            directory.remove()
+
+    async def __aenter__(self) -> VirtualMachine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()
+
+    async def _press_power_button(self) -> None:
+        try:
+            await self._running.press_power_button()
+        except QmpClosed:
+            # QEMU is already on its way out.
+            return
+        except QmpError as error:
+            self._running.kill(f"cannot be powered down: {error}")
+
+    @property
+    def _running(self) -> Guest:
+        if self._guest is None:
+            raise VmError("the VM has not been started")
+        return self._guest
+
+    async def _launch(self) -> None:
+        choice = accel.choose(self.config.accel)
+        self.vsock = vsockdev.choose(self.config.vsock)
+        parts = await self._prepare(choice)
+        if self.config.console_log is not None:
+            self._log = ConsoleLog(self.config.console_log)
+        try:
+            await self._boot(parts, choice)
+        except (BootError, LaunchError) as error:
+            if not self._should_fall_back(choice):
+                raise
+            choice = AccelChoice("tcg", f"KVM guest died before its first output: {_reason(error)}")
+            await asyncio.to_thread(tools.check_qemu, parts.qemu, "tcg")
+            await self._boot(parts, choice)
+
+    async def _prepare(self, choice: AccelChoice) -> _Parts:
+        config = self.config
+        qemu = tools.find_tool(tools.QEMU)
+        image = tools.find_image(config.image)
+        if self.vsock.kind == "vhost-user-vsock":
+            tools.find_tool(tools.VHOST_DEVICE_VSOCK)
+        await asyncio.to_thread(tools.check_qemu, qemu, choice.name)
+        disks = config.disks
+        if config.rootfs is not None:
+            disks = (await self._rootfs(config.rootfs), *disks)
+        return _Parts(qemu, image, disks, self.vsock)
+
+    async def _rootfs(self, rootfs: Path) -> Disk:
+        scratch = self._private(scratch_parent())
+        self._progress(f"preparing {rootfs} as a disk")
+        return await rootfs_disk(rootfs, scratch)
+
+    def _private(self, parent: Path) -> Path:
+        directory = PrivateDirectory.create(parent)
+        self._directories.append(directory)
+        return directory.path
+
+    async def _boot(self, parts: _Parts, choice: AccelChoice) -> None:
+        if self._guest is not None:
+            self._guest.destroy()
+        self.accel = choice
+        self._progress(f"booting under {self.describe()}")
+        started = time.monotonic()
+        device = await VsockDevice.create(parts.vsock, self._private(socket_parent()))
+        try:
+            config = self._qemu_config(parts, device)
+        except BaseException:
+            device.close()
+            raise
+        self._guest = await Guest.start(config, device, self._on_console)
+        timeout = self.config.boot_timeout or BOOT_SECONDS[choice.name]
+        silence = _KVM_SILENCE if choice.may_fall_back else None
+        await self._guest.booted(timeout, silence, lambda stage: self._progress(f"guest: {stage}"))
+        self.boot_seconds = time.monotonic() - started
+
+    def _qemu_config(self, parts: _Parts, device: VsockDevice) -> QemuConfig:
+        config = self.config
+        port = () if config.port == DEFAULT_PORT else (f"gcs.port={config.port}",)
+        return QemuConfig(
+            qemu=parts.qemu,
+            accelerator=self.accel.name,
+            memory_mib=config.memory_mib,
+            cpus=config.cpus,
+            kernel=parts.image.kernel,
+            initramfs=parts.image.initramfs,
+            vsock=parts.vsock.kind,
+            vsock_fd=device.fd,
+            vsock_cid=device.cid,
+            qmp_fd=-1,
+            name=config.name,
+            cmdline=(*port, *config.cmdline),
+            disks=parts.disks,
+            qmp_path=config.qmp_path,
+        )
+
+    def _on_console(self, data: bytes) -> None:
+        if self._log is not None:
+            self._log.write(data)
+
+    def _should_fall_back(self, choice: AccelChoice) -> bool:
+        return choice.may_fall_back and (self._guest is None or self._guest.console.bytes_seen == 0)
+
+
+def _reason(error: BootError | LaunchError) -> str:
+    return error.reason if isinstance(error, BootError) else str(error)

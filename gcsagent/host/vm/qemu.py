@@ -1,0 +1,147 @@
+"""QEMU's command line, as a pure function of a frozen description. Starting it is the launcher's business."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from gcsagent.host.vm.accel import Accelerator
+from gcsagent.host.vm.disk import Disk
+from gcsagent.host.vm.errors import InvalidVmConfig
+from gcsagent.host.vm.vsockdev import Kind
+
+MIN_MEMORY_MIB = 128
+MAX_CPUS = 64
+
+# console: the first serial port, there from the first instruction of the kernel on. panic=-1 resets at once, which
+# -no-reboot turns into an exit. loglevel=5 shows warnings and worse: each console character costs an exit to QEMU,
+# and an oops or panic raises the level by itself.
+_BASE_CMDLINE = (
+    "console=ttyS0",
+    "panic=-1",
+    "loglevel=5",
+    # Devices that are not there, each of which the kernel would wait for.
+    "8250.nr_uarts=1",
+    "i8042.noaux",
+    "i8042.nokbd",
+    "no_timer_check",
+    "random.trust_cpu=on",
+)
+
+# The TSC of an emulated CPU follows QEMU's clock: calibrating and watching it only costs time.
+_TCG_CMDLINE = ("tsc=reliable", "mitigations=off")
+
+
+@dataclass(frozen=True, slots=True)
+class QemuConfig:
+    """All that QEMU's command line depends on.
+
+    Attributes:
+        memory_mib: guest memory in MiB.
+        cmdline: words added to the kernel's command line.
+        vsock_fd: descriptor QEMU inherits: the vhost device, or the connected vhost-user socket.
+        qmp_fd: descriptor QEMU inherits: a connected socket for its monitor.
+        qmp_path: where a second monitor listens, for people.
+    """
+
+    qemu: Path
+    accelerator: Accelerator
+    memory_mib: int
+    cpus: int
+    kernel: Path
+    initramfs: Path
+    vsock: Kind
+    vsock_fd: int
+    vsock_cid: int
+    qmp_fd: int
+    name: str = "gcs"
+    cmdline: tuple[str, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    qmp_path: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_mib < MIN_MEMORY_MIB:
+            raise InvalidVmConfig(f"{self.memory_mib} MiB of memory is too little: at least {MIN_MEMORY_MIB}")
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise InvalidVmConfig(f"{self.cpus} cpus: must be 1 to {MAX_CPUS}")
+        for word in self.cmdline:
+            if not word or not word.isprintable() or " " in word:
+                raise InvalidVmConfig(f"kernel command line word {word!r} must be printable and without spaces")
+        names = [disk.name for disk in self.disks]
+        if len(set(names)) != len(names):
+            raise InvalidVmConfig(f"disk names must differ: {', '.join(names)}")
+
+
+def qemu_argv(config: QemuConfig) -> list[str]:
+    """The command line: console on standard output, monitor on an inherited socket, nothing else from outside."""
+    return [
+        str(config.qemu),
+        *("-name", f"guest={_value(config.name)},debug-threads=on"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        # What a guest that has taken over QEMU must not do to the host.
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
+        *_machine(config),
+        *("-kernel", str(config.kernel), "-initrd", str(config.initramfs), "-append", kernel_cmdline(config)),
+        *_monitors(config),
+        *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
+        *("-device", "pvpanic-pci"),
+        *("-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy"),
+        *_vsock(config),
+        *(word for index, disk in enumerate(config.disks) for word in _disk(index, disk)),
+    ]
+
+
+def kernel_cmdline(config: QemuConfig) -> str:
+    """The kernel's command line: defaults, the disks, then the caller's words, which win where a word repeats."""
+    emulated = _TCG_CMDLINE if config.accelerator == "tcg" else ()
+    disks = (f"gcs.disk.{disk.name}={disk.fstype}" for disk in config.disks)
+    return " ".join((*_BASE_CMDLINE, *emulated, *disks, *config.cmdline))
+
+
+def _machine(config: QemuConfig) -> list[str]:
+    accel = "kvm" if config.accelerator == "kvm" else "tcg,thread=multi"
+    cpu = "host" if config.accelerator == "kvm" else "max"
+    machine = "q35,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"
+    memory: list[str] = []
+    if config.vsock == "vhost-user-vsock":
+        # The daemon reads and writes the guest's memory, so both processes must map it.
+        machine += ",memory-backend=ram"
+        memory = ["-object", f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"]
+    return [
+        *("-machine", machine, "-accel", accel, "-cpu", cpu),
+        *("-smp", str(config.cpus), "-m", f"{config.memory_mib}M", *memory),
+    ]
+
+
+def _monitors(config: QemuConfig) -> list[str]:
+    words = ["-chardev", f"socket,id=qmp,fd={config.qmp_fd}", "-mon", "chardev=qmp,mode=control"]
+    if config.qmp_path is not None:
+        words += ["-qmp", f"unix:{_value(str(config.qmp_path))},server=on,wait=off"]
+    return words
+
+
+def _vsock(config: QemuConfig) -> list[str]:
+    if config.vsock == "vhost-vsock":
+        return ["-device", f"vhost-vsock-pci,guest-cid={config.vsock_cid},vhostfd={config.vsock_fd}"]
+    return [
+        *("-chardev", f"socket,id=vsock,fd={config.vsock_fd}"),
+        *("-device", "vhost-user-vsock-pci,chardev=vsock"),
+    ]
+
+
+def _disk(index: int, disk: Disk) -> list[str]:
+    node = f"disk{index}"
+    # JSON, because a path may hold anything, commas included.
+    blockdev = {
+        "driver": "raw",
+        "node-name": node,
+        "read-only": disk.read_only,
+        "file": {"driver": "file", "filename": str(disk.path), "read-only": disk.read_only},
+    }
+    device = f"virtio-blk-pci,drive={node},serial={disk.name}"
+    return ["-blockdev", json.dumps(blockdev), "-device", device]
+
+
+def _value(text: str) -> str:
+    return text.replace(",", ",,")

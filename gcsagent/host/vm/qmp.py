@@ -1,0 +1,158 @@
+"""A small QMP client: QEMU's monitor protocol, JSON objects one per line (QEMU docs, interop/qmp-spec).
+
+It speaks over a socket that is already connected: the launcher gives QEMU one end of a socketpair, so there is no
+path to race for and end of file means that QEMU is gone. QEMU's answers are bounded in size and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gcsagent.host.vm.errors import QmpClosed, QmpError
+
+_MAX_MESSAGE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class QmpEvent:
+    """An asynchronous message from QEMU, such as SHUTDOWN or GUEST_PANICKED."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+class QmpClient:
+    """One monitor connection. Commands may overlap; each has a deadline."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_event: Callable[[QmpEvent], None]
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._on_event = on_event
+        self._ids = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Any]] = {}
+        self._closed: QmpError | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, sock: socket.socket, on_event: Callable[[QmpEvent], None], *, timeout: float = 30.0
+    ) -> QmpClient:
+        """Takes over `sock`, waits for QEMU's greeting and leaves negotiation mode.
+
+        Raises:
+            QmpError: no or a wrong greeting within `timeout` seconds.
+        """
+        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_MAX_MESSAGE_BYTES)
+        client = cls(reader, writer, on_event)
+        try:
+            async with asyncio.timeout(timeout):
+                greeting = await client._receive()
+            if "QMP" not in greeting:
+                raise QmpError("the monitor did not greet with QMP")
+            client._task = asyncio.create_task(client._read(), name="qmp")
+            await client.execute("qmp_capabilities", timeout=timeout)
+        except TimeoutError:
+            client.close()
+            raise QmpError(f"QEMU's monitor said nothing for {timeout:g} s") from None
+        except BaseException:
+            client.close()
+            raise
+        return client
+
+    async def execute(
+        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0
+    ) -> Any:
+        """Runs one command and returns what QEMU returned.
+
+        Raises:
+            QmpClosed: the connection ended before the answer.
+            QmpError: QEMU answered with an error, or not within `timeout` seconds.
+        """
+        if self._closed is not None:
+            raise self._closed
+        number = next(self._ids)
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._pending[number] = answer
+        message = {"execute": command, "arguments": dict(arguments or {}), "id": number}
+        try:
+            async with asyncio.timeout(timeout):
+                self._writer.write(json.dumps(message).encode() + b"\n")
+                await self._writer.drain()
+                return await answer
+        except TimeoutError:
+            raise QmpError(f"QEMU did not answer {command} within {timeout:g} s") from None
+        except OSError as error:
+            raise QmpClosed(f"QEMU's monitor is gone: {error}") from error
+        finally:
+            del self._pending[number]
+
+    async def finished(self, timeout: float) -> None:
+        """Returns once QEMU has closed its end and all its events have been delivered, or after `timeout` seconds."""
+        if self._task is not None:
+            await asyncio.wait([self._task], timeout=timeout)
+
+    def close(self) -> None:
+        """Drops the connection; commands in flight fail with QmpClosed."""
+        if self._task is not None:
+            self._task.cancel()
+        self._end(QmpClosed("the monitor connection was closed"))
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                self._dispatch(await self._receive())
+        except QmpError as error:
+            self._end(error)
+
+    async def _receive(self) -> dict[str, Any]:
+        try:
+            line = await self._reader.readline()
+        except ValueError:
+            raise QmpError(f"QEMU sent a message of more than {_MAX_MESSAGE_BYTES} bytes") from None
+        except OSError as error:
+            raise QmpClosed(f"QEMU's monitor is gone: {error}") from error
+        if not line.endswith(b"\n"):
+            raise QmpClosed("QEMU closed its monitor")
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise QmpError(f"QEMU sent something that is not JSON: {line[:80]!r}") from error
+        if not isinstance(message, dict):
+            raise QmpError(f"QEMU sent something that is not an object: {line[:80]!r}")
+        return message
+
+    def _dispatch(self, message: dict[str, Any]) -> None:
+        if isinstance(message.get("event"), str):
+            data = message.get("data")
+            self._on_event(QmpEvent(message["event"], data if isinstance(data, dict) else {}))
+            return
+        answer = self._pending.get(message.get("id", 0))
+        # An answer that nobody waits for any more belongs to a command whose deadline has passed.
+        if answer is None or answer.done():
+            return
+        if "error" in message:
+            answer.set_exception(QmpError(f"QEMU refused: {_description(message['error'])}"))
+        else:
+            answer.set_result(message.get("return"))
+
+    def _end(self, error: QmpError) -> None:
+        if self._closed is None:
+            self._closed = error
+        for answer in self._pending.values():
+            if not answer.done():
+                answer.set_exception(error)
+        with contextlib.suppress(RuntimeError):
+            self._writer.close()
+
+
+def _description(error: object) -> str:
+    return str(error.get("desc", error)) if isinstance(error, dict) else str(error)

@@ -1,0 +1,243 @@
+"""Gives a VM its vsock device: the kernel's vhost-vsock where the host has it, else vhost-device-vsock.
+
+With vhost-vsock the guest has a CID of its own in the host's AF_VSOCK and is dialled as `vsock:CID:PORT`. Without
+it, QEMU's vhost-user-vsock device is served by the daemon vhost-device-vsock, which maps guest ports to one UNIX
+socket on the host (hybrid vsock: "CONNECT <port>\\n" answered by "OK <port>\\n"), dialled as `hvsock:PATH:PORT`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import os
+import random
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tenacity
+
+from gcsagent.host.vm.errors import InvalidVmConfig, LaunchError
+from gcsagent.host.vm.inotify import DirectoryWatch
+from gcsagent.host.vm.process import Child, PipeReader, Tail
+from gcsagent.host.vm.tools import VHOST_DEVICE_VSOCK, find_tool
+
+Kind = Literal["vhost-vsock", "vhost-user-vsock"]
+
+VHOST_VSOCK = Path("/dev/vhost-vsock")
+
+# linux/vhost.h: _IOW(VHOST_VIRTIO, 0x60, __u64) with VHOST_VIRTIO = 0xAF.
+VHOST_VSOCK_SET_GUEST_CID = 0x4008AF60
+
+# 0 to 2 are reserved (vsock(7)); small numbers are what people pick by hand.
+_LOWEST_CID = 0x1000
+_HIGHEST_CID = 0x7FFFFFFF
+_CID_ATTEMPTS = 32
+
+# Every daemon serves one guest on sockets of its own, so the number means nothing outside.
+_PRIVATE_CID = 3
+
+# vhost-device-vsock 0.3.0 drops a guest packet whose payload spans several descriptors ("DescriptorLengthTooSmall")
+# and the stream then stalls for good. Linux 6.12 guests build such packets above 32 KiB, and never send more than
+# the credit the peer advertises: this buffer is that credit, and keeps every packet in one descriptor.
+_TX_BUFFER_SIZE = 28672
+
+_DAEMON_DEADLINE = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class VsockChoice:
+    """Which device, and why."""
+
+    kind: Kind
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.reason})"
+
+
+def choose(request: str = "auto", *, device: Path | None = None) -> VsockChoice:
+    """Picks the vsock device.
+
+    Raises:
+        InvalidVmConfig: `request` is none of auto, vhost, vhost-user; or it is vhost and the host lacks it.
+    """
+    if request == "vhost-user":
+        return VsockChoice("vhost-user-vsock", "asked for")
+    if request not in ("auto", "vhost"):
+        raise InvalidVmConfig(f"vsock device {request!r} is not one of auto, vhost, vhost-user")
+    device = device or VHOST_VSOCK
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        obstacle = f"{device}: {error.strerror}"
+        if request == "vhost":
+            raise InvalidVmConfig(
+                f"vhost-vsock was asked for but cannot be used: {obstacle}; load vhost_vsock or use auto"
+            ) from None
+        return VsockChoice("vhost-user-vsock", obstacle)
+    return VsockChoice("vhost-vsock", "asked for" if request == "vhost" else f"{device} opens")
+
+
+class VsockDevice:
+    """A device ready to be given to one QEMU.
+
+    Attributes:
+        address: prefix of the address hosts dial; the port follows after a colon.
+        fd: goes to QEMU: the opened vhost device, or the connected vhost-user socket.
+        cid: the guest's CID.
+        daemon: the vhost-device-vsock process, if there is one.
+    """
+
+    def __init__(self, choice: VsockChoice, address: str, fd: int, cid: int) -> None:
+        self.choice = choice
+        self.address = address
+        self.fd = fd
+        self.cid = cid
+        self.daemon: Child | None = None
+        self._complaints = Tail()
+        self._stderr: PipeReader | None = None
+
+    @classmethod
+    async def create(
+        cls, choice: VsockChoice, directory: Path, env: Mapping[str, str] | None = None
+    ) -> VsockDevice:
+        """Reserves a CID, or starts the daemon with its sockets in `directory`.
+
+        Raises:
+            LaunchError: no CID is free, or the daemon did not come up.
+            ToolMissing: there is no vhost-device-vsock.
+        """
+        if choice.kind == "vhost-vsock":
+            fd, cid = reserve_cid(VHOST_VSOCK)
+            return cls(choice, f"vsock:{cid}", fd, cid)
+        device = cls(choice, f"hvsock:{directory / 'vsock'}", -1, _PRIVATE_CID)
+        try:
+            await device._start_daemon(find_tool(VHOST_DEVICE_VSOCK, env), directory)
+        except BaseException:
+            device.close()
+            raise
+        return device
+
+    def complaints(self) -> str:
+        """The last thing the daemon said, on one line."""
+        said = self._complaints.text().strip().splitlines()
+        return said[-1] if said else "no output"
+
+    def handed_over(self) -> None:
+        """QEMU has its copy of the descriptor: ours would keep the CID or the daemon's session alive."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def close(self) -> None:
+        """Ends the daemon and frees everything; may be called again."""
+        self.handed_over()
+        if self.daemon is not None:
+            self.daemon.destroy()
+        if self._stderr is not None:
+            self._stderr.close()
+
+    async def _start_daemon(self, program: Path, directory: Path) -> None:
+        control = directory / "vhost-user"
+        self._stderr = PipeReader(self._complaints.feed)
+        with DirectoryWatch(directory) as watch:
+            self.daemon = Child.spawn(
+                VHOST_DEVICE_VSOCK,
+                daemon_argv(program, control, directory / "vsock", self.cid),
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr.write_end,
+            )
+            self._stderr.close_write_end()
+            self.fd = await self._connect(watch, self.daemon, control)
+
+    async def _connect(self, watch: DirectoryWatch, daemon: Child, control: Path) -> int:
+        connecting = asyncio.create_task(_connect_when_there(watch, control))
+        exiting = asyncio.create_task(daemon.wait())
+        try:
+            done, _ = await asyncio.wait(
+                (connecting, exiting), timeout=_DAEMON_DEADLINE, return_when=asyncio.FIRST_COMPLETED
+            )
+            if connecting in done:
+                return connecting.result()
+            if exiting in done:
+                raise LaunchError(f"vhost-device-vsock exited {exiting.result()}: {self.complaints()}")
+            raise LaunchError(f"vhost-device-vsock made no socket within {_DAEMON_DEADLINE:g} s")
+        finally:
+            await _cancel(connecting, exiting)
+
+
+def daemon_argv(program: Path, control: Path, uds: Path, cid: int) -> list[str]:
+    """The command line of vhost-device-vsock for one guest."""
+    for path in (control, uds):
+        if "," in str(path):
+            raise LaunchError(f"vhost-device-vsock cannot use a path with a comma: {path}")
+    vm = f"guest-cid={cid},socket={control},uds-path={uds},tx-buffer-size={_TX_BUFFER_SIZE}"
+    return [str(program), "--vm", vm]
+
+
+def reserve_cid(device: Path, pick: Callable[[], int] | None = None) -> tuple[int, int]:
+    """Opens the vhost device and claims a free CID on it; returns the descriptor and the CID.
+
+    The claim lasts as long as the descriptor, so no other VM can take the CID before QEMU uses it.
+
+    Raises:
+        LaunchError: the device cannot be used, or no free CID was found.
+    """
+    pick = pick or (lambda: random.randint(_LOWEST_CID, _HIGHEST_CID))
+    try:
+        fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise LaunchError(f"cannot open {device}: {error.strerror}") from error
+    try:
+        for _ in range(_CID_ATTEMPTS):
+            cid = pick()
+            if _claim_cid(fd, cid):
+                return fd, cid
+    except OSError as error:
+        os.close(fd)
+        raise LaunchError(f"{device} refuses a guest CID: {error.strerror}") from error
+    os.close(fd)
+    raise LaunchError(f"{device}: no free guest CID in {_CID_ATTEMPTS} attempts")
+
+
+def _claim_cid(fd: int, cid: int) -> bool:
+    try:
+        fcntl.ioctl(fd, VHOST_VSOCK_SET_GUEST_CID, struct.pack("=Q", cid))
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            return False
+        raise
+    return True
+
+
+async def _connect_when_there(watch: DirectoryWatch, control: Path) -> int:
+    while not control.is_socket():
+        await watch.changed()
+    # Between the daemon's bind and its listen the socket exists and refuses; nothing announces the listen.
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(ConnectionRefusedError),
+        wait=tenacity.wait_exponential(multiplier=0.001, max=0.5),
+        stop=tenacity.stop_after_delay(_DAEMON_DEADLINE),
+        reraise=True,
+    )
+    return await retrying(_connect, control)
+
+
+async def _connect(control: Path) -> int:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    with contextlib.closing(sock):
+        sock.connect(str(control))
+        return sock.detach()
+
+
+async def _cancel(*tasks: asyncio.Task[int]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
