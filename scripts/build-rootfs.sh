@@ -14,7 +14,8 @@ usage: build-rootfs.sh [--mirror URL] [--out DIR] [--tree DIR] [--refresh] [--pr
 
   --mirror URL           Debian mirror (default: the one in this host's apt sources)
   --out DIR              also copy vmlinuz, initramfs and manifest.json to DIR
-  --tree DIR             take gcsagent/ and protocol/ from DIR instead of this repository
+  --tree DIR             take gcsagent/ and protocol/ from DIR instead of this repository; the link
+                         image/current is left as it is
   --refresh              ask the archive for newer packages even though it was asked a short while ago
   --print-key            print the image's key and build nothing
   --check-reproducible   build twice from nothing but the packages and compare the bytes
@@ -259,7 +260,7 @@ if [ ! -e "$IMAGE/manifest.json" ]; then
     publish "$WORK/image" "$IMAGE"
 fi
 touch "$IMAGE"
-point_current "$GCS_CACHE/image" "$IMAGE_KEY"
+[ "$TREE" != "$GCS_REPO" ] || point_current "$GCS_CACHE/image" "$IMAGE_KEY"
 forget_old "$GCS_CACHE/image" 8
 if [ -n "$OUT" ]; then
     mkdir -p "$OUT"
