@@ -16,17 +16,14 @@ import asyncio
 from types import TracebackType
 from typing import Any, Self
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
-
-from gcsagent.host.dialogue import decode_result, encode_params, greet
-from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken
+from gcsagent.host.dialogue import decode_result, despite_losses, encode_params, greet
+from gcsagent.host.errors import AgentSilent, ClosedByUs
 from gcsagent.host.events import EventStream
 from gcsagent.host.link import Link
 from gcsagent.host.streams import Stream
 from gcsagent.host.transport import Address
 from protocol import checks, methods
 from protocol.address import parse_dial
-from protocol.errors import Code, RpcError
 from protocol.methods import METHODS
 from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
 
@@ -35,9 +32,6 @@ CONNECT_SECONDS = 30.0
 
 GRACE_SECONDS = 5.0
 """What a call waits beyond its deadline, so that the agent's own answer about it wins."""
-
-_LOSSES = 5
-"""Connections one call may lose in a row before it fails for that."""
 
 
 class Client:
@@ -106,12 +100,7 @@ class Client:
             async with asyncio.timeout(limit):
                 if not repeatable:
                     return decode_result(method, await (await self._linked()).call(method, wire))
-                async for attempt in AsyncRetrying(
-                    retry=retry_if_exception_type((ClosedByPeer, ConnectionBroken)),
-                    stop=stop_after_attempt(_LOSSES),
-                    wait=wait_random_exponential(multiplier=0.02, max=1.0),
-                    reraise=True,
-                ):
+                async for attempt in despite_losses():
                     with attempt:
                         return decode_result(method, await (await self._linked()).call(method, wire))
         except TimeoutError:
@@ -189,7 +178,7 @@ class Client:
         return result
 
     async def delete_container(self, container: str, *, force: bool = False) -> ExitRecord | None:
-        """Removes it and all it left; ``force`` kills what runs. Returns init's exit record, if it had one."""
+        """Removes it and all it left; ``force`` kills what runs. Returns init's exit record, if any."""
         result: methods.Deleted = await self.call(
             "container.delete", methods.DeleteContainer(container, force)
         )
@@ -246,22 +235,17 @@ class Client:
 
         Raises what :meth:`call` raises; FAILED_PRECONDITION when somebody else is attached and not ``take``.
         """
-        return await self._apart(
-            Stream.open(self.address, methods.Attach(container, process, stream, take=take), self.client_name)
-        )
+        wanted = methods.Attach(container, process, stream, take=take)
+        return await Stream.open(self.address, wanted, timeout=self.timeout, client_name=self.client_name)
 
     async def events(self, *, after: int | None = None, container: str | None = None) -> EventStream:
         """Subscribes over a new connection, which it replaces when lost, going on where it was.
 
         With ``after`` what the agent still remembers beyond that sequence number comes first.
         """
-        return await self._apart(
-            EventStream.open(
-                self.address,
-                methods.Subscribe(after, container),
-                timeout=self.timeout,
-                client_name=self.client_name,
-            )
+        wanted = methods.Subscribe(after, container)
+        return await EventStream.open(
+            self.address, wanted, timeout=self.timeout, client_name=self.client_name
         )
 
 

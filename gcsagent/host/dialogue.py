@@ -12,7 +12,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    stop_after_attempt,
+    wait_random_exponential,
+)
 
 from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectFailed, ConnectionBroken, NotReady
 from gcsagent.host.text import printable
@@ -25,6 +31,7 @@ from protocol.methods import HELLO, METHODS, Envelope, Hello, Welcome
 from protocol.schema import SchemaError, from_wire, to_wire
 
 _CHUNK = 65536
+_LOSSES = 5
 _MAX_EARLY = 4096
 """Notifications kept while an answer is awaited; more than any replay ring needs before its reply."""
 
@@ -141,6 +148,16 @@ class Dialogue:
 
     def close(self) -> None:
         self.sock.close()
+
+
+def despite_losses() -> AsyncRetrying:
+    """Attempts at something that may be repeated: a few losses of the connection in a row are overcome."""
+    return AsyncRetrying(
+        retry=retry_if_exception_type((ClosedByPeer, ConnectionBroken)),
+        stop=stop_after_attempt(_LOSSES),
+        wait=wait_random_exponential(multiplier=0.02, max=1.0),
+        reraise=True,
+    )
 
 
 async def greet(address: Address, *, timeout: float, client_name: str) -> tuple[Dialogue, Welcome]:

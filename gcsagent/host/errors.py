@@ -54,3 +54,7 @@ class AgentSilent(RpcError):
             Code.DEADLINE_EXCEEDED,
             f"no answer to {method} in {seconds:g} s; the agent may hang or the VM be overloaded",
         )
+
+
+class OutputTooLarge(HostError):
+    """A process wrote more than was to be kept in memory."""

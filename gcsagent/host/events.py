@@ -10,14 +10,16 @@ import asyncio
 from types import TracebackType
 from typing import Self
 
-from gcsagent.host.dialogue import Dialogue, greet
-from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectionBroken
+from gcsagent.host.dialogue import Dialogue, despite_losses, greet
+from gcsagent.host.errors import AgentSilent, ClosedByUs, ConnectionLost
 from gcsagent.host.transport import Address
 from protocol.errors import RemoteProtocolError
+from protocol.framing import Notification
 from protocol.methods import EVENT, Subscribe, Subscribed
 from protocol.schema import SchemaError, from_wire
 from protocol.types import Event
 
+_SUBSCRIBE = "events.subscribe"
 _SUBSCRIBE_SECONDS = 15.0
 
 
@@ -37,7 +39,7 @@ class EventStream:
         self._client_name = client_name
         self._dialogue: Dialogue | None = None
         self._closed = False
-        self.last = wanted.after or 0
+        self._after = wanted.after
         self.dropped = 0
 
     @classmethod
@@ -50,16 +52,10 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        while True:
-            try:
-                event = await self._next()
-            except (ClosedByPeer, ConnectionBroken):
-                self._drop()
-                await self._subscribe()
-                continue
-            if event.seq > self.last:
-                self.last = event.seq
-                return event
+        async for attempt in despite_losses():
+            with attempt:
+                return await self._advance()
+        raise AssertionError("ends only by returning or raising")
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,33 +70,50 @@ class EventStream:
         self._closed = True
         self._drop()
 
-    async def _next(self) -> Event:
-        if self._closed or self._dialogue is None:
+    async def _advance(self) -> Event:
+        if self._closed:
             raise ClosedByUs("this subscription has been closed")
-        while True:
-            note = await self._dialogue.notification()
-            if note.method == EVENT:
-                try:
-                    return from_wire(Event, note.params)
-                except SchemaError as error:
-                    raise RemoteProtocolError("event", f"the agent's event: {error}") from error
+        if self._dialogue is None:
+            await self._subscribe()
+        assert self._dialogue is not None
+        try:
+            while True:
+                event = _event(await self._dialogue.notification())
+                if event is not None and (self._after is None or event.seq > self._after):
+                    self._after = event.seq
+                    return event
+        except (ConnectionLost, RemoteProtocolError):
+            self._drop()
+            raise
 
     async def _subscribe(self) -> None:
-        first = self._dialogue is None and self.last == (self._wanted.after or 0)
         dialogue, _ = await greet(self._address, timeout=self._timeout, client_name=self._client_name)
         try:
             async with asyncio.timeout(_SUBSCRIBE_SECONDS):
-                after = self._wanted.after if first else self.last
                 reply: Subscribed = await dialogue.ask(
-                    "events.subscribe", Subscribe(after, self._wanted.container)
+                    _SUBSCRIBE, Subscribe(self._after, self._wanted.container)
                 )
-        except BaseException:
+        except BaseException as error:
             dialogue.close()
+            if isinstance(error, TimeoutError):
+                raise AgentSilent(_SUBSCRIBE, _SUBSCRIBE_SECONDS) from None
             raise
-        self._dialogue = dialogue
+        if self._after is None:
+            self._after = reply.last
         self.dropped += reply.dropped
+        self._dialogue = dialogue
 
     def _drop(self) -> None:
         if self._dialogue is not None:
             self._dialogue.close()
             self._dialogue = None
+
+
+def _event(note: Notification) -> Event | None:
+    """The event a notification carries; None for a notification this client does not know."""
+    if note.method != EVENT:
+        return None
+    try:
+        return from_wire(Event, note.params)
+    except SchemaError as error:
+        raise RemoteProtocolError("event", f"the agent's event: {error}") from error

@@ -21,7 +21,9 @@ _CHUNK = 65536
 class Link:
     """A greeted connection. ``lost`` is None while it can be used, then why it cannot."""
 
-    def __init__(self, dialogue: Dialogue, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, dialogue: Dialogue, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._connection = dialogue.connection
         self._reader = reader
         self._writer = writer

@@ -95,7 +95,7 @@ async def _dial_vsock(address: VsockAddress) -> socket.socket:
 
 
 async def _hybrid_handshake(sock: socket.socket, address: HybridAddress) -> None:
-    """``CONNECT <port>`` as Firecracker's docs/vsock.md has it. One byte at a time: what follows is not ours."""
+    """``CONNECT <port>``, as in Firecracker's docs/vsock.md. Bytewise: what follows OK is not ours."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, b"CONNECT %d\n" % address.port)
     line = bytearray()
@@ -112,7 +112,9 @@ async def _hybrid_handshake(sock: socket.socket, address: HybridAddress) -> None
 
 def _strange(address: HybridAddress, line: bytearray) -> HandshakeFailed:
     shown = printable(line.decode("utf-8", "replace").strip())
-    return HandshakeFailed(f"{address}: the socket answered {shown!r} to CONNECT; is it a VMM's vsock socket?")
+    return HandshakeFailed(
+        f"{address}: the socket answered {shown!r} to CONNECT; is it a VMM's vsock socket?"
+    )
 
 
 def _cannot(address: Address, error: Exception) -> ConnectFailed:

@@ -1,0 +1,251 @@
+"""A process in the guest as its host sees it: streams, signals, and how it ended.
+
+A container's init is created, attached to, then started; an exec runs before it can be attached to, and what
+it writes meanwhile waits in its pipes. Either way nothing is lost. After the exit its record says how many
+bytes each stream had then, so the output ends there even if a grandchild keeps the pipe open; a TTY ends
+with the event ``stream.end``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from gcsagent.host.client import Client
+from gcsagent.host.errors import ClosedByPeer, HostError, OutputTooLarge
+from gcsagent.host.streams import CHUNK, Stream
+from protocol import checks, methods
+from protocol.errors import Code, RpcError
+from protocol.types import ExitRecord, Stdio, StreamMode, Winsize
+
+STDIN, STDOUT, STDERR, TTY = (name.value for name in methods.Stream)
+
+STREAM_END = "stream.end"
+"""Event: ``{stream, bytes}``, the stream has given all it ever will."""
+
+_END_SECONDS = 10.0
+"""How long after a process's exit its pty may take to report its end; the kernel hangs it up at once."""
+
+COLLECT_LIMIT = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What :meth:`RemoteProcess.communicate` collected; with a TTY everything is in ``stdout``."""
+
+    stdout: bytes
+    stderr: bytes
+    exit: ExitRecord
+
+
+class RemoteProcess:
+    """One process and the streams this host is attached to. Leaving its ``async with`` only detaches."""
+
+    def __init__(self, client: Client, container: str, process: str, pid: int = 0) -> None:
+        """Use :meth:`create`, :meth:`exec` or :meth:`attach`."""
+        self.client = client
+        self.container = container
+        self.process = process
+        self.pid = pid
+        self.streams: dict[str, Stream] = {}
+
+    @classmethod
+    async def create(cls, client: Client, params: methods.CreateContainer) -> Self:
+        """Creates a container and attaches to its init; :meth:`start` lets it run.
+
+        When attaching fails or the caller is cancelled the container is removed again. Raises what
+        :meth:`Client.call` raises.
+        """
+        process = cls(client, params.container, checks.INIT)
+        creating = asyncio.ensure_future(client.create_container(params))
+        try:
+            process.pid = (await asyncio.shield(creating)).pid
+        except asyncio.CancelledError:
+            # Whether it exists is known only by its answer; deleting blindly could hit a namesake.
+            with contextlib.suppress(RpcError, HostError):
+                await creating
+                await client.delete_container(params.container, force=True)
+            raise
+        try:
+            await process._attach_all(_named(params.stdio))
+        except BaseException:
+            with contextlib.suppress(RpcError, HostError):
+                await client.delete_container(params.container, force=True)
+            raise
+        return process
+
+    @classmethod
+    async def exec(cls, client: Client, params: methods.Exec) -> Self:
+        """Runs one more process in a container and attaches to it; killed if attaching fails."""
+        process = cls(client, params.container, params.process)
+        process.pid = (await client.exec_process(params)).pid
+        try:
+            await process._attach_all(_named(params.stdio))
+        except BaseException:
+            with contextlib.suppress(RpcError, HostError):
+                await process.kill("SIGKILL")
+            raise
+        return process
+
+    @classmethod
+    async def attach(cls, client: Client, container: str, process: str = checks.INIT) -> Self:
+        """Attaches to the streams a process was made with."""
+        state = await client.process_state(container, process)
+        attached = cls(client, container, process, state.pid)
+        await attached._attach_all(
+            [
+                methods.Stream(name)
+                for name, stream in state.streams.items()
+                if stream.mode is not StreamMode.NULL and name in (STDIN, STDOUT, STDERR, TTY)
+            ]
+        )
+        return attached
+
+    @property
+    def terminal(self) -> bool:
+        return TTY in self.streams
+
+    @property
+    def input(self) -> Stream | None:
+        """Where its input goes: the TTY or stdin."""
+        return self.streams.get(TTY) or self.streams.get(STDIN)
+
+    @property
+    def outputs(self) -> list[Stream]:
+        """Where its output comes from: the TTY, or stdout and stderr."""
+        return [self.streams[name] for name in (TTY, STDOUT, STDERR) if name in self.streams]
+
+    async def start(self) -> None:
+        self.pid = (await self.client.start_container(self.container)).pid
+
+    async def kill(self, signal: int | str = "SIGTERM") -> None:
+        await self.client.kill_process(self.container, self.process, signal)
+
+    async def resize(self, winsize: Winsize) -> None:
+        await self.client.resize_process(self.container, self.process, winsize)
+
+    async def end_input(self) -> None:
+        """Ends stdin behind what has been written to it; on a TTY this types the end-of-file character."""
+        if self.input is not None:
+            await self.client.close_stdin(self.container, self.process, self.input.input_position)
+
+    async def wait(self) -> ExitRecord:
+        """How the process ended. From then on reads of its outputs end where it ended, and not before.
+
+        Something must be reading the outputs meanwhile: a process whose pipe is full does not exit.
+        """
+        record = await self.client.wait_process(self.container, self.process)
+        for stream in self.outputs:
+            if stream.name in record.streams and stream.name != TTY:
+                stream.finish_at(record.streams[stream.name])
+            else:
+                stream.finish_at(await self._end_of(stream, record))
+        return record
+
+    async def communicate(self, data: bytes | None = None, *, limit: int = COLLECT_LIMIT) -> Completed:
+        """Gives it ``data`` and the end of its input, reads all output, waits.
+
+        Raises OutputTooLarge when one stream brings more than ``limit`` bytes, and what :meth:`wait` raises.
+        """
+        with first_error():
+            async with asyncio.TaskGroup() as tasks:
+                collected = {s.name: tasks.create_task(_collect(s, limit)) for s in self.outputs}
+                feeding = tasks.create_task(self._feed(data))
+                record = await self.wait()
+                feeding.cancel()
+        output = {name: task.result() for name, task in collected.items()}
+        return Completed(output.get(TTY, output.get(STDOUT, b"")), output.get(STDERR, b""), record)
+
+    def detach(self) -> None:
+        """Closes this side's stream connections; the process does not notice."""
+        for stream in self.streams.values():
+            stream.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    async def _attach_all(self, names: list[methods.Stream]) -> None:
+        async def one(name: methods.Stream) -> None:
+            self.streams[name.value] = await self.client.attach(self.container, self.process, name)
+
+        try:
+            with first_error():
+                async with asyncio.TaskGroup() as tasks:
+                    for name in names:
+                        tasks.create_task(one(name))
+        except BaseException:
+            self.detach()
+            raise
+
+    async def _feed(self, data: bytes | None) -> None:
+        if self.input is None or data is None:
+            return
+        with contextlib.suppress(ClosedByPeer):
+            await self.input.write(data)
+            await self.end_input()
+
+    async def _end_of(self, stream: Stream, record: ExitRecord) -> int:
+        """Where an output ends that the exit record cannot speak for: a TTY, or a record that was lost."""
+        told = asyncio.create_task(self._told_end(stream.name))
+        closed = asyncio.create_task(stream.ended())
+        try:
+            await asyncio.wait((told, closed), timeout=_END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if told.done() and (total := told.result()) is not None:
+                return total
+        finally:
+            for task in (told, closed):
+                task.cancel()
+            await asyncio.gather(told, closed, return_exceptions=True)
+        return record.streams.get(stream.name, stream.position)
+
+    async def _told_end(self, name: str) -> int | None:
+        """The total of ``stream.end``. Subscribed before the state is asked: the event cannot be missed."""
+        async with await self.client.events(container=self.container) as events:
+            try:
+                state = await self.client.process_state(self.container, self.process)
+            except RpcError as error:
+                if error.code is Code.NOT_FOUND:  # deleted meanwhile: nobody will say
+                    return None
+                raise
+            now = state.streams.get(name)
+            if now is not None and now.ended:
+                return now.bytes
+            async for event in events:
+                total = event.data.get("bytes")
+                if (event.type, event.process, event.data.get("stream")) == (STREAM_END, self.process, name):
+                    return total if isinstance(total, int) else None
+        return None
+
+
+def _named(stdio: Stdio) -> list[methods.Stream]:
+    """The streams of ``stdio`` that can be attached to."""
+    modes = {STDIN: stdio.stdin, STDOUT: stdio.stdout, STDERR: stdio.stderr, TTY: stdio.tty}
+    return [methods.Stream(name) for name, spec in modes.items() if spec.mode is not StreamMode.NULL]
+
+
+@contextlib.contextmanager
+def first_error() -> Iterator[None]:
+    """Raises a task group's first error bare: the others are its cancelled siblings, or the same loss again."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+
+async def _collect(stream: Stream, limit: int) -> bytes:
+    collected = bytearray()
+    while data := await stream.read(CHUNK):
+        collected += data
+        if len(collected) > limit:
+            raise OutputTooLarge(f"{stream.name}: more than {limit} bytes; read it in pieces instead")
+    stream.check_complete()
+    return bytes(collected)

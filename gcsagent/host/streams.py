@@ -1,0 +1,203 @@
+"""One stream of a remote process: a raw connection, and the count of what has moved through it.
+
+Closing the connection detaches and means nothing else; in particular it is neither the end of stdin
+(``process.close_stdin``) nor, when the guest does it, proof that all output has come. Where the output
+ends is a number of bytes the agent states elsewhere; :meth:`Stream.finish_at` takes it, and the reader then
+stops exactly there, whoever still holds the other end of the pipe open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from gcsagent.host.dialogue import encode_params, greet
+from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken, OutputTruncated
+from gcsagent.host.transport import Address
+from protocol.methods import ATTACH, Attach, Attached
+
+CHUNK = 65536
+_ATTACH_SECONDS = 15.0
+
+
+class Stream:
+    """An attached stream. One task may read while another writes (a TTY is duplex).
+
+    ``offset`` is what had moved before this connection, ``received`` and ``sent`` what has since; in bytes.
+    """
+
+    def __init__(self, name: str, sock: socket.socket, offset: int, first: bytes = b"") -> None:
+        """Use :meth:`gcsagent.host.client.Client.attach`."""
+        self.name = name
+        self.offset = offset
+        self.received = 0
+        self.sent = 0
+        self.closed = False
+        self._sock = sock
+        self._first = first
+        self._goal: int | None = None
+        self._wake_reader: Callable[[], None] = _nobody
+        self._wake_writer: Callable[[], None] = _nobody
+        self._ended = asyncio.Event()
+
+    @classmethod
+    async def open(cls, address: Address, wanted: Attach, *, timeout: float, client_name: str) -> Self:
+        encode_params(ATTACH, wanted)
+        dialogue, _ = await greet(address, timeout=timeout, client_name=client_name)
+        try:
+            async with asyncio.timeout(_ATTACH_SECONDS):
+                reply: Attached = await dialogue.ask(ATTACH, wanted)
+            first = dialogue.connection.stream_bytes()
+        except BaseException as error:
+            dialogue.close()
+            if isinstance(error, TimeoutError):
+                raise AgentSilent(ATTACH, _ATTACH_SECONDS) from None
+            raise
+        return cls(wanted.stream.value, dialogue.sock, reply.offset, first)
+
+    # -- output ---------------------------------------------------------------------------------
+
+    @property
+    def position(self) -> int:
+        """Bytes of this stream that have come out of the guest, over this and earlier connections."""
+        return self.offset + self.received
+
+    def finish_at(self, total: int) -> None:
+        """States where the output ends: :meth:`read` returns b"" once ``position`` is there."""
+        self._goal = total
+        self._wake_reader()
+
+    async def read(self, size: int = CHUNK) -> bytes:
+        """Up to ``size`` bytes; b"" at the end: the stated one, or the guest closed the connection.
+
+        :meth:`check_complete` tells the two apart. Raises ConnectionBroken, ClosedByUs.
+        """
+        while True:
+            wanted = size if self._goal is None else min(size, self._goal - self.position)
+            if wanted <= 0:
+                return b""
+            data = await self._receive(wanted)
+            if data is not None:
+                self.received += len(data)
+                return data
+
+    async def ended(self) -> None:
+        """Until a reader has found this connection closed, by whichever side."""
+        await self._ended.wait()
+
+    def check_complete(self) -> None:
+        """Raises OutputTruncated when the end was stated and has not been reached."""
+        if self._goal is not None and self.position < self._goal:
+            raise OutputTruncated(
+                f"{self.name}: the connection ended after {self.position} of {self._goal} bytes;"
+                " the rest stays in the guest for the next attach"
+            )
+
+    async def _receive(self, size: int) -> bytes | None:
+        """Some bytes, b"" when the guest has closed, None when it is to be asked again."""
+        if self._first:
+            data, self._first = self._first[:size], self._first[size:]
+            return data
+        if self.closed:
+            raise ClosedByUs(f"{self.name} has been closed by this side")
+        try:
+            data = self._sock.recv(size)
+        except (BlockingIOError, InterruptedError):
+            await self._readable()
+            return None
+        except OSError as error:
+            raise ConnectionBroken(f"{self.name}: the connection broke: {error.strerror}") from error
+        if not data:
+            self._ended.set()
+        await asyncio.sleep(0)  # a peer that always has more must not keep the loop to itself
+        return data
+
+    async def _readable(self) -> None:
+        """Until there is something to read, or :meth:`finish_at` or :meth:`close` changes what is wanted."""
+        loop = asyncio.get_running_loop()
+        ready, self._wake_reader = _bell()
+        loop.add_reader(self._sock, self._wake_reader)
+        try:
+            await ready
+        finally:
+            self._wake_reader = _nobody
+            if not self.closed:
+                loop.remove_reader(self._sock)
+
+    # -- input ----------------------------------------------------------------------------------
+
+    @property
+    def input_position(self) -> int:
+        """Bytes of stdin given to the guest so far: the ``offset`` of ``process.close_stdin``."""
+        return self.offset + self.sent
+
+    async def write(self, data: bytes) -> None:
+        """Sends all of ``data``, waiting while the process does not read.
+
+        Raises ClosedByPeer when the process reads no more (its stdin is closed), ClosedByUs.
+        """
+        rest = memoryview(data)
+        while rest:
+            if self.closed:
+                raise ClosedByUs(f"{self.name} has been closed by this side")
+            try:
+                count = self._sock.send(rest)
+            except (BlockingIOError, InterruptedError):
+                await self._writable()
+                continue
+            except OSError as error:
+                raise ClosedByPeer(f"{self.name}: the process reads no more") from error
+            self.sent += count
+            rest = rest[count:]
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready, self._wake_writer = _bell()
+        loop.add_writer(self._sock, self._wake_writer)
+        try:
+            await ready
+        finally:
+            self._wake_writer = _nobody
+            if not self.closed:
+                loop.remove_writer(self._sock)
+
+    # -- end ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Detaches. What the guest had sent and was not read is lost to this connection."""
+        if self.closed:
+            return
+        self.closed = True
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._sock)
+        loop.remove_writer(self._sock)
+        self._sock.close()
+        self._ended.set()
+        self._wake_reader()
+        self._wake_writer()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _bell() -> tuple[asyncio.Future[None], Callable[[], None]]:
+    """Something to wait for, and what ends the wait (any number of times)."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ring() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    return future, ring
+
+
+def _nobody() -> None:
+    """Nobody waits."""
