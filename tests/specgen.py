@@ -1,0 +1,183 @@
+"""Renders the tables of protocol/SPEC.md from the contract's code.
+
+Each table stands between ``<!-- generated: NAME -->`` and ``<!-- end -->``. ``python -m tests.specgen``
+rewrites them in place; tests/unit/test_protocol_spec.py fails when that would change anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from enum import Enum
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from protocol import checks, errors, limits, methods
+from protocol import types as records
+from protocol.connection import TRANSITIONS
+
+SPEC = Path(__file__).parent.parent / "protocol" / "SPEC.md"
+BLOCK = re.compile(r"(<!-- generated: ([\w .]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+_NAMED = {
+    checks.identifier: "id",
+    checks.absolute_path: "path",
+    checks.signal: "signal",
+    checks.request_id: "request id",
+    checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
+}
+_PLAIN = {str: "string", int: "integer", bool: "bool", float: "number", bytes: "bytes", Any: "any"}
+_EVERYWHERE = {"container": "Which container.", "process": "Which process of it; `init` is its init."}
+
+
+def render(text: str) -> str:
+    """``text`` with every generated block made anew. Raises KeyError for a block nobody can make."""
+    return BLOCK.sub(lambda match: match[1] + block(match[2]) + match[3], text)
+
+
+def block(name: str) -> str:
+    kind, _, argument = name.partition(" ")
+    return "".join(f"{line}\n" for line in _RENDERERS[kind](argument))
+
+
+def _find(name: str) -> Any:
+    return next(
+        getattr(module, name) for module in (records, methods, limits, errors) if hasattr(module, name)
+    )
+
+
+def _states(_: str) -> Iterable[str]:
+    yield "| in state | what happens | next state |"
+    yield "|---|---|---|"
+    for (state, step), target in TRANSITIONS.items():
+        yield f"| {state} | {step} | {target} |"
+
+
+def _limits(_: str) -> Iterable[str]:
+    yield "| name | value | meaning |"
+    yield "|---|---|---|"
+    docs = _attribute_docs(limits)[""]
+    for name, doc in docs.items():
+        yield f"| `{name}` | {getattr(limits, name)} | {doc} |"
+
+
+def _enum(kind: Any) -> Iterable[str]:
+    yield "| value | meaning |"
+    yield "|---|---|"
+    docs = _docs_of(kind)
+    for member in kind:
+        yield f"| `{member.value}` | {docs.get(member.name, '')} |"
+
+
+def _method(name: str) -> Iterable[str]:
+    method = methods.METHODS[name]
+    deadline = "none" if method.deadline_ms is None else f"{method.deadline_ms} ms"
+    commit = f"; takes `request_id`; commit point: {method.commit}" if method.mutating else ""
+    yield f"Default deadline: {deadline}{commit}."
+    yield ""
+    yield from _record(method.params, "argument", "No arguments.")
+    yield ""
+    if method.result is methods.Empty:
+        yield "Result: an empty map."
+    elif method.result.__module__ == records.__name__:
+        yield f"Result: {_link(method.result)}."
+    else:
+        yield "Result:"
+        yield ""
+        yield from _record(method.result)
+
+
+def _record(cls: Any, heading: str = "key", empty: str = "Empty.") -> Iterable[str]:
+    fields, docs = dataclasses.fields(cls), _docs_of(cls)
+    if not fields:
+        yield empty
+        return
+    hints = typing.get_type_hints(cls, include_extras=True)
+    yield f"| {heading} | type | default | meaning |"
+    yield "|---|---|---|---|"
+    for field in fields:
+        meaning = docs.get(field.name) or _EVERYWHERE[field.name]
+        yield f"| `{field.name}` | {_type(hints[field.name])} | {_default(field)} | {meaning} |"
+
+
+def _default(field: dataclasses.Field[Any]) -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return "{}"
+    value = field.default
+    if value is dataclasses.MISSING:
+        return "required"
+    if value is None:
+        return "absent"
+    if dataclasses.is_dataclass(value):
+        return "all defaults"
+    if isinstance(value, Enum):
+        value = value.value
+    return {"": "empty", (): "[]", True: "true", False: "false"}.get(value, f"`{value}`")
+
+
+def _type(hint: Any) -> str:
+    if hint in _PLAIN:
+        return _PLAIN[hint]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        check = arguments[1]
+        if check in _NAMED:
+            return _NAMED[check]
+        return f"integer {check.low} to {check.high}"
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_type(option) for option in arguments if option is not type(None))
+    if origin is tuple:
+        return f"array of {_type(arguments[0])}"
+    if origin is dict:
+        return "map" if arguments[1] is Any else f"map of string to {_type(arguments[1])}"
+    return _link(hint)
+
+
+def _link(cls: type) -> str:
+    return f"[{cls.__name__}](#{cls.__name__.lower()})"
+
+
+def _docs_of(cls: type) -> dict[str, str]:
+    return _attribute_docs(sys.modules[cls.__module__])[cls.__name__]
+
+
+@cache
+def _attribute_docs(module: types.ModuleType) -> dict[str, dict[str, str]]:
+    """For each class of ``module`` ("" for the module itself): the string below each assignment."""
+    tree = ast.parse(inspect.getsource(module))
+    docs = {"": _docs_in(tree.body)}
+    docs |= {node.name: _docs_in(node.body) for node in tree.body if isinstance(node, ast.ClassDef)}
+    return docs
+
+
+def _docs_in(body: list[ast.stmt]) -> dict[str, str]:
+    docs = {}
+    for statement, following in pairwise(body):
+        match statement, following:
+            case (
+                (ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name))),
+                ast.Expr(value=ast.Constant(value=str() as text)),
+            ):
+                docs[name] = " ".join(text.split()).replace("``", "`").replace("|", "\\|")
+    return docs
+
+
+_RENDERERS: dict[str, Callable[[str], Iterable[str]]] = {
+    "states": _states,
+    "limits": _limits,
+    "method": _method,
+    "record": lambda name: _record(_find(name)),
+    "enum": lambda name: _enum(_find(name)),
+}
+
+
+if __name__ == "__main__":
+    SPEC.write_text(render(SPEC.read_text()))
