@@ -234,7 +234,7 @@ def _named(stdio: Stdio) -> list[methods.Stream]:
 
 @contextlib.contextmanager
 def first_error() -> Iterator[None]:
-    """Raises a task group's first error bare: the others are its cancelled siblings, or the same loss again."""
+    """Raises a task group's first error bare: its siblings were cancelled, or saw the same loss."""
     try:
         yield
     except BaseExceptionGroup as group:

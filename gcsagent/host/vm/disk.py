@@ -74,48 +74,48 @@ async def rootfs_disk(
         DiskError: no such path, not a usable image, or mkfs.erofs failed.
         ToolMissing: there is no mkfs.erofs.
     """
-    if rootfs.is_dir():
+    path = _existing(rootfs)
+    if path.is_dir():
         image = scratch / f"{name}.erofs"
-        await make_erofs(rootfs, image, env=env)
+        await make_erofs(path, image, env=env)
         return Disk(image, name, "erofs")
-    if not rootfs.exists():
-        raise DiskError(f"{rootfs}: no such directory or image file")
-    return Disk(rootfs.resolve(), name, detect_fstype(rootfs))
+    return Disk(path, name, detect_fstype(path))
 
 
 async def make_erofs(source: Path, image: Path, *, env: Mapping[str, str] | None = None) -> None:
     """Writes the tree `source` to a new EROFS image. Uncompressed: it is read once or twice, then thrown away.
 
-    Files keep their owners, except that somebody who is not root gets all files of an own tree owned by root,
-    as the container expects.
+    Files keep their owners, except that somebody who is not root gets all files of a tree of their own owned
+    by root, as the container expects. What a failure leaves of the image is the caller's to remove.
 
     Raises:
-        DiskError: mkfs.erofs failed or took more than 10 minutes; nothing is left behind.
+        DiskError: mkfs.erofs failed or took more than 10 minutes.
         ToolMissing: there is no mkfs.erofs.
     """
     argv: list[str | Path] = [find_tool(MKFS_EROFS, env), "-d1", *_ownership(source), image, source]
     complaints = Tail()
     reader = PipeReader(complaints.feed)
     try:
-        child = Child.spawn("mkfs.erofs", argv, stdout=reader.write_end, stderr=subprocess.STDOUT)
-        reader.close_write_end()
+        child = Child.spawn(MKFS_EROFS, argv, stdout=reader.write_end, stderr=subprocess.STDOUT)
         try:
             async with asyncio.timeout(_MKFS_DEADLINE):
                 status = await child.wait()
         finally:
             child.destroy()
     except TimeoutError:
-        image.unlink(missing_ok=True)
         raise DiskError(f"mkfs.erofs of {source} took more than {_MKFS_DEADLINE:g} s") from None
-    except BaseException:
-        image.unlink(missing_ok=True)
-        raise
     finally:
         reader.close()
     if status != 0:
-        image.unlink(missing_ok=True)
         said = complaints.text().strip().splitlines()
         raise DiskError(f"mkfs.erofs of {source} exited {status}: {said[-1] if said else 'no output'}")
+
+
+def _existing(path: Path) -> Path:
+    try:
+        return path.resolve(strict=True)
+    except OSError as error:
+        raise DiskError(f"root file system {path}: {error.strerror}") from error
 
 
 def _ownership(source: Path) -> list[str]:

@@ -12,6 +12,10 @@ import signal
 class VmError(Exception):
     """Base of all launcher errors."""
 
+    def report(self) -> str:
+        """What to show a person: the one-line message, and whatever helps to understand it below."""
+        return str(self)
+
 
 class InvalidVmConfig(VmError):
     """A value the caller gave cannot be used."""
@@ -60,7 +64,7 @@ class BootError(VmError):
         super().__init__(f"VM boot failed {where}: {reason}")
 
     def report(self) -> str:
-        """The one-line message followed by the console lines, for a terminal."""
+        """The one-line message followed by the console lines."""
         return "\n".join([str(self), *(f"  {line}" for line in self.lines)])
 
 

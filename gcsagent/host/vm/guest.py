@@ -210,10 +210,10 @@ class Guest:
             return True, _ORDERLY[self._shutdown]
         if self._blame:
             return False, self._blame
-        if status < 0:
-            return False, f"QEMU was killed by {_signal_name(-status)}"
         said = self._complaints.text().strip().splitlines()
-        return False, f"QEMU exited {status}: {said[-1] if said else self._shutdown or 'no output'}"
+        detail = said[-1] if said else self._shutdown or "no output"
+        how = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited {status}"
+        return False, f"QEMU {how}: {detail}"
 
     def _on_console_bytes(self, data: bytes) -> None:
         self._on_console(data)

@@ -46,10 +46,11 @@ class Child:
         argv: Sequence[str | Path],
         *,
         pass_fds: Sequence[int] = (),
+        stdin: int = subprocess.DEVNULL,
         stdout: int = subprocess.DEVNULL,
         stderr: int = subprocess.DEVNULL,
     ) -> Child:
-        """Starts `argv` with standard input from /dev/null.
+        """Starts `argv`; standard streams are /dev/null unless given as descriptors.
 
         Raises:
             LaunchError: it cannot be executed.
@@ -57,7 +58,7 @@ class Child:
         try:
             popen = subprocess.Popen(
                 [os.fspath(word) for word in argv],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=stdout,
                 stderr=stderr,
                 pass_fds=tuple(pass_fds),

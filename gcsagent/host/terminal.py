@@ -1,0 +1,40 @@
+"""The local terminal: raw while a remote one is shown on it, and what it was before afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import termios
+import tty
+from collections.abc import Iterator
+
+from protocol.types import Winsize
+
+_MAX_SIDE = 65535
+
+
+@contextlib.contextmanager
+def raw(fd: int) -> Iterator[None]:
+    """Raw mode on the terminal ``fd``; on anything else, nothing. Restored however the block is left."""
+    try:
+        saved = termios.tcgetattr(fd)
+    except (termios.error, OSError):
+        yield
+        return
+    try:
+        # TCSADRAIN would wait for output that a stopped terminal (Ctrl-S) never takes.
+        tty.setraw(fd, termios.TCSANOW)
+        yield
+    finally:
+        with contextlib.suppress(termios.error, OSError):  # the terminal may be gone: SIGHUP
+            termios.tcsetattr(fd, termios.TCSANOW, saved)
+
+
+def winsize(*fds: int) -> Winsize | None:
+    """The size of the first of ``fds`` that is a terminal and knows one."""
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(fd)
+            if size.lines > 0 and size.columns > 0:
+                return Winsize(min(size.lines, _MAX_SIDE), min(size.columns, _MAX_SIDE))
+    return None

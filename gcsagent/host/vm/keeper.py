@@ -1,0 +1,192 @@
+"""The process behind a named VM: launches it, owns it, and records its end. Run by `starter.py`.
+
+It gets its orders as one JSON object on standard input and reports on standard output, one JSON object a line:
+`{"claimed": pid}` once the VM's directory bears its name, `{"progress": text}` while booting, then `{"ready": true}`
+or `{"error": {...}}`. After that nobody listens. SIGTERM means power down; a second one, pull the plug.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gcsagent.host.vm.config import VmConfig, VmExit
+from gcsagent.host.vm.errors import BootError, VmError
+from gcsagent.host.vm.launcher import VirtualMachine
+from gcsagent.host.vm.named import NamedVm, boot_id, read_record, remove, write_record
+from gcsagent.host.vm.process import start_time
+
+# Whoever stops the VM decides how long to wait, and sends a second SIGTERM then. This only bounds forgetting it.
+_POWERDOWN_SECONDS = 300.0
+
+
+class Keeper:
+    """One named VM's life, in its directory."""
+
+    def __init__(self, directory: Path, config: VmConfig) -> None:
+        self._directory = directory
+        self._config = replace(config, console_log=directory / "console.log", qmp_path=directory / "qmp")
+        self._stop = asyncio.Event()
+        self._pull_plug = asyncio.Event()
+
+    def asked_to_stop(self) -> None:
+        """A SIGTERM has come."""
+        (self._pull_plug if self._stop.is_set() else self._stop).set()
+
+    async def run(self) -> int:
+        """Keeps the VM until it ends; returns the process's exit status."""
+        try:
+            vm = await self._launch()
+        except VmError as error:
+            report({"error": describe(error)})
+            remove(self._directory)
+            return 1
+        if vm is None:
+            remove(self._directory)
+            return 0
+        async with vm:
+            self._record_running(vm)
+            report({"ready": True})
+            detach()
+            ended = await self._until_end(vm)
+        self._record_end(ended)
+        return 0
+
+    async def _launch(self) -> VirtualMachine | None:
+        def progress(text: str) -> None:
+            report({"progress": text})
+
+        launching = asyncio.create_task(VirtualMachine.launch(self._config, progress=progress))
+        if await _first(launching, self._stop):
+            return launching.result()
+        launching.cancel()
+        await asyncio.gather(launching, return_exceptions=True)
+        return None
+
+    async def _until_end(self, vm: VirtualMachine) -> VmExit:
+        ending = asyncio.create_task(vm.wait())
+        if await _first(ending, self._stop):
+            return ending.result()
+        down = asyncio.create_task(vm.powerdown(_POWERDOWN_SECONDS))
+        if not await _first(down, self._pull_plug):
+            down.cancel()
+            await vm.kill()
+        return await ending
+
+    def _record_running(self, vm: VirtualMachine) -> None:
+        record = self._record()
+        if record is None:
+            raise VmError(f"the record in {self._directory} is gone")
+        write_record(
+            self._directory,
+            replace(
+                record,
+                state="running",
+                qemu_pid=vm.pid,
+                daemon_pid=vm.daemon_pid,
+                address=vm.address,
+                accel=str(vm.accel),
+                vsock=str(vm.vsock),
+            ),
+        )
+
+    def _record_end(self, ended: VmExit) -> None:
+        record = self._record()
+        if ended.clean or self._stop.is_set() or record is None:
+            remove(self._directory)
+        else:
+            write_record(self._directory, replace(record, state="crashed", reason=ended.reason))
+
+    def _record(self) -> NamedVm | None:
+        return read_record(self._directory)
+
+
+async def keep(orders: dict[str, Any]) -> int:
+    """Carries out the starter's orders."""
+    directory, config = Path(orders["directory"]), VmConfig.from_json(orders["config"])
+    keeper = Keeper(directory, config)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, keeper.asked_to_stop)
+    claim(Path(orders["fresh"]), directory, config)
+    if not report({"claimed": os.getpid()}):
+        # The starter died while it held the lock: nobody wants this VM.
+        remove(directory)
+        return 1
+    return await keeper.run()
+
+
+def claim(fresh: Path, directory: Path, config: VmConfig) -> None:
+    """Writes the first record into the directory the starter made, and gives that its name."""
+    started = start_time(os.getpid())
+    assert started is not None
+    record = NamedVm(
+        name=config.name,
+        state="starting",
+        keeper_pid=os.getpid(),
+        keeper_started=started,
+        boot_id=boot_id(),
+        created=time.time(),
+        console=str(directory / "console.log"),
+        qmp=str(directory / "qmp"),
+        memory_mib=config.memory_mib,
+        cpus=config.cpus,
+    )
+    write_record(fresh, record)
+    os.rename(fresh, directory)
+
+
+def describe(error: VmError) -> dict[str, Any]:
+    """The error as the starter's report carries it."""
+    common = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, BootError):
+        details = {"stage": error.stage, "reason": error.reason, "lines": error.lines, "silent": error.silent}
+        return {**common, **details}
+    return common
+
+
+def report(message: dict[str, Any]) -> bool:
+    """Tells the starter; whether it still listens."""
+    try:
+        os.write(1, json.dumps(message).encode() + b"\n")
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def detach() -> None:
+    """Lets go of the starter's pipe: it reads to the end of file."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 1)
+    os.close(null)
+
+
+async def _first(task: asyncio.Task[Any], event: asyncio.Event) -> bool:
+    """Whether the task is done before the event is set."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait((task, waiting), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    return task.done()
+
+
+def main() -> None:
+    """Entry of the keeper process."""
+    # Orphaned at once: nobody but PID 1 then has to reap the keeper of a VM that may run for months.
+    if os.fork() != 0:
+        os._exit(0)
+    os.chdir("/")
+    # The terminal may go away; Ctrl-C there is meant for others.
+    for signum in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    orders = sys.stdin.buffer.read()
+    if not orders:
+        # The starter died before it had any.
+        sys.exit(1)
+    sys.exit(asyncio.run(keep(json.loads(orders))))

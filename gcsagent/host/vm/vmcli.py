@@ -1,0 +1,265 @@
+"""The `vm` part of gcsctl: argument parsing, and what start, stop, ls and console print.
+
+`add_vm_parser` wires the subcommands; each sets `handler` to a coroutine function that takes the parsed arguments and
+returns the exit code. Errors are `VmError`s, for the caller to print. `run_in_vm` is the frame of `vm run`: what runs
+inside is the caller's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from gcsagent.host.vm import consolelog, starter
+from gcsagent.host.vm.config import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, VmConfig
+from gcsagent.host.vm.console import LineSplitter
+from gcsagent.host.vm.errors import Interrupted, VmError, VmNotFound
+from gcsagent.host.vm.launcher import Progress, VirtualMachine
+from gcsagent.host.vm.named import NamedVm, VmStore
+from gcsagent.host.vm.process import open_pidfd
+
+T = TypeVar("T")
+
+# After the caller's work is done a guest has nothing left to save: its disks are read-only.
+_POWERDOWN_SECONDS = 15.0
+
+_LAST_GASP_SECONDS = 1.0
+
+
+def add_vm_parser(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    """Adds `vm` with start, stop, ls and console; returns its subparsers, for `run` to be added."""
+    vm = subparsers.add_parser("vm", help="boot, list and stop virtual machines")
+    commands = vm.add_subparsers(metavar="COMMAND", required=True)
+    start = commands.add_parser("start", help="boot a VM that keeps running in the background")
+    start.add_argument("name", metavar="NAME")
+    add_vm_options(start)
+    start.set_defaults(handler=vm_start)
+    stop = commands.add_parser("stop", help="power a VM down and forget it")
+    stop.add_argument("name", metavar="NAME")
+    stop.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="seconds until it is killed (default: 30)"
+    )
+    stop.set_defaults(handler=vm_stop)
+    listing = commands.add_parser("ls", help="list VMs")
+    _add_json(listing)
+    listing.set_defaults(handler=vm_ls)
+    console = commands.add_parser("console", help="show what a VM wrote to its serial console")
+    console.add_argument("name", metavar="NAME")
+    console.add_argument("-f", "--follow", action="store_true", help="go on until the VM ends")
+    console.set_defaults(handler=vm_console)
+    return commands
+
+
+def add_vm_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that describe a VM, as `config_from_args` reads them."""
+    parser.add_argument(
+        "--memory", type=int, default=DEFAULT_MEMORY_MIB, metavar="M", help="MiB (default: %(default)s)"
+    )
+    parser.add_argument("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--image", type=Path, metavar="DIR", help="guest image (default: GCS_IMAGE, else the built one)"
+    )
+    parser.add_argument(
+        "--rootfs", type=Path, metavar="DIR|FILE", help="root file system for containers, read-only"
+    )
+    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--vsock", choices=("auto", "vhost", "vhost-user"), default="auto", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--boot-timeout", type=float, metavar="S", help="seconds (default: 60 under KVM, 180 under TCG)"
+    )
+    parser.add_argument(
+        "--append", action="append", default=[], metavar="WORD", help="add to the kernel command line"
+    )
+
+
+def config_from_args(args: argparse.Namespace) -> VmConfig:
+    """The VM that the options of `add_vm_options` describe.
+
+    Raises:
+        InvalidVmConfig: a value cannot be used.
+    """
+    return VmConfig(
+        memory_mib=args.memory,
+        cpus=args.cpus,
+        image=args.image,
+        rootfs=args.rootfs,
+        cmdline=tuple(args.append),
+        accel=args.accel,
+        vsock=args.vsock,
+        boot_timeout=args.boot_timeout,
+    )
+
+
+def vm_address(name: str) -> str:
+    """The agent's address in the named VM, for `gcsctl --vm NAME`.
+
+    Raises:
+        VmNotFound, VmNotRunning: there is nothing to dial.
+    """
+    return VmStore().address(name)
+
+
+def print_progress(text: str) -> None:
+    """Progress goes to standard error: standard output belongs to results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+async def run_in_vm(
+    config: VmConfig, body: Callable[[VirtualMachine], Awaitable[T]], *, progress: Progress = print_progress
+) -> T:
+    """Boots a VM, runs `body` with it, powers it off, and returns what `body` returned.
+
+    Raises:
+        VmError: the VM did not boot, or ended while `body` ran (which is then cancelled).
+        Interrupted: SIGTERM or SIGHUP came; the VM is gone by then.
+    """
+    with ending_on_signals():
+        async with await VirtualMachine.launch(config, progress=progress) as vm:
+            result = await _unless_it_ends(vm, body)
+            await vm.powerdown(_POWERDOWN_SECONDS)
+            return result
+
+
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Turns SIGTERM and SIGHUP into an orderly end of the current task, so that clean-up runs.
+
+    Raises:
+        Interrupted: one of them came.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
+    received: list[int] = []
+
+    def on_signal(signum: int) -> None:
+        received.append(signum)
+        task.cancel()
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(signum, on_signal, signum)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not received:
+            raise
+        raise Interrupted(received[0]) from None
+    finally:
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            loop.remove_signal_handler(signum)
+
+
+async def vm_start(args: argparse.Namespace) -> int:
+    """`vm start NAME`: prints the agent's address once the VM is ready."""
+    with ending_on_signals():
+        vm = await starter.start(VmStore(), args.name, config_from_args(args), progress=print_progress)
+    print(json.dumps(vm.to_json()) if getattr(args, "json", False) else vm.address)
+    return 0
+
+
+async def vm_stop(args: argparse.Namespace) -> int:
+    """`vm stop NAME`."""
+    await VmStore().stop(args.name, args.timeout)
+    return 0
+
+
+async def vm_ls(args: argparse.Namespace) -> int:
+    """`vm ls`."""
+    vms = VmStore().list()
+    if getattr(args, "json", False):
+        print(json.dumps([vm.to_json() for vm in vms], indent=1))
+    else:
+        print("\n".join(table(vms, time.time())))
+    return 0
+
+
+def table(vms: list[NamedVm], now: float) -> list[str]:
+    """The lines of `vm ls`."""
+    rows = [("NAME", "STATE", "PID", "AGE", "ACCEL", "ADDRESS")]
+    for vm in vms:
+        accel = (vm.accel or "-").partition(" ")[0]
+        detail = vm.address if vm.state == "running" else vm.reason
+        rows.append((vm.name, vm.state, str(vm.qemu_pid or "-"), _age(now - vm.created), accel, detail or "-"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+
+
+async def vm_console(args: argparse.Namespace) -> int:
+    """`vm console NAME`: the console so far, or as it grows; what a terminal might obey is escaped."""
+    vm = VmStore().get(args.name)
+    lines = LineSplitter()
+    try:
+        async for data in _console(vm, follow=args.follow):
+            for line in lines.feed(data):
+                print(line)
+            sys.stdout.flush()
+    except FileNotFoundError:
+        raise VmNotFound(f"VM {args.name!r} has no console yet") from None
+    for line in lines.flush():
+        print(line)
+    return 0
+
+
+async def _console(vm: NamedVm, *, follow: bool) -> AsyncIterator[bytes]:
+    path = Path(vm.console)
+    pidfd = open_pidfd(vm.keeper_pid, vm.keeper_started) if follow else None
+    if pidfd is None:
+        yield consolelog.read_log(path)
+        return
+    loop = asyncio.get_running_loop()
+    gone: asyncio.Future[None] = loop.create_future()
+
+    def on_exit() -> None:
+        loop.remove_reader(pidfd)
+        gone.set_result(None)
+
+    loop.add_reader(pidfd, on_exit)
+    try:
+        async for data in consolelog.follow(path, gone):
+            yield data
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+async def _unless_it_ends(vm: VirtualMachine, body: Callable[[VirtualMachine], Awaitable[T]]) -> T:
+    working = asyncio.ensure_future(body(vm))
+    ending = asyncio.create_task(vm.wait())
+    try:
+        await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
+        failed = working.done() and working.exception() is not None
+        if failed:
+            # A dying VM breaks the connection before QEMU has exited: its end explains the failure better.
+            await asyncio.wait((ending,), timeout=_LAST_GASP_SECONDS)
+        if working.done() and not (failed and ending.done()):
+            return working.result()
+        raise VmError(f"the VM ended while in use: {ending.result().reason}")
+    finally:
+        for task in (working, ending):
+            task.cancel()
+        await asyncio.gather(working, ending, return_exceptions=True)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    # SUPPRESS: gcsctl's own --json, given before the command, must not be reset by this default.
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+
+
+def _age(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}"
+    return f"{max(0, int(seconds))}s"
