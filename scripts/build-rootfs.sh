@@ -71,16 +71,14 @@ guest_python() {
         "$libs/ld-linux-x86-64.so.2" --library-path "$libs" "$root/usr/bin/python3.13" "$@"
 }
 
+# Packages.list's packages with their dependencies, less those it leaves out.
 resolve() {
-    local packages
+    local packages APT_DROP
     mapfile -t packages < <(awk '/^[^#-]/ { print $1 }' "$LISTS/packages.list")
+    APT_DROP=$(awk '/^-/ { print substr($1, 2) }' "$LISTS/packages.list" | paste -sd '|')
     find_mirrors
-    apt_private trixie trixie trixie-updates trixie-security
-    apt_resolve "$APT_DIR/resolved" "${packages[@]}" ||
-        die "the Debian archive cannot be reached and nothing is cached: check the network, or pass --mirror URL"
-    # The dependencies that packages.list leaves out.
-    awk 'NR == FNR { if (/^-/) out[substr($1, 2)] = 1; next } !($2 in out)' \
-        "$LISTS/packages.list" <(resolved "$APT_DIR/resolved") >"$WORK/packages"
+    apt_resolve_trixie image "${packages[@]}"
+    resolved "$APT_DIR/resolved" >"$WORK/packages"
 }
 
 base_key() {

@@ -44,7 +44,8 @@ find_mirrors
 # The first suite that exists and whose programs this host's glibc can run: bookworm's need 2.34 or so,
 # trixie's 2.41. Backports vanish some day; then trixie serves newer hosts.
 resolve_qemu() {
-    local suites
+    # glibc must be the host's own: its loader is already in the process when LD_LIBRARY_PATH is read.
+    local suites APT_DROP='libc6|libc-bin|libcrypt1|locales|perl.*|dpkg|debconf|adduser|passwd'
     for suites in "bookworm bookworm-backports" "trixie"; do
         # shellcheck disable=SC2086
         apt_private "qemu-${suites%% *}" $suites
@@ -53,7 +54,7 @@ resolve_qemu() {
         fi
         say "no usable answer from ${suites##* }"
     done
-    die "no suite of $DEBIAN_MIRROR has qemu-system-x86: check the mirror"
+    die "$DEBIAN_MIRROR has no qemu-system-x86 for this host: check the mirror and the network"
 }
 
 # wrapper FOLDER PROGRAM [ARG...]: bin/PROGRAM, which becomes the real program by exec (the launcher
@@ -72,9 +73,6 @@ SH
     chmod 755 "$WORK/tools/bin/$program"
 }
 
-# glibc must be the host's own: its loader is already in the process when LD_LIBRARY_PATH is read.
-drop_glibc() { resolved "$1" | awk '$2 !~ /^(libc6|libc-bin|locales|perl.*|dpkg|libcrypt1)$/' >"$2"; }
-
 mkdir -p "$WORK/tools/bin"
 
 host_qemu=$(command -v $QEMU || true)
@@ -84,7 +82,7 @@ if [ -n "$host_qemu" ] && [ "$("$host_qemu" --version | sed -nE '1s/.*version ([
     "$host_qemu" --version >"$WORK/qemu.pkgs"
 else
     resolve_qemu
-    drop_glibc "$APT_DIR/resolved" "$WORK/qemu.pkgs"
+    resolved "$APT_DIR/resolved" >"$WORK/qemu.pkgs"
     apt_fetch "$WORK/qemu.pkgs" "$WORK/debs-qemu"
     say "unpacking QEMU ($(wc -l <"$WORK/qemu.pkgs") packages)"
     apt_unpack "$WORK/debs-qemu" "$WORK/tools/qemu"
@@ -93,10 +91,10 @@ else
 fi
 
 apt_private vsock sid
-apt_resolve "$APT_DIR/resolved" vhost-device-vsock || die "$DEBIAN_MIRROR has no vhost-device-vsock in sid"
 # Alone: its libraries are glibc and libgcc_s, which every host has.
-resolved "$APT_DIR/resolved" | awk '$2 == "vhost-device-vsock"' >"$WORK/vsock.pkgs"
-[ -s "$WORK/vsock.pkgs" ] || die "sid's vhost-device-vsock was not resolved"
+APT_DROP='lib.*|gcc-.*' apt_resolve "$APT_DIR/resolved" vhost-device-vsock ||
+    die "$DEBIAN_MIRROR has no vhost-device-vsock in sid: check the mirror and the network"
+resolved "$APT_DIR/resolved" >"$WORK/vsock.pkgs"
 apt_fetch "$WORK/vsock.pkgs" "$WORK/debs-vsock"
 apt_unpack "$WORK/debs-vsock" "$WORK/tools/vsock"
 wrapper vsock $VSOCK

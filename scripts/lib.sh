@@ -68,12 +68,12 @@ publish() {
 
 # Prints "URI SUITE" for every binary source of the host's apt, from both file formats.
 host_sources() {
-    local file
-    for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.list; do
+    local file etc=${GCS_APT_ETC:-/etc/apt}
+    for file in "$etc/sources.list" "$etc"/sources.list.d/*.list; do
         [ -f "$file" ] || continue
         sed -nE 's/^[[:space:]]*deb[[:space:]]+(\[[^]]*\][[:space:]]+)?([^[:space:]]+)[[:space:]]+([^[:space:]]+).*/\2 \3/p' "$file"
     done
-    for file in /etc/apt/sources.list.d/*.sources; do
+    for file in "$etc"/sources.list.d/*.sources; do
         [ -f "$file" ] || continue
         awk '
             function flush(   i, j, n, m, u, s) {
@@ -178,7 +178,8 @@ apt_update() {
     papt apt-get -q update --error-on=any >"$APT_DIR/update.log" 2>&1
 }
 
-# apt_uris ARG...: what `apt-get install ARG...` would fetch, as sorted "SHA256 NAME VERSION" lines.
+# apt_uris ARG...: what `apt-get install ARG...` would fetch, as sorted "SHA256 NAME VERSION" lines, less
+# the packages whose whole name matches the regular expression APT_DROP.
 apt_uris() {
     local out
     if ! out=$(papt apt-get -qq --print-uris install "$@" 2>"$APT_DIR/resolve.log"); then
@@ -186,31 +187,61 @@ apt_uris() {
         return 1
     fi
     # 'URI' name_version_arch.deb SIZE SHA256:HASH ; apt writes the version's colon as %3a.
-    awk '$4 ~ /^SHA256:/ { split($2, f, "_"); sub(/^SHA256:/, "", $4); gsub(/%3a/, ":", f[2]); print $4, f[1], f[2] }' \
-        <<<"$out" | sort -k2
+    awk -v drop="^(${APT_DROP:-})\$" '
+        $4 ~ /^SHA256:/ {
+            split($2, f, "_"); sub(/^SHA256:/, "", $4); gsub(/%3a/, ":", f[2])
+            if (f[1] !~ drop) print $4, f[1], f[2]
+        }' <<<"$out" | sort -k2
 }
 
-# apt_resolve FILE ARG...: FILE gets the resolved packages. Asks the network only when FILE is missing,
-# older than GCS_RESOLVE_MINUTES, made for other arguments, or --refresh was given; with the archive
-# out of reach an older answer is used, and that is said.
+# True if every package named in FILE has been downloaded.
+all_fetched() {
+    local hash rest
+    while read -r hash rest; do
+        [ -f "$GCS_CACHE/debs/$hash.deb" ] || return 1
+    done < <(resolved "$1")
+}
+
+# apt_resolve FILE ARG...: FILE gets the resolved packages. The network is left alone when FILE is younger
+# than GCS_RESOLVE_MINUTES, made for the same arguments and mirror, and all its packages are here: an old
+# answer whose packages are yet to be fetched would name files that the archive may have dropped. With the
+# archive out of reach an older answer is used, and that is said.
 apt_resolve() {
-    local file=$1 asked fresh=''
+    local file=$1 asked mirror old=''
     shift
-    asked=$({ cat "$APT_DIR/sources/gcsagent.sources"; printf '%s\n' "$@"; } | sha256)
-    if [ -s "$file" ] && [ "$(head -n 1 "$file")" = "# $asked" ]; then
-        [ -n "$GCS_REFRESH" ] || fresh=$(find "$file" -mmin "-$GCS_RESOLVE_MINUTES")
-        [ -z "$fresh" ] || return 0
-        fresh=stale
+    asked="# $(printf '%s\n' "${APT_DROP:-}" "$@" | sha256)"
+    mirror=$(sha256 <"$APT_DIR/sources/gcsagent.sources")
+    if [ -s "$file" ]; then
+        read -r old <"$file"
+        if [ "$old" = "$asked $mirror" ] && [ -z "$GCS_REFRESH" ] && all_fetched "$file" &&
+            [ -n "$(find "$file" -mmin "-$GCS_RESOLVE_MINUTES")" ]; then
+            return 0
+        fi
     fi
     say "asking the archive for current packages ($(basename "$APT_DIR"))"
-    if ! apt_update; then
-        sed -n 's/^[EW]: /    apt: /p' "$APT_DIR/update.log" >&2
-        [ "$fresh" = stale ] || return 1
-        say "the archive cannot be reached: using what was resolved on $(date -r "$file" '+%F %T')"
+    if apt_update; then
+        { echo "$asked $mirror" && apt_uris "$@"; } >"$file.new" || return 1
+        mv "$file.new" "$file"
         return 0
     fi
-    { echo "# $asked" && apt_uris "$@"; } >"$file.new" || return 1
-    mv "$file.new" "$file"
+    sed -n 's/^[EW]: /    apt: /p' "$APT_DIR/update.log" >&2
+    [ "${old% *}" = "$asked" ] || return 1
+    say "the archive cannot be reached: using what was resolved on $(date -r "$file" '+%F %T')"
+}
+
+# apt_resolve_trixie NAME ARG...: resolves from Debian 13 with its updates and security fixes, into
+# $APT_DIR/resolved. A mirror given by hand may have no security archive beside it.
+apt_resolve_trixie() {
+    local name=$1
+    shift
+    apt_private "$name" trixie trixie-updates trixie-security
+    apt_resolve "$APT_DIR/resolved" "$@" && return
+    if [ -n "$GCS_MIRROR" ]; then
+        say "trying again without the security archive"
+        apt_private "$name" trixie trixie-updates
+        apt_resolve "$APT_DIR/resolved" "$@" && return
+    fi
+    die "the Debian archive cannot be reached and nothing is cached: check the network, or pass --mirror URL"
 }
 
 # resolved FILE: the package lines without the header.

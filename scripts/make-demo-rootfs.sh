@@ -29,7 +29,6 @@ while [ $# -gt 0 ]; do
     esac
 done
 
-SUITE=trixie
 # Beside the essential packages (bash, coreutils, dpkg, util-linux and their like).
 PACKAGES=(python3 sqlite3 procps)
 # Programs that the demo and the tests call.
@@ -41,9 +40,7 @@ need apt-get mmdebstrap mkfs.erofs flock
 lock_cache
 make_work_dir
 find_mirrors
-apt_private demo $SUITE $SUITE-updates $SUITE-security
-apt_resolve "$APT_DIR/resolved" '?essential' "${PACKAGES[@]}" ||
-    die "the Debian archive cannot be reached and nothing is cached: check the network, or pass --mirror URL"
+apt_resolve_trixie demo '?essential' "${PACKAGES[@]}"
 key=$({ resolved "$APT_DIR/resolved"; cat "${BASH_SOURCE[0]}"; echo "$SOURCE_DATE_EPOCH"; dpkg-query -W erofs-utils 2>&1 || true; } | sha256)
 FINAL=$GCS_CACHE/demo-rootfs/$key
 
@@ -78,7 +75,7 @@ build() {
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/lib/x86_64-linux-gnu/gconv/*' \
         --setup-hook="mkdir -p \"\$1/var/cache/apt/archives\" && cp $archives/*.deb \"\$1/var/cache/apt/archives/\"" \
         --customize-hook="$clean_up" \
-        "$SUITE" "$WORK/demo/rootfs" - <"$APT_DIR/sources/gcsagent.sources" >"$WORK/mmdebstrap.log" 2>&1 || {
+        trixie "$WORK/demo/rootfs" - <"$APT_DIR/sources/gcsagent.sources" >"$WORK/mmdebstrap.log" 2>&1 || {
         tail -n 20 "$WORK/mmdebstrap.log" | sed 's/^/    mmdebstrap: /' >&2
         die "mmdebstrap could not make the root file system"
     }
