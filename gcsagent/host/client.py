@@ -13,6 +13,7 @@ nothing, or carry a ``request_id``): these and later calls go on over a new conn
 from __future__ import annotations
 
 import asyncio
+import secrets
 from types import TracebackType
 from typing import Any, Self
 
@@ -206,7 +207,8 @@ class Client:
 
     async def close_stdin(self, container: str, process: str, offset: int | None = None) -> None:
         """Ends stdin once ``offset`` bytes of it are in the process's pipe; without it, at once."""
-        await self.call("process.close_stdin", methods.CloseStdin(container, process, offset))
+        params = methods.CloseStdin(container, process, offset)
+        await self.call("process.close_stdin", params, request_id=secrets.token_hex(8))
 
     async def wait_process(
         self, container: str, process: str = checks.INIT, *, deadline: float | None = None

@@ -98,7 +98,8 @@ class EventStream:
             if isinstance(error, TimeoutError):
                 raise AgentSilent(_SUBSCRIBE, _SUBSCRIBE_SECONDS) from None
             raise
-        if self._after is None:
+        # A newest number below ours means that the numbering began anew.
+        if self._after is None or reply.last < self._after:
             self._after = reply.last
         self.dropped += reply.dropped
         self._dialogue = dialogue

@@ -30,6 +30,8 @@ STREAM_END = "stream.end"
 _END_SECONDS = 10.0
 """How long after a process's exit its pty may take to report its end; the kernel hangs it up at once."""
 
+_DEATH_SECONDS = 5.0
+
 COLLECT_LIMIT = 64 << 20
 
 
@@ -54,8 +56,10 @@ class RemoteProcess:
         self.streams: dict[str, Stream] = {}
 
     @classmethod
-    async def create(cls, client: Client, params: methods.CreateContainer) -> Self:
-        """Creates a container and attaches to its init; :meth:`start` lets it run.
+    async def create(
+        cls, client: Client, params: methods.CreateContainer, *, attached: bool = True
+    ) -> Self:
+        """Creates a container and, if ``attached``, attaches to its init; :meth:`start` lets it run.
 
         When attaching fails or the caller is cancelled the container is removed again. Raises what
         :meth:`Client.call` raises.
@@ -71,7 +75,7 @@ class RemoteProcess:
                 await client.delete_container(params.container, force=True)
             raise
         try:
-            await process._attach_all(_named(params.stdio))
+            await process._attach_all(_named(params.stdio) if attached else [])
         except BaseException:
             with contextlib.suppress(RpcError, HostError):
                 await client.delete_container(params.container, force=True)
@@ -79,15 +83,22 @@ class RemoteProcess:
         return process
 
     @classmethod
-    async def exec(cls, client: Client, params: methods.Exec) -> Self:
-        """Runs one more process in a container and attaches to it; killed if attaching fails."""
+    async def exec(cls, client: Client, params: methods.Exec, *, attached: bool = True) -> Self:
+        """Runs one more process in a container and, if ``attached``, attaches to it.
+
+        When attaching fails or the caller is cancelled the process is killed. Raises what
+        :meth:`Client.call` raises.
+        """
         process = cls(client, params.container, params.process)
-        process.pid = (await client.exec_process(params)).pid
         try:
-            await process._attach_all(_named(params.stdio))
+            process.pid = (await client.exec_process(params)).pid
+            await process._attach_all(_named(params.stdio) if attached else [])
+        except RpcError:
+            if process.pid:
+                await process.destroy()
+            raise
         except BaseException:
-            with contextlib.suppress(RpcError, HostError):
-                await process.kill("SIGKILL")
+            await process.destroy()
             raise
         return process
 
@@ -145,6 +156,13 @@ class RemoteProcess:
             else:
                 stream.finish_at(await self._end_of(stream, record))
         return record
+
+    async def destroy(self) -> None:
+        """Kills an exec and forgets it, as well as that can be done; raises nothing of the agent's."""
+        with contextlib.suppress(RpcError, HostError):
+            await self.kill("SIGKILL")
+            await self.client.wait_process(self.container, self.process, deadline=_DEATH_SECONDS)
+            await self.client.delete_process(self.container, self.process)
 
     async def communicate(self, data: bytes | None = None, *, limit: int = COLLECT_LIMIT) -> Completed:
         """Gives it ``data`` and the end of its input, reads all output, waits.

@@ -25,8 +25,9 @@ from gcsagent.host.vm.consolelog import ConsoleLog
 from gcsagent.host.vm.disk import Disk, rootfs_disk
 from gcsagent.host.vm.errors import BootError, LaunchError, QmpClosed, QmpError, VmError
 from gcsagent.host.vm.guest import Guest
+from gcsagent.host.vm.process import interrupts_held
 from gcsagent.host.vm.qemu import QemuConfig
-from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent
+from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
 from gcsagent.host.vm.tools import GuestImage
 from gcsagent.host.vm.vsockdev import VsockChoice, VsockDevice
 
@@ -139,12 +140,13 @@ class VirtualMachine:
 
     def destroy(self) -> None:
         """Kills the VM if it runs and removes all it used, without giving up control; may be called again."""
-        if self._guest is not None:
-            self._guest.destroy()
-        if self._log is not None:
-            self._log.close()
-        for directory in self._directories:
-            directory.remove()
+        with interrupts_held():
+            if self._guest is not None:
+                self._guest.destroy()
+            if self._log is not None:
+                self._log.close()
+            for directory in self._directories:
+                directory.remove()
 
     async def __aenter__(self) -> VirtualMachine:
         return self
@@ -170,6 +172,8 @@ class VirtualMachine:
         return self._guest
 
     async def _launch(self) -> None:
+        sweep(socket_parent())
+        sweep(scratch_parent())
         choice = accel.choose(self.config.accel)
         self.vsock = vsockdev.choose(self.config.vsock)
         parts = await self._prepare(choice)

@@ -13,7 +13,9 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from gcsagent.host.vm.errors import LaunchError
@@ -170,6 +172,27 @@ class Tail:
     def text(self) -> str:
         """What is kept, decoded with replacement characters."""
         return self._data.decode("utf-8", "replace")
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Holds back Ctrl-C for a moment: somebody who presses it twice must not stop the clean-up half-way.
+
+    By a handler rather than the signal mask, since any other thread would take the signal in this one's place.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    # Python runs handlers in the main thread only; elsewhere nothing can interrupt.
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda signum, frame: held.append(signum))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def start_time(pid: int) -> int | None:

@@ -30,14 +30,13 @@ class PrivateDirectory:
 
     @classmethod
     def create(cls, parent: Path) -> PrivateDirectory:
-        """Makes one in `parent`, after removing those whose owners are dead.
+        """Makes one in `parent`.
 
         Raises:
             VmError: the directory cannot be made.
         """
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sweep(parent)
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
             lock = os.open(path / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,0 +1,1 @@
+"""What gcsctl's commands do; :mod:`gcsagent.host.gcsctl` is the program."""

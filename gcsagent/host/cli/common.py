@@ -1,0 +1,76 @@
+"""What the commands share: the agent they talk to, and how results are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from gcsagent.host.client import Client
+from gcsagent.host.errors import HostError
+from gcsagent.host.text import jsonable, printable
+from gcsagent.host.transport import Address
+from gcsagent.host.vm.vmcli import vm_address
+from protocol.address import parse_dial
+from protocol.types import ExitRecord
+
+CONNECT_SECONDS = 10.0
+"""How long a command waits for the agent; booting VMs are waited for by `vm start` and `vm run`."""
+
+CLIENT_NAME = "gcsctl"
+
+
+class UsageError(HostError):
+    """The command line cannot be carried out."""
+
+
+def agent_address(args: argparse.Namespace) -> Address:
+    """Where the agent is, from --vm, --address or GCS_ADDRESS. Raises UsageError, VmError."""
+    if args.vm and args.address:
+        raise UsageError("give --vm or --address, not both")
+    text = vm_address(args.vm) if args.vm else args.address or os.environ.get("GCS_ADDRESS")
+    if not text:
+        raise UsageError("no agent to talk to: give --address ADDRESS or --vm NAME, or set GCS_ADDRESS")
+    try:
+        return parse_dial(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+async def connect(args: argparse.Namespace) -> Client:
+    """A client for the agent the command line names."""
+    return await Client.connect(agent_address(args), timeout=CONNECT_SECONDS, client_name=CLIENT_NAME)
+
+
+def exit_code(record: ExitRecord) -> int:
+    """The process's exit code as ours; what no process can have (a lying guest) becomes 255."""
+    return record.exit_code if 0 <= record.exit_code <= 255 else 255
+
+
+def print_json(value: Any, *, to_stderr: bool = False, indent: int | None = 1) -> None:
+    print(
+        json.dumps(jsonable(value), indent=indent), file=sys.stderr if to_stderr else sys.stdout, flush=True
+    )
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Left-aligned columns; the last one is as long as it is."""
+    cells = [list(header), *([printable(cell, 200) or "-" for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header) - 1)]
+    for row in cells:
+        print("  ".join([*map(str.ljust, row, widths), row[-1]]))
+
+
+def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
+    """``name: value`` lines, the values under each other."""
+    width = max(len(name) for name, _ in pairs) + 1
+    for name, value in pairs:
+        print(f"{name + ':':<{width}} {printable(value)}")
+
+
+def complain(text: object) -> None:
+    """One line on stderr."""
+    print(f"gcsctl: {printable(text)}", file=sys.stderr, flush=True)

@@ -1,0 +1,201 @@
+"""The commands that ask or tell the agent one thing."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from gcsagent.host.cli.common import complain, connect, exit_code, print_json, print_pairs, print_table
+from gcsagent.host.text import printable
+from protocol.types import ContainerState, Event, ExitRecord, ProcessState
+
+
+async def ping(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        started = time.monotonic()
+        pong = await client.ping()
+        round_trip = time.monotonic() - started
+    if args.json:
+        print_json(
+            {
+                "generation": pong.generation,
+                "uptime_ms": pong.uptime_ms,
+                "loop_lag_us": pong.loop_lag_us,
+                "round_trip_us": round(round_trip * 1e6),
+            }
+        )
+    else:
+        print(
+            f"{client.address}: up {pong.uptime_ms / 1000:.1f} s, generation {pong.generation},"
+            f" loop lag {pong.loop_lag_us / 1000:.1f} ms, round trip {round_trip * 1000:.1f} ms"
+        )
+    return 0
+
+
+async def info(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        about = await client.info()
+    if args.json:
+        print_json(about)
+        return 0
+    stages = ", ".join(f"{stage.stage} {stage.uptime_ms} ms" for stage in about.boot_stages)
+    pairs: list[tuple[str, object]] = [
+        ("agent", f"{about.agent_version}, generation {about.generation}, pid {about.agent_pid}"),
+        ("hostname", about.hostname),
+        ("os", about.os),
+        ("kernel", about.kernel),
+        ("python", about.python),
+        ("runtime", f"{about.runtime.name} ({about.runtime.path}): {about.runtime.version}"),
+        ("cgroups", about.cgroups),
+        ("cpus", about.cpus),
+        ("memory", f"{about.memory_available_kib} KiB available of {about.memory_total_kib} KiB"),
+        ("uptime", f"{about.uptime_ms / 1000:.1f} s"),
+        ("containers", f"{about.containers} with {about.processes} processes"),
+        ("state", about.state_dir),
+    ]
+    pairs += [("boot", stages)] if stages else []
+    pairs += [(f"build {name}", value) for name, value in about.build.items()]
+    print_pairs(pairs)
+    return 0
+
+
+async def events(args: argparse.Namespace) -> int:
+    """Prints events until interrupted; with --json one document per line."""
+    async with await connect(args) as client, await client.events() as stream:
+        dropped = 0
+        async for event in stream:
+            if stream.dropped > dropped:
+                dropped = stream.dropped
+                complain(f"{dropped} events were missed: the agent no longer had them")
+            if args.json:
+                print_json(event, indent=None)
+            else:
+                print(_event_line(event), flush=True)
+    return 0
+
+
+async def start(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        created = await client.start_container(args.id)
+    if args.json:
+        print_json({"container": args.id, "pid": created.pid})
+    return 0
+
+
+async def state(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        container = await client.container_state(args.id)
+    if args.json:
+        print_json(container)
+        return 0
+    pairs: list[tuple[str, object]] = [
+        ("container", container.container),
+        ("status", container.status.value),
+        ("pid", container.pid),
+        ("bundle", container.bundle),
+        ("created", _moment(container.created_at_ns)),
+    ]
+    pairs += [("problem", container.problem)] if container.problem else []
+    pairs += [(f"label {name}", value) for name, value in container.labels.items()]
+    pairs += [(f"process {process.process}", _process_line(process)) for process in container.processes]
+    print_pairs(pairs)
+    return 0
+
+
+async def wait(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        record = await client.wait_container(args.id)
+    if args.json:
+        print_json(record)
+    return exit_code(record)
+
+
+async def kill(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        await client.kill_container(args.id, args.signal)
+    if args.json:
+        print_json({"container": args.id, "signal": args.signal})
+    return 0
+
+
+async def delete(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        record = await client.delete_container(args.id, force=args.force)
+    if args.json:
+        print_json({"container": args.id, "exit": record})
+    return 0
+
+
+async def ps(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        if args.id is not None:
+            container = await client.container_state(args.id)
+            _show_processes(container, args.json)
+        else:
+            _show_containers(await client.list_containers(), args.json)
+    return 0
+
+
+def _show_containers(containers: tuple[ContainerState, ...], as_json: bool) -> None:
+    if as_json:
+        print_json(containers)
+        return
+    rows = []
+    for container in containers:
+        init = container.processes[0] if container.processes else None
+        ended = _ending(init.exit) if init is not None and init.exit is not None else ""
+        command = " ".join(init.args) if init is not None else ""
+        status = f"{container.status.value} {ended}".strip()
+        rows.append((container.container, status, container.pid or "-", _age(container.created_at_ns), command))
+    print_table(("CONTAINER", "STATUS", "PID", "AGE", "COMMAND"), rows)
+
+
+def _show_processes(container: ContainerState, as_json: bool) -> None:
+    if as_json:
+        print_json(container.processes)
+        return
+    rows = [
+        (
+            process.process,
+            f"{process.status.value} {_ending(process.exit)}".strip(),
+            process.pid or "-",
+            "yes" if process.terminal else "no",
+            _age(process.created_at_ns),
+            " ".join(process.args),
+        )
+        for process in container.processes
+    ]
+    print_table(("PROCESS", "STATUS", "PID", "TTY", "AGE", "COMMAND"), rows)
+
+
+def _process_line(process: ProcessState) -> str:
+    ended = _ending(process.exit)
+    return f"{process.status.value} {ended or f'pid {process.pid}'}: {' '.join(process.args)}"
+
+
+def _ending(record: ExitRecord | None) -> str:
+    if record is None:
+        return ""
+    how = f"signal {record.signal}" if record.signal else f"exit {record.exit_code}"
+    return f"({how})" if record.reason.value in ("exited", "signalled") else f"({record.reason.value}, {how})"
+
+
+def _event_line(event: Event) -> str:
+    where = "/".join(name for name in (event.container, event.process) if name)
+    data = " ".join(f"{key}={value}" for key, value in event.data.items())
+    return printable(" ".join(part for part in (_moment(event.time_ns), event.type, where, data) if part))
+
+
+def _moment(time_ns: int) -> str:
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns / 1e9)) + "Z"
+    except (ValueError, OverflowError, OSError):  # a guest may say anything
+        return "?"
+
+
+def _age(since_ns: int) -> str:
+    seconds = max(0, int(time.time() - since_ns / 1e9))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{seconds // size}{unit}"
+    return f"{seconds}s"

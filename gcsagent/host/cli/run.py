@@ -1,0 +1,278 @@
+"""run, create, exec and attach: what puts a process's streams on this terminal."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gcsagent.host import terminal
+from gcsagent.host.bridge import LocalStdio, bridge
+from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json
+from gcsagent.host.cli.signals import Signals
+from gcsagent.host.client import Client
+from gcsagent.host.errors import HostError
+from gcsagent.host.process import RemoteProcess
+from gcsagent.host.spec import container_spec, exec_spec
+from gcsagent.host.transport import Address
+from protocol.address import UnixAddress
+from protocol.errors import Code, RpcError
+from protocol.methods import CreateContainer, Exec
+from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, Winsize
+
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+_STREAM = StreamSpec(StreamMode.STREAM)
+_NULL = StreamSpec()
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """A container to run and how much of it this gcsctl takes part in."""
+
+    params: CreateContainer
+    remove: bool = False
+    detach: bool = False
+    interactive: bool = False
+    as_json: bool = False
+
+
+# -- the commands ---------------------------------------------------------------------------------
+
+
+async def run_command(args: argparse.Namespace) -> int:
+    with Signals() as signals:
+        async with await connect(args) as client:
+            return await run_container(client, run_plan(args, client.address), signals)
+
+
+async def create_command(args: argparse.Namespace) -> int:
+    with Signals():
+        async with await connect(args) as client:
+            plan = run_plan(args, client.address)
+            process = await RemoteProcess.create(client, plan.params, attached=False)
+    _announce({"container": process.container, "pid": process.pid}, process.container, args.json)
+    return 0
+
+
+async def exec_command(args: argparse.Namespace) -> int:
+    params = exec_params(args)
+    with Signals() as signals:
+        async with await connect(args) as client:
+            process = await RemoteProcess.exec(client, params, attached=not args.detach)
+            if args.detach:
+                shown = {"container": process.container, "process": process.process, "pid": process.pid}
+                _announce(shown, process.process, args.json)
+                return 0
+            try:
+                async with process:
+                    record = await _converse(process, signals, args.interactive)
+            except BaseException:
+                await process.destroy()
+                raise
+            with contextlib.suppress(RpcError, HostError):
+                await client.delete_process(process.container, process.process)
+    return _report(record, args.json)
+
+
+async def attach_command(args: argparse.Namespace) -> int:
+    with Signals() as signals:
+        async with (
+            await connect(args) as client,
+            await RemoteProcess.attach(client, args.id, args.process) as process,
+        ):
+            if not process.streams:
+                raise UsageError(
+                    f"process {args.process} of {args.id} has no streams to attach to;"
+                    " create it with -i or -t for that"
+                )
+            record = await _converse(process, signals, process.input is not None)
+    return _report(record, args.json)
+
+
+async def run_container(client: Client, plan: RunPlan, signals: Signals) -> int:
+    """Creates, attaches, starts and waits as ``plan`` says. Returns the exit code for gcsctl."""
+    container = plan.params.container
+    process = await RemoteProcess.create(client, plan.params, attached=not plan.detach)
+    keep = False
+    try:
+        async with process:
+            await process.start()
+            keep = plan.detach or not plan.remove
+            if plan.detach:
+                _announce({"container": container, "pid": process.pid}, container, plan.as_json)
+                return 0
+            record = await _converse(process, signals, plan.interactive)
+    finally:
+        if not keep:
+            await _discard(client, container)
+    return _report(record, plan.as_json)
+
+
+# -- from the command line to the contract --------------------------------------------------------
+
+
+def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
+    """Raises UsageError when the options contradict each other."""
+    container = args.id or secrets.token_hex(6)
+    detach = getattr(args, "detach", False)
+    remove = getattr(args, "rm", False)
+    if (args.rootfs is None) == (args.bundle is None):
+        raise UsageError("give exactly one of --rootfs DIR and --bundle DIR")
+    spec, bundle = None, None
+    if args.bundle is not None:
+        _refuse_beside_bundle(args)
+        bundle = guest_path("--bundle", args.bundle, address)
+    else:
+        if not args.command:
+            raise UsageError("give a command to run after --")
+        spec = container_spec(
+            container=container,
+            rootfs=guest_path("--rootfs", args.rootfs, address),
+            args=args.command,
+            env=environment(args.env),
+            cwd=args.workdir or "/",
+            user=args.user,
+            terminal=args.tty,
+        )
+    params = CreateContainer(
+        container=container,
+        spec=spec,
+        bundle=bundle,
+        stdio=_stdio(args, quiet=detach or args.quiet),
+        overlay=args.overlay,
+        auto_delete=remove and detach,
+    )
+    return RunPlan(params, remove, detach, args.interactive, args.json)
+
+
+def exec_params(args: argparse.Namespace) -> Exec:
+    """Raises UsageError when there is no command."""
+    if not args.command:
+        raise UsageError("give a command to execute after --")
+    spec = exec_spec(
+        args=args.command,
+        env=environment(args.env),
+        cwd=args.workdir,
+        user=args.user,
+        terminal=args.tty,
+    )
+    return Exec(
+        container=args.id,
+        process=secrets.token_hex(6),
+        spec=spec,
+        stdio=_stdio(args, quiet=args.detach),
+        auto_delete=args.detach,
+    )
+
+
+def guest_path(option: str, path: str, address: Address) -> str:
+    """``path`` as the agent sees it: over ``unix:`` that is this machine, so relative ones work too."""
+    if isinstance(address, UnixAddress):
+        return os.path.abspath(path)
+    if not path.startswith("/"):
+        raise UsageError(f"{option} {path}: give an absolute path in the guest")
+    return path
+
+
+def environment(entries: list[str]) -> list[str]:
+    """``K=V`` as it is; ``K`` alone takes the value from here, and is left out where it has none."""
+    given = []
+    for entry in entries:
+        if "=" in entry:
+            given.append(entry)
+        elif entry in os.environ:
+            given.append(f"{entry}={os.environ[entry]}")
+    return given
+
+
+def _refuse_beside_bundle(args: argparse.Namespace) -> None:
+    given = {
+        "CMD": args.command,
+        "-e": args.env,
+        "-w": args.workdir,
+        "-u": args.user,
+        "-t": args.tty,
+    }
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"{name} cannot be given with --bundle: its config.json says that")
+
+
+def _stdio(args: argparse.Namespace, *, quiet: bool) -> Stdio:
+    """``quiet``: nobody attaches now, so output that nobody asked for goes nowhere instead of blocking."""
+    if args.tty:
+        size = terminal.winsize(_STDIN, _STDOUT, _STDERR) or Winsize()
+        return Stdio(tty=_STREAM, terminal=True, winsize=size)
+    output = _NULL if quiet and not args.interactive else _STREAM
+    once = args.interactive and not quiet
+    return Stdio(_STREAM if args.interactive else _NULL, output, output, stdin_once=once)
+
+
+# -- at the terminal ------------------------------------------------------------------------------
+
+
+async def _converse(process: RemoteProcess, signals: Signals, interactive: bool) -> ExitRecord:
+    """Connects the process to this terminal until it has ended."""
+    local = LocalStdio(_STDIN if interactive else None, _STDOUT, _STDERR)
+    with contextlib.ExitStack() as stack:
+        if process.terminal:
+            stack.enter_context(_resizing(process))
+        if process.terminal and interactive and os.isatty(_STDIN):
+            stack.enter_context(terminal.raw(_STDIN))
+        else:
+            signals.forward_to(process)
+        return await bridge(process, local)
+
+
+@contextlib.contextmanager
+def _resizing(process: RemoteProcess) -> Iterator[None]:
+    """Gives the remote terminal this one's size, now and whenever it changes."""
+    loop = asyncio.get_running_loop()
+    changed = asyncio.Event()
+    changed.set()
+
+    async def follow() -> None:
+        while True:
+            await changed.wait()
+            changed.clear()
+            size = terminal.winsize(_STDIN, _STDOUT, _STDERR)
+            if size is not None:
+                with contextlib.suppress(RpcError, HostError):  # it may have ended just now
+                    await process.resize(size)
+
+    loop.add_signal_handler(signal.SIGWINCH, changed.set)
+    following = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        following.cancel()
+        loop.remove_signal_handler(signal.SIGWINCH)
+
+
+async def _discard(client: Client, container: str) -> None:
+    try:
+        await client.delete_container(container, force=True)
+    except RpcError as error:
+        if error.code is not Code.NOT_FOUND:
+            complain(f"container {container} could not be removed: {error.message}")
+    except HostError as error:
+        complain(f"container {container} could not be removed: {error}")
+
+
+def _announce(document: dict[str, object], identifier: str, as_json: bool) -> None:
+    if as_json:
+        print_json(document)
+    else:
+        print(identifier, flush=True)
+
+
+def _report(record: ExitRecord, as_json: bool) -> int:
+    if as_json:
+        # Standard output is the process's own.
+        print_json(record, to_stderr=True, indent=None)
+    return exit_code(record)

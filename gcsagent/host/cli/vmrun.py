@@ -1,0 +1,35 @@
+"""``gcsctl vm run``: boot, run one command on the given root file system, power off."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+import sys
+
+from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError
+from gcsagent.host.cli.run import RunPlan, run_container
+from gcsagent.host.cli.signals import Signals
+from gcsagent.host.client import Client
+from gcsagent.host.vm.launcher import VirtualMachine
+from gcsagent.host.vm.vmcli import config_from_args, run_in_vm
+
+GUEST_ROOTFS = "/run/gcs/disks/rootfs"
+"""Where the guest mounts the disk named ``rootfs``."""
+
+
+async def vm_run(args: argparse.Namespace) -> int:
+    if args.rootfs is None:
+        raise UsageError("give --rootfs DIR or FILE: what the command runs on")
+    if not args.command:
+        raise UsageError("give a command to run after --")
+    progress = _progress(args.verbose or sys.stderr.isatty())
+
+    async def body(vm: VirtualMachine) -> int:
+        progress(f"ready in {vm.boot_seconds:.1f} s")
+        with Signals() as signals:
+            async with await Client.connect(
+                vm.address, timeout=CONNECT_SECONDS, client_name=CLIENT_NAME
+            ) as client:
+                return await run_container(client, vm_plan(args), signals)
+
+    return await run_in_vm(config_from_args(args), body, progress=progress)
