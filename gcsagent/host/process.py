@@ -56,9 +56,7 @@ class RemoteProcess:
         self.streams: dict[str, Stream] = {}
 
     @classmethod
-    async def create(
-        cls, client: Client, params: methods.CreateContainer, *, attached: bool = True
-    ) -> Self:
+    async def create(cls, client: Client, params: methods.CreateContainer, *, attached: bool = True) -> Self:
         """Creates a container and, if ``attached``, attaches to its init; :meth:`start` lets it run.
 
         When attaching fails or the caller is cancelled the container is removed again. Raises what

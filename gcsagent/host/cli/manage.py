@@ -146,7 +146,9 @@ def _show_containers(containers: tuple[ContainerState, ...], as_json: bool) -> N
         ended = _ending(init.exit) if init is not None and init.exit is not None else ""
         command = " ".join(init.args) if init is not None else ""
         status = f"{container.status.value} {ended}".strip()
-        rows.append((container.container, status, container.pid or "-", _age(container.created_at_ns), command))
+        rows.append(
+            (container.container, status, container.pid or "-", _age(container.created_at_ns), command)
+        )
     print_table(("CONTAINER", "STATUS", "PID", "AGE", "COMMAND"), rows)
 
 

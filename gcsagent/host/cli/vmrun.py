@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import secrets
 import sys
 
 from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError
-from gcsagent.host.cli.run import RunPlan, run_container
+from gcsagent.host.cli.run import RunPlan, run_container, run_plan
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
-from gcsagent.host.vm.launcher import VirtualMachine
-from gcsagent.host.vm.vmcli import config_from_args, run_in_vm
+from gcsagent.host.vm.launcher import Progress, VirtualMachine
+from gcsagent.host.vm.vmcli import config_from_args, print_progress, run_in_vm
+from protocol.address import HybridAddress
 
 GUEST_ROOTFS = "/run/gcs/disks/rootfs"
 """Where the guest mounts the disk named ``rootfs``."""
@@ -33,3 +33,16 @@ async def vm_run(args: argparse.Namespace) -> int:
                 return await run_container(client, vm_plan(args), signals)
 
     return await run_in_vm(config_from_args(args), body, progress=progress)
+
+
+def vm_plan(args: argparse.Namespace) -> RunPlan:
+    """The container of ``vm run``: the disk is read-only, so it gets a throw-away layer."""
+    own = {"id": None, "bundle": None, "rootfs": GUEST_ROOTFS, "overlay": True, "rm": True, "quiet": False}
+    return run_plan(argparse.Namespace(**{**vars(args), **own}), HybridAddress("in the guest"))
+
+
+def _progress(shown: bool) -> Progress:
+    def silent(text: str) -> None:
+        pass
+
+    return print_progress if shown else silent

@@ -1,0 +1,234 @@
+"""The command line of gcsctl. Each command sets ``handler``: a coroutine function, arguments to exit code."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from gcsagent.host.cli import manage, run
+from gcsagent.host.cli.common import complain
+from gcsagent.host.cli.vmrun import vm_run
+from gcsagent.host.spec import User
+from gcsagent.host.vm.vmcli import add_vm_options, add_vm_parser
+from protocol import checks
+
+EXIT_GCSCTL = 125
+"""gcsctl's own failures, as docker run has it; 126 and 127 are about the command in the container."""
+
+Handler = Callable[[argparse.Namespace], Awaitable[int]]
+if TYPE_CHECKING:
+    _Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # not subscriptable at run time
+
+_USER = re.compile(r"([0-9]{1,9})(?::([0-9]{1,9}))?\Z")
+
+_EPILOG = """\
+addresses: unix:PATH, vsock:CID[:PORT], hvsock:PATH[:PORT] (a VMM's UNIX socket)
+exit code: that of the command run; 125 when gcsctl, the agent or the VM failed,
+126 when the command cannot be executed, 127 when it is not there
+
+examples:
+  gcsctl vm run --rootfs ./rootfs -it -- sh
+  gcsctl --address unix:/run/gcs.sock run --rm --rootfs ./rootfs -- uname -a
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line and with gcsctl's own exit code: 2 could be the command's."""
+
+    def __init__(self, **arguments: Any) -> None:
+        arguments.setdefault("allow_abbrev", False)
+        arguments.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**arguments)
+
+    def error(self, message: str) -> NoReturn:
+        complain(f"{message} (see `{self.prog} --help`)")
+        sys.exit(EXIT_GCSCTL)
+
+
+def build() -> argparse.ArgumentParser:
+    parser = _top()
+    parser.add_argument("--address", metavar="ADDRESS", help="the agent (default: GCS_ADDRESS)")
+    parser.add_argument("--vm", metavar="NAME", help="the agent in the VM that `vm start NAME` started")
+    parser.add_argument("--json", action="store_true", help="print JSON; one document per line for events")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_agent_commands(commands)
+    _add_run_commands(commands)
+    _add_container_commands(commands)
+    _add_vm_run(add_vm_parser(commands))
+    return parser
+
+
+def _top() -> argparse.ArgumentParser:
+    return Parser(
+        prog="gcsctl", description="Runs and looks after containers in lightweight VMs.", epilog=_EPILOG
+    )
+
+
+def _add(
+    commands: _Subparsers, name: str, handler: Handler, help: str, example: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}")
+    parser.set_defaults(handler=handler)
+    # SUPPRESS: what was given before the command must not be reset by this default.
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    return parser
+
+
+def _add_agent_commands(commands: _Subparsers) -> None:
+    _add(commands, "info", manage.info, "show agent, guest and runtime", "gcsctl --vm dev info")
+    _add(commands, "ping", manage.ping, "ask the agent whether it is well", "gcsctl --vm dev ping")
+    _add(commands, "events", manage.events, "show events as they happen", "gcsctl --json events")
+
+
+def _add_run_commands(commands: _Subparsers) -> None:
+    parser = _add(
+        commands,
+        "run",
+        run.run_command,
+        "create, start and wait for a container; its only network is lo",
+        "gcsctl run --rm -it --rootfs ./rootfs -- sh",
+    )
+    parser.add_argument("--rm", action="store_true", help="delete the container when it has ended")
+    parser.add_argument("-d", "--detach", action="store_true", help="print the id and leave it running")
+    _add_container_options(parser, quiet=False)
+    parser = _add(
+        commands,
+        "create",
+        run.create_command,
+        "create a container for `start`; without -i and -t its output goes nowhere",
+        "gcsctl create --id web --rootfs ./rootfs -- httpd -f",
+    )
+    _add_container_options(parser, quiet=True)
+    parser = _add(
+        commands, "exec", run.exec_command, "run a command in a container", "gcsctl exec -it web -- sh"
+    )
+    parser.add_argument("-d", "--detach", action="store_true", help="print the process id, leave it running")
+    _add_process_options(parser)
+    _add_id(parser)
+    _add_command(parser)
+    parser = _add(
+        commands,
+        "attach",
+        run.attach_command,
+        "connect this terminal to a running process; its exit code is gcsctl's",
+        "gcsctl attach web",
+    )
+    _add_id(parser)
+    parser.add_argument(
+        "--process", type=_identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
+    )
+
+
+def _add_container_commands(commands: _Subparsers) -> None:
+    _add_id(_add(commands, "start", manage.start, "start a created container", "gcsctl start web"))
+    _add_id(_add(commands, "state", manage.state, "show a container", "gcsctl state web"))
+    _add_id(
+        _add(
+            commands,
+            "wait",
+            manage.wait,
+            "wait until a container has ended; its exit code is gcsctl's",
+            "gcsctl wait web; echo $?",
+        )
+    )
+    parser = _add(commands, "kill", manage.kill, "signal a container's init", "gcsctl kill -s KILL web")
+    parser.add_argument(
+        "-s", "--signal", type=_signal, default="SIGTERM", metavar="SIG", help="default: %(default)s"
+    )
+    _add_id(parser)
+    parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
+    parser.add_argument("--force", action="store_true", help="kill what still runs in it")
+    _add_id(parser)
+    parser = _add(commands, "ps", manage.ps, "list containers, or one's processes", "gcsctl ps web")
+    parser.add_argument("id", nargs="?", type=_identifier, metavar="ID")
+
+
+def _add_vm_run(commands: _Subparsers) -> None:
+    parser = _add(
+        commands,
+        "run",
+        vm_run,
+        "boot a VM, run a command on a root file system in it, power off",
+        "gcsctl vm run --rootfs ./rootfs -it -- sh",
+    )
+    add_vm_options(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="show progress though not on a terminal")
+    _add_process_options(parser)
+    _add_command(parser)
+
+
+def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> None:
+    parser.add_argument("--id", type=_identifier, metavar="ID", help="default: a random one")
+    parser.add_argument("--rootfs", metavar="DIR", help="root directory, used in place")
+    parser.add_argument("--bundle", metavar="DIR", help="OCI bundle: its config.json says what to run")
+    parser.add_argument("--overlay", action="store_true", help="throw away what is written to the root")
+    _add_process_options(parser)
+    _add_command(parser)
+    parser.set_defaults(quiet=quiet)
+
+
+def _add_process_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
+    parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
+    parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="may be repeated")
+    parser.add_argument("-w", "--workdir", type=_absolute, metavar="DIR", help="working directory")
+    parser.add_argument("-u", "--user", type=_user, metavar="UID[:GID]", help="numeric; default: root")
+
+
+def _add_id(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("id", type=_identifier, metavar="ID")
+
+
+def _add_command(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "command", type=_argument, nargs=argparse.REMAINDER, metavar="-- CMD [ARG...]", help="what to run"
+    )
+
+
+def _identifier(text: str) -> str:
+    problem = checks.identifier(text)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(f"an id {problem}")
+    return text
+
+
+def _signal(text: str) -> int | str:
+    value: int | str = int(text) if text.isascii() and text.isdigit() else text.upper()
+    problem = checks.signal(value)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+    return value
+
+
+def _absolute(text: str) -> str:
+    problem = checks.absolute_path(text)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(problem)
+    return text
+
+
+def _user(text: str) -> User:
+    match = _USER.match(text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: give numbers, UID or UID:GID")
+    return User(int(match[1]), int(match[2] or 0))
+
+
+def _argument(text: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("arguments must be valid UTF-8") from None
+    return text
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The arguments; ``command`` without the ``--`` before it. Exits on errors and ``--help``."""
+    args = build().parse_args(argv)
+    command = getattr(args, "command", None)
+    if command and command[0] == "--":
+        del command[0]
+    return args
