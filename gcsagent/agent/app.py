@@ -1,0 +1,100 @@
+"""Wires the agent together; the only module that knows the runtime is runc."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import functools
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+
+from gcsagent.agent import logs, methods, teardown
+from gcsagent.agent.calls import Caller
+from gcsagent.agent.cgroups import CgroupMounts
+from gcsagent.agent.counters import CounterSlots
+from gcsagent.agent.dispatch import Dispatcher
+from gcsagent.agent.events import EventLog
+from gcsagent.agent.info import AgentService
+from gcsagent.agent.registry import Registry
+from gcsagent.agent.runc import Runc
+from gcsagent.agent.server import ListenError, Server, listen
+from gcsagent.agent.session import Session
+from gcsagent.agent.streams import Keeper
+from gcsagent.agent.supervisor_client import SupervisorClient
+from gcsagent.common.config import Settings
+
+EX_CONFIG = 78
+"""sysexits.h: starting again will not help; the supervisor knows it (agentproc)."""
+
+_log = logging.getLogger("agent")
+
+
+def main() -> int:
+    settings = Settings(**json.loads(os.environ["GCS_SETTINGS"]))
+    generation = int(os.environ["GCS_GENERATION"])
+    logs.set_up(settings.log_level)
+    faulthandler.enable()
+    try:
+        return asyncio.run(_run(settings, generation))
+    except ListenError as error:
+        _log.critical(str(error))
+        return EX_CONFIG
+
+
+async def _run(settings: Settings, generation: int) -> int:
+    gone = asyncio.Event()
+    channel = socket.socket(fileno=int(os.environ["GCS_CHANNEL_FD"]))
+    os.set_inheritable(channel.fileno(), False)
+    supervisor = SupervisorClient(channel, gone.set)
+    held = set(await supervisor.everything("names"))
+    counters = await _counters(supervisor, held)
+    registry, agent = _assemble(settings, generation, supervisor, counters)
+    dispatcher = Dispatcher(methods.build(registry, agent))
+
+    def make_session(sock: socket.socket, peer: str, closed: Callable[[Session], None]) -> Session:
+        return Session(sock, peer, dispatcher, registry, agent, closed)
+
+    server = Server(settings.peer_cid, make_session)
+    for address in settings.listen:
+        server.serve(await _listener(supervisor, held, address))
+    supervisor.topics["exit"] = registry.on_exit
+    supervisor.topics["shutdown"] = lambda data: agent.begin_shutdown(data["action"], data["grace_ms"])
+    await supervisor.call("ready", {})
+    _log.info("serving", extra={"listen": list(settings.listen), "generation": generation})
+    await gone.wait()
+    _log.warning("the supervisor is gone; so am I")
+    return 1
+
+
+def _assemble(
+    settings: Settings, generation: int, supervisor: SupervisorClient, counters: CounterSlots
+) -> tuple[Registry, AgentService]:
+    caller = Caller(supervisor, {"PATH": os.environ["PATH"]}, f"g{generation}")
+    runtime = Runc(caller, settings.runtime, settings.state, os.path.join(settings.state, "console"))
+    keeper = Keeper(supervisor, counters)
+    registry = Registry(settings.state, settings.guest, runtime, caller, keeper, EventLog(), CgroupMounts())
+    registry.tear_down = functools.partial(teardown.tear_down, registry)
+    agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
+    return registry, agent
+
+
+async def _counters(supervisor: SupervisorClient, held: set[str]) -> CounterSlots:
+    if "counters" in held:
+        _, fds = await supervisor.request("fetch", {"names": ["counters"]})
+        return CounterSlots(fds[0])
+    counters = CounterSlots()
+    supervisor.hold("counters", counters.fd)
+    return counters
+
+
+async def _listener(supervisor: SupervisorClient, held: set[str], address: str) -> socket.socket:
+    name = f"listen/{address}"
+    if name in held:
+        _, fds = await supervisor.request("fetch", {"names": [name]})
+        return socket.socket(fileno=fds[0])
+    listener = listen(address)
+    supervisor.hold(name, listener.fileno())
+    return listener

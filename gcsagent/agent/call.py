@@ -1,0 +1,50 @@
+"""One request on its way through the agent: its deadline, its commit point, its log."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from gcsagent.agent.logs import ContextLogger
+from protocol.errors import Code, RpcError
+
+CLEANUP_SECONDS = 15.0
+"""How long undoing a call may take beyond its deadline."""
+
+
+class Call:
+    """Until :meth:`commit`, :meth:`abort` cancels the handler, which undoes what it did; afterwards the
+    result stands, however late it comes."""
+
+    def __init__(self, method: str, deadline_ms: int | None, log: ContextLogger) -> None:
+        self.method, self.log = method, log
+        self._loop = asyncio.get_running_loop()
+        self._deadline = None if deadline_ms is None else self._loop.time() + deadline_ms / 1000
+        self._timer: asyncio.TimerHandle | None = None
+        self._committed = False
+        self.task: asyncio.Task[Any] | None = None
+        self.aborted: RpcError | None = None
+
+    @property
+    def timeout(self) -> float:
+        """Seconds a runtime call may take: what is left, and a little, so that the deadline is seen first."""
+        if self._deadline is None:
+            return 24 * 3600.0
+        return max(0.1, self._deadline - self._loop.time()) + 1.0
+
+    def arm(self) -> None:
+        if self._deadline is not None:
+            error = RpcError(Code.DEADLINE_EXCEEDED, f"{self.method} did not end within its deadline")
+            self._timer = self._loop.call_at(self._deadline, self.abort, error)
+
+    def disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def commit(self) -> None:
+        self._committed = True
+
+    def abort(self, error: RpcError) -> None:
+        if not self._committed and self.aborted is None and self.task is not None:
+            self.aborted = error
+            self.task.cancel()

@@ -1,0 +1,113 @@
+"""Programs run by the supervisor on the agent's behalf: runc, mount, umount, rm."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
+
+TAIL = 4096
+"""Bytes of standard error kept: the end of it is where a program says why it failed."""
+
+SETTLE_SECONDS = 10.0
+"""How long a killed call may take to be reaped: SIGKILL acts once the kernel lets the process run."""
+
+
+class CannotStart(Exception):
+    """The program could not be started; ``errno`` says why."""
+
+    def __init__(self, program: str, message: str, errno: int) -> None:
+        super().__init__(f"{program} cannot be started: {message}")
+        self.errno = errno
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a call ended. ``status`` is the exit status, or minus the signal."""
+
+    status: int
+    timed_out: bool
+    stderr: str
+    pid: int = 0
+    pid_error: str = ""
+    exit: dict[str, Any] | None = None
+    pidfd: int | None = None
+
+
+class Caller:
+    def __init__(self, supervisor: SupervisorClient, env: dict[str, str], prefix: str) -> None:
+        """``prefix`` makes call keys unique across agents: the generation."""
+        self._supervisor, self._env, self._prefix = supervisor, env, prefix
+        self._numbers = itertools.count(1)
+
+    async def run(
+        self,
+        argv: list[str],
+        timeout: float,
+        *,
+        fds: dict[int, int] | None = None,
+        hold: dict[str, int] | None = None,
+        extra: dict[str, str] | None = None,
+    ) -> Outcome:
+        """Runs ``argv`` to its end. Cancelled: kills it, waits for that, and only then is cancelled.
+
+        ``fds`` are the child's descriptors (standard error is captured unless given, the rest /dev/null);
+        ``hold`` goes to the supervisor's store in the same packet; ``extra`` are further arguments of the
+        supervisor's ``spawn``. Raises CannotStart.
+        """
+        key = f"{self._prefix}.{next(self._numbers)}"
+        wanted, captured = dict(fds or {}), -1
+        if 2 not in wanted:
+            captured = wanted[2] = os.memfd_create("stderr", os.MFD_CLOEXEC)
+        try:
+            packet_fds = [*wanted.values(), *(hold or {}).values()]
+            arguments = {
+                "call": key,
+                "argv": argv,
+                "env": self._env,
+                "timeout": timeout,
+                "fds": {str(target): index for index, target in enumerate(wanted)},
+                "hold": {name: len(wanted) + index for index, name in enumerate(hold or {})},
+                **(extra or {}),
+            }
+            result, received = await self._finish(key, argv, arguments, tuple(packet_fds))
+            self._supervisor.tell("forget_call", {"call": key})
+            stderr = _tail(captured) if captured >= 0 else ""
+            return Outcome(
+                status=os.waitstatus_to_exitcode(result["status"]),
+                timed_out=result["timed_out"],
+                stderr=stderr,
+                pid=result["pid"],
+                pid_error=result.get("pid_error", ""),
+                exit=result.get("exit"),
+                pidfd=received[0] if received else None,
+            )
+        finally:
+            if captured >= 0:
+                os.close(captured)
+
+    async def _finish(
+        self, key: str, argv: list[str], arguments: dict[str, Any], fds: tuple[int, ...]
+    ) -> tuple[Any, list[int]]:
+        future = self._supervisor.request("spawn", arguments, fds)
+        try:
+            return await asyncio.shield(future)
+        except SupervisorError as error:
+            raise CannotStart(argv[0], str(error), error.errno) from error
+        except asyncio.CancelledError:
+            self._supervisor.tell("cancel", {"call": key})
+            await asyncio.wait([future], timeout=SETTLE_SECONDS)
+            if future.done() and future.exception() is None:
+                for fd in future.result()[1]:
+                    os.close(fd)
+                self._supervisor.tell("forget_call", {"call": key})
+            raise
+
+
+def _tail(fd: int) -> str:
+    size = os.fstat(fd).st_size
+    return os.pread(fd, TAIL, max(0, size - TAIL)).decode(errors="replace").strip()

@@ -1,0 +1,125 @@
+"""A container's cgroup, wherever this machine keeps cgroups: v2, v1, or both at once.
+
+Features are looked for per file and not per version: hybrid hosts have some of each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+
+MOUNTS = "/proc/self/mounts"
+
+
+class CgroupMounts:
+    """The hierarchies of this machine, read once."""
+
+    def __init__(self, mounts_file: str = MOUNTS) -> None:
+        self._v1: list[str] = []
+        self._v2: list[str] = []
+        with open(mounts_file, encoding="utf-8") as file:
+            for line in file:
+                _, point, kind, *_ = line.split(" ")
+                if kind in ("cgroup", "cgroup2"):
+                    (self._v1 if kind == "cgroup" else self._v2).append(point)
+
+    @property
+    def version(self) -> str:
+        """``v2``, ``v1``, ``hybrid`` or ``none``."""
+        if self._v1:
+            return "hybrid" if self._v2 else "v1"
+        return "v2" if self._v2 else "none"
+
+    def directories(self, path: str) -> list[str]:
+        """Where ``path`` (as in the OCI spec's cgroupsPath) exists, in every hierarchy."""
+        candidates = (point + path for point in self._v2 + self._v1)
+        return [directory for directory in candidates if os.path.isdir(directory)]
+
+
+class Cgroup:
+    def __init__(self, mounts: CgroupMounts, path: str) -> None:
+        self._mounts, self.path = mounts, path
+
+    def pids(self) -> set[int]:
+        """Every process in it or below it, in whichever hierarchy has any."""
+        found: set[int] = set()
+        for directory in self._mounts.directories(self.path):
+            for parent, _, files in os.walk(directory):
+                if "cgroup.procs" in files:
+                    found.update(_numbers(os.path.join(parent, "cgroup.procs")))
+        return found
+
+    def kill(self) -> None:
+        """SIGKILLs everything in it: cgroup.kill where there is one (Linux 5.14), else one by one."""
+        for directory in self._mounts.directories(self.path):
+            try:
+                with open(os.path.join(directory, "cgroup.kill"), "w", encoding="ascii") as file:
+                    file.write("1")
+            except OSError:
+                continue
+            return
+        for _ in range(8):  # a forking process can get ahead of one pass
+            pids = self.pids()
+            if not pids:
+                return
+            signal_all(pids, signal.SIGKILL)
+
+    def oom_kills(self) -> int:
+        """Processes the kernel has killed in it for want of memory."""
+        for directory in self._mounts.directories(self.path):
+            for name in ("memory.events", "memory.oom_control"):
+                for key, value in _pairs(os.path.join(directory, name)):
+                    if key == "oom_kill":
+                        return value
+        return 0
+
+    def remove(self) -> list[str]:
+        """Removes its directories, deepest first; returns those that could not be (still populated)."""
+        left = []
+        for directory in self._mounts.directories(self.path):
+            for parent, _, _ in os.walk(directory, topdown=False):
+                try:
+                    os.rmdir(parent)
+                except FileNotFoundError:
+                    continue
+                except OSError:
+                    left.append(parent)
+        return left
+
+
+def signal_all(pids: set[int], number: int) -> int:
+    """Signals each through a pidfd, so that a pid used again meanwhile is never hit; returns how many."""
+    sent = 0
+    for pid in pids:
+        try:
+            fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        try:
+            signal.pidfd_send_signal(fd, number)
+            sent += 1
+        except ProcessLookupError:
+            continue
+        finally:
+            os.close(fd)
+    return sent
+
+
+def _numbers(path: str) -> Iterator[int]:
+    try:
+        with open(path, encoding="ascii") as file:
+            yield from (int(line) for line in file)
+    except OSError:
+        return
+
+
+def _pairs(path: str) -> Iterator[tuple[str, int]]:
+    try:
+        with open(path, encoding="ascii") as file:
+            for line in file:
+                key, _, value = line.partition(" ")
+                if value.strip().isdigit():
+                    yield key, int(value)
+    except OSError:
+        return

@@ -1,0 +1,97 @@
+"""One container, and which requests its status allows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from gcsagent.agent.cgroups import Cgroup
+from gcsagent.agent.process import Process
+from gcsagent.agent.process_dir import ContainerDir
+from protocol.checks import INIT
+from protocol.errors import Code, RpcError
+from protocol.types import ContainerState, Status
+
+ALLOWED: dict[str, frozenset[Status]] = {
+    "start": frozenset({Status.CREATED}),
+    "exec in": frozenset({Status.CREATED, Status.RUNNING}),
+    "kill": frozenset({Status.CREATED, Status.RUNNING}),
+    "delete": frozenset({Status.CREATED, Status.STOPPED, Status.FAILED}),
+    "force the deletion of": frozenset({Status.CREATED, Status.RUNNING, Status.STOPPED, Status.FAILED}),
+}
+"""For each request, the statuses it is allowed in; any other is FAILED_PRECONDITION naming both."""
+
+
+class Container:
+    def __init__(
+        self,
+        ident: str,
+        directory: ContainerDir,
+        cgroup: Cgroup,
+        *,
+        auto_delete: bool,
+        labels: dict[str, str],
+    ) -> None:
+        self.ident, self.directory, self.cgroup = ident, directory, cgroup
+        self.auto_delete, self.labels = auto_delete, labels
+        self.status = Status.CREATING
+        self.problem = ""
+        self.overlay = False
+        self.owns_pids = True
+        self.root = ""
+        self.created_at_ns = time.time_ns()
+        self.oom_kills = 0
+        self.processes: dict[str, Process] = {}
+
+    @property
+    def init(self) -> Process:
+        return self.processes[INIT]
+
+    @property
+    def execs(self) -> list[Process]:
+        return [process for process in self.processes.values() if not process.is_init]
+
+    def check(self, action: str) -> None:
+        """Raises FAILED_PRECONDITION when ``action`` (a key of ALLOWED) is not for this status."""
+        if self.status not in ALLOWED[action]:
+            hint = f": {self.problem}" if self.problem else ""
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"cannot {action} container {self.ident}: it is {self.status.value}{hint}",
+                status=self.status.value,
+            )
+
+    def process(self, ident: str) -> Process:
+        process = self.processes.get(ident)
+        if process is None:
+            raise RpcError(Code.NOT_FOUND, f"container {self.ident} has no process {ident}")
+        return process
+
+    def state(self) -> ContainerState:
+        init = self.processes.get(INIT)
+        return ContainerState(
+            container=self.ident,
+            status=self.status,
+            pid=init.pid if init is not None else 0,
+            bundle=self.directory.path,
+            created_at_ns=self.created_at_ns,
+            auto_delete=self.auto_delete,
+            problem=self.problem,
+            labels=self.labels,
+            processes=tuple(process.state() for process in self.processes.values()),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """What container.json says of it."""
+        return {
+            "version": 1,
+            "container": self.ident,
+            "status": self.status.value,
+            "overlay": self.overlay,
+            "owns_pids": self.owns_pids,
+            "root": self.root,
+            "cgroup": self.cgroup.path,
+            "auto_delete": self.auto_delete,
+            "labels": self.labels,
+            "created_at_ns": self.created_at_ns,
+        }

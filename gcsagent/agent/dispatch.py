@@ -1,0 +1,117 @@
+"""Runs a request's handler: in line, or as a task with a deadline; the same request only once.
+
+A ``request_id`` makes a mutating request repeatable: while the first one runs, a second with the same
+arguments joins it; afterwards it gets the stored answer. With other arguments it is ALREADY_EXISTS.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from gcsagent.agent.call import Call
+from gcsagent.agent.failures import to_rpc_error
+from gcsagent.agent.methods import Handler
+from protocol.errors import Code, RpcError
+from protocol.methods import METHODS, Envelope
+
+MAX_STORED = 4096
+"""Answers kept for repeated requests; the oldest go first."""
+
+Answer = Callable[[Any], None]
+
+
+class _Stored:
+    __slots__ = ("digest", "future")
+
+    def __init__(self, digest: bytes, future: asyncio.Future[Any]) -> None:
+        self.digest, self.future = digest, future
+
+
+class Dispatcher:
+    def __init__(self, table: dict[str, Handler]) -> None:
+        self._table = table
+        self._inline = {name for name, handler in table.items() if not inspect.iscoroutinefunction(handler)}
+        self._stored: OrderedDict[str, _Stored] = OrderedDict()
+
+    def run(self, call: Call, raw: dict[str, Any], params: Any, envelope: Envelope, answer: Answer) -> None:
+        """Calls ``answer`` once with the result or the RpcError, now or later."""
+        if envelope.request_id is not None and METHODS[call.method].mutating:
+            self._run_once(call, raw, params, envelope.request_id, answer)
+        else:
+            self._run(call, params, answer)
+
+    def _run(self, call: Call, params: Any, answer: Answer) -> None:
+        handler = self._table[call.method]
+        if call.method in self._inline:
+            try:
+                result = handler(params, call)
+            except Exception as error:
+                result = self._failed(call, error)
+            answer(result)
+            return
+        call.task = asyncio.get_running_loop().create_task(self._run_task(call, handler, params, answer))
+        call.arm()
+
+    async def _run_task(self, call: Call, handler: Handler, params: Any, answer: Answer) -> None:
+        try:
+            result = await handler(params, call)
+        except asyncio.CancelledError:
+            if call.aborted is None:
+                raise
+            result = call.aborted
+        except Exception as error:
+            # Undoing a call that was aborted may end in an error of its own; the caller asked to abort.
+            result = call.aborted or self._failed(call, error)
+        finally:
+            call.disarm()
+        answer(result)
+
+    def _failed(self, call: Call, error: Exception) -> RpcError:
+        rpc_error = to_rpc_error(error)
+        if rpc_error.code is Code.INTERNAL:
+            call.log.error("request failed", extra={"error": rpc_error.message}, exc_info=error)
+        else:
+            call.log.debug("request refused", extra={"error": str(rpc_error)})
+        return rpc_error
+
+    def _run_once(self, call: Call, raw: dict[str, Any], params: Any, ident: str, answer: Answer) -> None:
+        digest = _digest(call.method, raw)
+        stored = self._stored.get(ident)
+        if stored is None:
+            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            stored = self._stored[ident] = _Stored(digest, future)
+            self._trim()
+            self._run(call, params, lambda result: self._store(ident, future, result))
+        elif stored.digest != digest:
+            answer(RpcError(Code.ALREADY_EXISTS, f"request_id {ident!r} was used for another request"))
+            return
+        if stored.future.done():
+            answer(stored.future.result())
+        else:
+            stored.future.add_done_callback(lambda future: answer(future.result()))
+
+    def _store(self, ident: str, future: asyncio.Future[Any], result: Any) -> None:
+        future.set_result(result)
+        if isinstance(result, RpcError):
+            self._stored.pop(ident, None)  # it changed nothing: asked again, it is tried again
+
+    def _trim(self) -> None:
+        while len(self._stored) > MAX_STORED:
+            ident, stored = next(iter(self._stored.items()))
+            if not stored.future.done():
+                self._stored.move_to_end(ident)
+                return
+            del self._stored[ident]
+
+
+def _digest(method: str, raw: dict[str, Any]) -> bytes:
+    """Of what is asked, not of how long the caller will wait for it."""
+    asked = {key: raw[key] for key in sorted(raw) if key not in ("deadline_ms", "request_id")}
+    return hashlib.sha256(method.encode() + b"\0" + msgpack.packb(asked)).digest()

@@ -1,0 +1,59 @@
+"""How a failure inside the agent becomes the one error its caller sees."""
+
+from __future__ import annotations
+
+import errno
+
+from gcsagent.agent.inroot import DEFAULT_PATH, find_program
+from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
+from gcsagent.agent.supervisor_client import SupervisorError
+from protocol.errors import Code, RpcError
+
+_FULL = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT)
+
+
+def to_rpc_error(error: BaseException) -> RpcError:
+    """Typed for what is known, INTERNAL for the rest; the chain is kept by ``raise ... from``."""
+    if isinstance(error, RpcError):
+        return error
+    if isinstance(error, RuntimeMissing):
+        return RpcError(Code.UNAVAILABLE, str(error), errno=error.errno)
+    if isinstance(error, RuntimeFailure):
+        code = Code.DEADLINE_EXCEEDED if error.timed_out else Code.INTERNAL
+        details = {"runtime_error": error.runtime_error, "stderr": error.stderr}
+        kept = {name: value for name, value in details.items() if value}
+        return RpcError(code, f"the runtime failed: {error}", exit_status=error.status, **kept)
+    if isinstance(error, SupervisorError):
+        code = Code.RESOURCE_EXHAUSTED if error.errno in _FULL else Code.INTERNAL
+        return RpcError(code, f"the supervisor refused: {error}", errno=error.errno)
+    if isinstance(error, OSError):
+        code = Code.RESOURCE_EXHAUSTED if error.errno in _FULL else Code.INTERNAL
+        return RpcError(code, f"in the guest: {error}", errno=error.errno or 0)
+    return RpcError(Code.INTERNAL, f"a fault in the agent ({type(error).__name__}); its log has the details")
+
+
+def explain_launch(
+    failure: RuntimeFailure, root: str, args: tuple[str, ...], env: list[str], cwd: str
+) -> RpcError:
+    """A failed create or exec, with the question answered that is asked first: was it the program?
+
+    Looked up rather than read out of the runtime's message, whose words are nobody's contract.
+    """
+    error = to_rpc_error(failure)
+    if isinstance(failure, RuntimeMissing) or failure.timed_out:
+        return error
+    path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), DEFAULT_PATH)
+    try:
+        verdict = find_program(root, args[0], path, cwd)
+    except OSError:
+        return error
+    if verdict == "not_found":
+        error.code, error.message = Code.NOT_FOUND, f"{args[0]}: no such program in the container"
+    elif verdict == "not_executable":
+        error.code, error.message = (
+            Code.PERMISSION_DENIED,
+            f"{args[0]}: not an executable file in the container",
+        )
+    if verdict:
+        error.details["exec_error"] = verdict
+    return error

@@ -1,0 +1,155 @@
+"""agent.ping, info and shutdown: what the agent says about itself and the guest, and how both end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import signal
+import time
+from typing import Any
+
+from gcsagent import __version__
+from gcsagent.agent.call import Call
+from gcsagent.agent.container import Container
+from gcsagent.agent.process_dir import read_json
+from gcsagent.agent.registry import Registry
+from gcsagent.agent.runtime import RuntimeFailure
+from gcsagent.common.config import Settings
+from protocol.errors import RpcError
+from protocol.methods import Empty, Info, Pong, Shutdown, ShutdownAction
+from protocol.types import BootStage, RuntimeInfo, Status
+
+BUILD_FILE = "/etc/gcsagent/build.json"
+BOOT_FILE = "/run/gcs/boot-stages"
+"""Lines ``STAGE UPTIME`` written by initramfs/init and the supervisor as the boot reaches them."""
+
+_log = logging.getLogger("agent.info")
+
+
+class AgentService:
+    def __init__(self, settings: Settings, registry: Registry, generation: int, supervisor_pid: int) -> None:
+        self._settings, self._registry = settings, registry
+        self._supervisor_pid = supervisor_pid
+        self._started = time.monotonic()
+        self._stopping = False
+        self.generation = generation
+        self.boot_id = _read("/proc/sys/kernel/random/boot_id").strip()
+
+    async def ping(self, _params: Empty, _call: Call) -> Pong:
+        """Answered by way of the event loop, so that a busy one shows."""
+        before = time.monotonic()
+        await asyncio.sleep(0)
+        now = time.monotonic()
+        return Pong(self.generation, int((now - self._started) * 1000), int((now - before) * 1_000_000))
+
+    async def info(self, _params: Empty, _call: Call) -> Info:
+        containers = self._registry.containers
+        memory = _meminfo()
+        return Info(
+            agent_version=__version__,
+            generation=self.generation,
+            boot_id=self.boot_id,
+            hostname=platform.node(),
+            kernel=platform.release(),
+            os=_os_name(),
+            python=platform.python_version(),
+            cgroups=self._registry.cgroups.version,
+            runtime=await self._runtime(),
+            containers=len(containers),
+            processes=sum(len(container.processes) for container in containers.values()),
+            supervisor_pid=self._supervisor_pid,
+            agent_pid=os.getpid(),
+            state_dir=self._settings.state,
+            time_ns=time.time_ns(),
+            uptime_ms=int(float(_read("/proc/uptime").split()[0]) * 1000),
+            memory_total_kib=memory.get("MemTotal", 0),
+            memory_available_kib=memory.get("MemAvailable", 0),
+            cpus=len(os.sched_getaffinity(0)),
+            boot_stages=_boot_stages() if self._settings.guest else (),
+            build=_build(),
+        )
+
+    async def _runtime(self) -> RuntimeInfo:
+        runtime = self._registry.runtime
+        try:
+            version = await runtime.version()
+        except RuntimeFailure as error:
+            version = str(error)
+        return RuntimeInfo(runtime.name, runtime.binary, version)
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def shutdown(self, params: Shutdown, call: Call) -> Empty:
+        """Answers as soon as it is under way: afterwards nobody may be there to answer."""
+        action = params.action
+        if action is not ShutdownAction.EXIT and not self._settings.guest:
+            action = ShutdownAction.EXIT  # outside a guest this machine is not ours to switch off
+        call.commit()
+        self.begin_shutdown(action.value, params.grace_ms)
+        return Empty()
+
+    def begin_shutdown(self, action: str, grace_ms: int) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._registry.spawn(self._stop(action, grace_ms / 1000))
+
+    async def _stop(self, action: str, grace: float) -> None:
+        containers = list(self._registry.containers.values())
+        _log.info("stopping", extra={"action": action, "containers": len(containers)})
+        await asyncio.gather(*(self._stop_container(container, grace) for container in containers))
+        self._registry.remove_cgroup_root()
+        self._registry.keeper.supervisor.tell("stop", {"action": action})
+
+    async def _stop_container(self, container: Container, grace: float) -> None:
+        """TERM, grace, KILL; then every trace of it is removed."""
+        if container.status is Status.RUNNING:
+            try:
+                container.init.signal(signal.SIGTERM)
+                async with asyncio.timeout(grace):
+                    await container.init.wait()
+            except (TimeoutError, RpcError):
+                pass  # teardown kills what is left
+        try:
+            await self._registry.tear_down(container)
+        except RpcError as error:
+            _log.error("a container resists", extra={"container": container.ident, "error": str(error)})
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _os_name() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        return ""
+
+
+def _meminfo() -> dict[str, int]:
+    pairs = (line.partition(":") for line in _read("/proc/meminfo").splitlines())
+    return {key: int(value.split()[0]) for key, _, value in pairs if value.strip()}
+
+
+def _boot_stages() -> tuple[BootStage, ...]:
+    stages = []
+    for line in _read(BOOT_FILE).splitlines():
+        stage, _, uptime = line.partition(" ")
+        try:
+            stages.append(BootStage(stage, int(float(uptime) * 1000)))
+        except ValueError:
+            continue
+    return tuple(stages)
+
+
+def _build() -> dict[str, Any]:
+    try:
+        return read_json(BUILD_FILE)
+    except (OSError, ValueError):
+        return {}

@@ -1,0 +1,281 @@
+"""container.create, start, kill, wait, delete, and process.exec: what starts and ends things."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from gcsagent.agent import bundle, overlay, stdio
+from gcsagent.agent.call import CLEANUP_SECONDS, Call
+from gcsagent.agent.cgroups import signal_all
+from gcsagent.agent.container import Container
+from gcsagent.agent.failures import explain_launch
+from gcsagent.agent.logs import context
+from gcsagent.agent.process import Process
+from gcsagent.agent.process_dir import write_json
+from gcsagent.agent.registry import Registry
+from gcsagent.agent.runtime import RuntimeFailure
+from protocol.checks import INIT
+from protocol.errors import Code, RpcError
+from protocol.methods import (
+    ContainerRef,
+    CreateContainer,
+    Created,
+    DeleteContainer,
+    Deleted,
+    Empty,
+    Exec,
+    KillContainer,
+)
+from protocol.types import ExitRecord, Status, Stdio
+
+_log = logging.getLogger("agent.lifecycle")
+
+
+class Lifecycle:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    # -- create ---------------------------------------------------------------------------------
+
+    async def create(self, params: CreateContainer, call: Call) -> Created:
+        _check_stdio(params.stdio)
+        spec = bundle.load(params)
+        container = self._registry.new(params.container, params.auto_delete, params.labels)
+        self._make_directory(container)
+        try:
+            process = await self._make(container, params, spec, call)
+        except BaseException:
+            await _bounded(self._undo_create(container))
+            raise
+        call.commit()
+        container.status = process.status = Status.CREATED
+        container.directory.write("container.json", container.document())
+        self._registry.events.publish("container.created", container.ident, INIT, pid=process.pid)
+        self._registry.take_early_exit(container, process)
+        return Created(process.pid)
+
+    async def _make(
+        self, container: Container, params: CreateContainer, spec: dict[str, Any], call: Call
+    ) -> Process:
+        registry = self._registry
+        args, env, cwd = (
+            tuple(spec["process"]["args"]),
+            spec["process"].get("env", []),
+            spec["process"]["cwd"],
+        )
+        process = Process(container.ident, INIT, args, params.stdio, False)
+        container.processes[INIT] = process
+        if params.overlay:
+            spec["root"]["path"] = await overlay.mount(
+                registry.caller, container.directory, spec["root"]["path"]
+            )
+            container.overlay = True
+        container.root, container.owns_pids = spec["root"]["path"], bundle.owns_pid_namespace(spec)
+        container.directory.write("config.json", bundle.finish(spec, params.stdio, container.cgroup.path))
+        prepared = self._prepare(container, process)
+        directory = container.directory.begin(INIT, process.document())
+        launch = prepared.launch(os.path.join(directory, "pid"))
+        try:
+            launched = await registry.runtime.create(
+                container.ident, container.directory.path, launch, call.timeout
+            )
+        except RuntimeFailure as failure:
+            raise explain_launch(failure, container.root, args, env, cwd) from failure
+        finally:
+            prepared.close_child()
+        registry.process_started(container, process, launched)
+        process.early_exit = launched.exit or process.early_exit
+        await self._take_terminal(container, process, prepared)
+        return process
+
+    def _make_directory(self, container: Container) -> None:
+        """Raises FAILED_PRECONDITION, or what the disk says, with nothing made."""
+        try:
+            container.directory.create()
+        except OSError as error:
+            self._registry.containers.pop(container.ident, None)
+            if not isinstance(error, FileExistsError):
+                raise
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"{container.directory.path} is in the way, left by an earlier agent: remove it first",
+            ) from error
+
+    async def _undo_create(self, container: Container) -> None:
+        """Leaves nothing of a create that failed; what resists stays visible as a FAILED container."""
+        init = container.processes.get(INIT)
+        if init is not None and init.pid and init.early_exit is not None:
+            init.end(init.early_exit, None)
+        try:
+            await self._registry.tear_down(container)
+        except RpcError as error:
+            context(_log, container=container.ident).error(
+                "create left something behind", extra={"error": str(error)}
+            )
+
+    def _prepare(self, container: Container, process: Process) -> stdio.PreparedStdio:
+        prepared = stdio.prepare(
+            self._registry.keeper,
+            process.key,
+            process.stdio,
+            lambda name, count: self._registry.stream_ended(container, process, name, count),
+        )
+        process.streams, process.slots = prepared.streams, prepared.slots
+        return prepared
+
+    async def _take_terminal(
+        self, container: Container, process: Process, prepared: stdio.PreparedStdio
+    ) -> None:
+        if process.stdio.terminal:
+            await stdio.take_terminal(
+                prepared,
+                self._registry.keeper,
+                lambda name, count: self._registry.stream_ended(container, process, name, count),
+            )
+
+    # -- start, wait, kill, delete --------------------------------------------------------------
+
+    async def start(self, params: ContainerRef, call: Call) -> Created:
+        container = self._registry.get(params.container)
+        container.check("start")
+        container.status = Status.CREATING  # nobody else may start, exec or delete it meanwhile
+        started_at_ns = time.time_ns()
+        process = container.init
+        process.status = Status.CREATING
+        try:
+            await self._registry.runtime.start(container.ident, call.timeout)
+        except BaseException as error:
+            self._start_failed(container, process)
+            if isinstance(error, RuntimeFailure):
+                raise explain_launch(error, container.root, process.args, [], "/") from error
+            raise
+        call.commit()
+        container.status = Status.RUNNING
+        self._registry.running(container, process, started_at_ns)
+        return Created(process.pid)
+
+    def _start_failed(self, container: Container, process: Process) -> None:
+        """Whatever became of init, it is not what was asked for: it is killed and its end recorded."""
+        container.status = process.status = Status.CREATED
+        if process.early_exit is not None:
+            self._registry.take_early_exit(container, process)
+        elif process.alive:
+            process.signal(signal.SIGKILL)
+
+    async def wait(self, params: ContainerRef, _call: Call) -> ExitRecord:
+        """Every exec that exists when init ends is waited for first; then init's own record is the answer."""
+        container = self._registry.get(params.container)
+        init = container.process(INIT)
+        record = await init.wait()
+        for process in container.execs:
+            if process.alive:
+                await process.wait()
+        return record
+
+    async def kill(self, params: KillContainer, call: Call) -> Empty:
+        container = self._registry.get(params.container)
+        number = signal_number(params.signal)
+        container.check("kill")
+        if params.all:
+            if not signal_all(container.cgroup.pids(), number):
+                raise RpcError(
+                    Code.FAILED_PRECONDITION, f"container {container.ident} has no process any more"
+                )
+        else:
+            container.init.signal(number)
+        call.commit()
+        return Empty()
+
+    async def delete(self, params: DeleteContainer, call: Call) -> Deleted:
+        container = self._registry.get(params.container)
+        container.check("force the deletion of" if params.force else "delete")
+        call.commit()
+        init = container.processes.get(INIT)
+        await self._registry.tear_down(container)
+        return Deleted(init.exit if init is not None else None)
+
+    # -- exec -----------------------------------------------------------------------------------
+
+    async def exec(self, params: Exec, call: Call) -> Created:
+        _check_stdio(params.stdio)
+        container = self._registry.get(params.container)
+        container.check("exec in")
+        if params.process in container.processes:
+            raise RpcError(
+                Code.ALREADY_EXISTS, f"container {container.ident} has a process {params.process} already"
+            )
+        spec = bundle.for_exec(container.directory.read("config.json"), params.spec, params.stdio)
+        process = Process(
+            container.ident, params.process, tuple(spec["args"]), params.stdio, params.auto_delete
+        )
+        container.processes[process.ident] = process
+        started_at_ns = time.time_ns()
+        try:
+            await self._launch_exec(container, process, spec, call)
+        except BaseException:
+            await _bounded(self._undo_exec(container, process))
+            raise
+        call.commit()
+        self._registry.running(container, process, started_at_ns)
+        return Created(process.pid)
+
+    async def _launch_exec(
+        self, container: Container, process: Process, spec: dict[str, Any], call: Call
+    ) -> None:
+        registry = self._registry
+        prepared = self._prepare(container, process)
+        try:
+            directory = container.directory.begin(process.ident, process.document())
+            process_file = os.path.join(directory, "spec.json")
+            write_json(process_file, spec)
+            launch = prepared.launch(os.path.join(directory, "pid"))
+            launched = await registry.runtime.exec(container.ident, process_file, launch, call.timeout)
+        except RuntimeFailure as failure:
+            root = f"/proc/{container.init.pid}/root" if container.init.alive else container.root
+            raise explain_launch(failure, root, process.args, spec["env"], spec["cwd"]) from failure
+        finally:
+            prepared.close_child()
+        registry.process_started(container, process, launched)
+        process.early_exit = launched.exit or process.early_exit
+        await self._take_terminal(container, process, prepared)
+
+    async def _undo_exec(self, container: Container, process: Process) -> None:
+        if process.pid and process.early_exit is None:
+            process.signal(signal.SIGKILL)
+        self._registry.keeper.supervisor.tell("forget_process", {"process": process.key})
+        self._registry.forget_process(container, process)
+
+
+def _check_stdio(wanted: Stdio) -> None:
+    problem = wanted.problem()
+    if problem is not None:
+        raise RpcError(Code.INVALID_ARGUMENT, f"stdio: {problem}", field="stdio")
+
+
+async def _bounded(cleanup: Awaitable[None]) -> None:
+    """Runs an undo to its end even if its caller is cancelled again, but not for ever."""
+    task = asyncio.ensure_future(cleanup)
+    try:
+        await asyncio.wait([task], timeout=CLEANUP_SECONDS)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=CLEANUP_SECONDS)
+        raise
+
+
+def signal_number(wanted: int | str) -> int:
+    """The number of a signal given by number or name. Raises INVALID_ARGUMENT."""
+    if isinstance(wanted, int):
+        return wanted
+    name = wanted.upper()
+    try:
+        return int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])
+    except KeyError as error:
+        raise RpcError(
+            Code.INVALID_ARGUMENT, f"signal: {wanted!r} is no signal of Linux", field="signal"
+        ) from error

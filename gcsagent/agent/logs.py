@@ -1,0 +1,49 @@
+"""JSON log lines on standard error, with container, process and request ids as fields."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+import time
+from collections.abc import MutableMapping
+from typing import Any
+
+_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+class ContextLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger with fields; fields of a single call are added to them."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
+        return msg, kwargs
+
+
+def context(logger: logging.Logger, **fields: str) -> ContextLogger:
+    return ContextLogger(logger, {name: value for name, value in fields.items() if value})
+
+
+def set_up(level: str) -> None:
+    """Sends everything to standard error: the guest's console, or the terminal outside a guest."""
+    formatter = _formatter_class()(
+        _FORMAT,
+        rename_fields={"asctime": "time", "levelname": "level"},
+    )
+    formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
+    formatter.default_msec_format = "%s.%03dZ"
+    formatter.converter = time.gmtime
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _formatter_class() -> Any:
+    """python-json-logger 3 renamed the module; both are met in the field (Debian 12 and 13)."""
+    try:
+        return importlib.import_module("pythonjsonlogger.json").JsonFormatter
+    except ImportError:
+        return importlib.import_module("pythonjsonlogger.jsonlogger").JsonFormatter

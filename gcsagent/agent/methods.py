@@ -1,0 +1,57 @@
+"""The method table of the agent: which function answers which request of the contract.
+
+Explicit, and checked against the contract when it is built: nothing that came off the wire is ever used
+to look up an attribute. ``agent.hello`` and ``stream.attach`` change the connection they arrive on and
+are the session's own (:mod:`gcsagent.agent.session`); so is ``events.subscribe``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from gcsagent.agent.call import Call
+from gcsagent.agent.info import AgentService
+from gcsagent.agent.lifecycle import Lifecycle
+from gcsagent.agent.processes import ProcessService
+from gcsagent.agent.registry import Registry
+from protocol.methods import METHODS, ContainerList, ContainerRef, Empty
+from protocol.types import ContainerState
+
+Handler = Callable[[Any, Call], Any | Awaitable[Any]]
+
+SESSION_METHODS = frozenset({"agent.hello", "stream.attach", "events.subscribe"})
+
+
+def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
+    lifecycle, processes = Lifecycle(registry), ProcessService(registry)
+
+    def state(params: ContainerRef, _call: Call) -> ContainerState:
+        return registry.get(params.container).state()
+
+    def list_all(_params: Empty, _call: Call) -> ContainerList:
+        return ContainerList(tuple(container.state() for container in registry.containers.values()))
+
+    table: dict[str, Handler] = {
+        "agent.ping": agent.ping,
+        "agent.info": agent.info,
+        "agent.shutdown": agent.shutdown,
+        "container.create": lifecycle.create,
+        "container.start": lifecycle.start,
+        "container.state": state,
+        "container.list": list_all,
+        "container.kill": lifecycle.kill,
+        "container.wait": lifecycle.wait,
+        "container.delete": lifecycle.delete,
+        "process.exec": lifecycle.exec,
+        "process.state": processes.state,
+        "process.kill": processes.kill,
+        "process.resize": processes.resize,
+        "process.close_stdin": processes.close_stdin,
+        "process.wait": processes.wait,
+        "process.delete": processes.delete,
+    }
+    missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS)
+    if missing:
+        raise AssertionError(f"the method table and the contract differ: {sorted(missing)}")
+    return table

@@ -1,0 +1,42 @@
+"""The throw-away writable layer over a container's root."""
+
+from __future__ import annotations
+
+from gcsagent.agent.calls import Caller, CannotStart
+from gcsagent.agent.process_dir import ContainerDir
+from protocol.errors import Code, RpcError
+
+SECONDS = 30.0
+
+
+async def mount(caller: Caller, directory: ContainerDir, lower: str) -> str:
+    """Mounts an overlay over ``lower``; returns where. Raises RpcError."""
+    if any(character in lower for character in ",:\\"):
+        raise RpcError(
+            Code.INVALID_ARGUMENT,
+            f"spec.root.path: {lower!r} has a comma, colon or backslash, which overlay options cannot carry",
+        )
+    upper, work, root = directory.overlay_directories()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    await _run(caller, ["mount", "-t", "overlay", "-o", options, "overlay", root], "mount the overlay")
+    return root
+
+
+async def unmount(caller: Caller, directory: ContainerDir) -> None:
+    """Raises RpcError when it is in use."""
+    _, _, root = directory.overlay_directories()
+    await _run(caller, ["umount", root], "unmount the overlay")
+
+
+async def _run(caller: Caller, argv: list[str], what: str) -> None:
+    try:
+        outcome = await caller.run(argv, SECONDS)
+    except CannotStart as error:
+        raise RpcError(Code.UNAVAILABLE, f"cannot {what}: {error}", errno=error.errno) from error
+    if outcome.status != 0:
+        raise RpcError(
+            Code.INTERNAL,
+            f"cannot {what}: {outcome.stderr or f'status {outcome.status}'}",
+            exit_status=outcome.status,
+            stderr=outcome.stderr,
+        )

@@ -1,0 +1,148 @@
+"""One process of a container, from the request for it to its exit record."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+from gcsagent.agent.stdio import close_all
+from gcsagent.agent.streams import DiscardedTty, Stream, TtyStream
+from protocol.checks import INIT
+from protocol.errors import Code, RpcError
+from protocol.schema import to_wire
+from protocol.types import ExitRecord, Oom, ProcessState, Reason, Rusage, Status, Stdio
+
+
+class Process:
+    """``key`` is what the supervisor knows it by."""
+
+    def __init__(
+        self, container: str, ident: str, args: tuple[str, ...], stdio: Stdio, auto_delete: bool
+    ) -> None:
+        self.container, self.ident, self.args, self.stdio = container, ident, args, stdio
+        self.auto_delete = auto_delete
+        self.key = f"{container}/{ident}"
+        self.pid = 0
+        self.pidfd = -1
+        self.status = Status.CREATING
+        self.streams: dict[str, Stream] = {}
+        self.slots: dict[str, list[int]] = {}
+        self.created_at_ns = time.time_ns()
+        self.started_at_ns = 0
+        self.exit: ExitRecord | None = None
+        self.early_exit: dict[str, Any] | None = None
+        self._exited: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_init(self) -> bool:
+        return self.ident == INIT
+
+    @property
+    def alive(self) -> bool:
+        return self.pid > 0 and self.exit is None
+
+    async def wait(self) -> ExitRecord:
+        return await asyncio.shield(self._exited)
+
+    def signal(self, number: int) -> None:
+        """Raises FAILED_PRECONDITION when it has ended already."""
+        try:
+            if self.pidfd < 0:
+                raise ProcessLookupError
+            signal.pidfd_send_signal(self.pidfd, number)
+        except ProcessLookupError as error:
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"process {self.ident} of container {self.container} has already ended",
+            ) from error
+
+    def resize(self, rows: int, cols: int) -> None:
+        stream = self.streams.get("tty")
+        if not isinstance(stream, (TtyStream, DiscardedTty)):
+            raise RpcError(Code.FAILED_PRECONDITION, f"process {self.ident} has no terminal to resize")
+        stream.resize(rows, cols)
+
+    def stream(self, name: str) -> Stream:
+        """Raises NOT_FOUND naming the streams there are."""
+        stream = self.streams.get(name)
+        if stream is None:
+            there = ", ".join(self.streams) or "none"
+            raise RpcError(Code.NOT_FOUND, f"process {self.ident} has no stream {name}; it has {there}")
+        return stream
+
+    def end(self, record: dict[str, Any], oom: Oom | None) -> ExitRecord:
+        """Takes the supervisor's record of the exit; waiters are answered."""
+        code = os.waitstatus_to_exitcode(record["status"])
+        number = -code if code < 0 else 0
+        reason = Reason.SIGNALLED if number else Reason.EXITED
+        self.exit = ExitRecord(
+            exit_code=128 + number if number else code,
+            signal=number,
+            reason=Reason.OOM if oom is not None else reason,
+            pid=self.pid,
+            started_at_ns=self.started_at_ns,
+            exited_at_ns=record["exited_at_ns"],
+            core_dumped=os.WCOREDUMP(record["status"]),
+            rusage=Rusage(**record["rusage"]),
+            oom=oom,
+            streams={name: stream.produced() for name, stream in self.streams.items()},
+        )
+        self.status = Status.STOPPED
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        for stream in self.streams.values():
+            stream.process_ended()
+        if not self._exited.done():
+            self._exited.set_result(self.exit)
+        return self.exit
+
+    @property
+    def finished(self) -> bool:
+        """It has ended and nobody is owed a byte of its output."""
+        return self.exit is not None and all(stream.state().ended for stream in self.streams.values())
+
+    def close(self) -> None:
+        """Lets go of everything it holds. Its waiters have had their answer, or get one now."""
+        close_all(self.streams)
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        if not self._exited.done():
+            self._exited.set_exception(
+                RpcError(Code.NOT_FOUND, f"process {self.ident} of container {self.container} was deleted")
+            )
+            self._exited.exception()  # nobody need be waiting
+
+    def state(self) -> ProcessState:
+        return ProcessState(
+            container=self.container,
+            process=self.ident,
+            status=self.status,
+            pid=self.pid,
+            args=self.args,
+            terminal=self.stdio.terminal,
+            created_at_ns=self.created_at_ns,
+            started_at_ns=self.started_at_ns,
+            exit=self.exit,
+            streams={name: stream.state() for name, stream in self.streams.items()},
+        )
+
+    def document(self) -> dict[str, Any]:
+        """What process.json says of it."""
+        return {
+            "version": 1,
+            "container": self.container,
+            "process": self.ident,
+            "pid": self.pid,
+            "args": list(self.args),
+            "stdio": to_wire(self.stdio),
+            "slots": self.slots,
+            "auto_delete": self.auto_delete,
+            "created_at_ns": self.created_at_ns,
+            "started_at_ns": self.started_at_ns,
+            "exit": to_wire(self.exit) if self.exit is not None else None,
+        }

@@ -1,0 +1,100 @@
+"""The state directory of one container, and in it one directory per process.
+
+    <state>/containers/<container>/
+        config.json          what the runtime was given; this directory is the bundle
+        container.json       what the host asked for beside that
+        init.pid
+        <pid>/               a live process: process.json, and the pid file the runtime wrote
+        exited/<process>/    one that has ended: pids are used again, process ids are the caller's
+        .new-<process>/      one that is being started; never outlives a failure
+        upper/ work/ root/   with ``overlay``: the throw-away layer and where it is mounted
+
+Files are written under another name and renamed, so that a reader finds all of one or none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any
+
+VERSION = 1
+"""Of the files' layout; a reader refuses a newer one than it knows."""
+
+
+class ContainerDir:
+    def __init__(self, containers: str, container: str) -> None:
+        self.path = os.path.join(containers, container)
+
+    def create(self) -> None:
+        """Raises FileExistsError when there is one by that name already."""
+        os.mkdir(self.path, mode=0o711)
+        os.mkdir(os.path.join(self.path, "exited"), mode=0o700)
+
+    def write(self, name: str, document: dict[str, Any]) -> None:
+        write_json(os.path.join(self.path, name), document)
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Raises OSError or ValueError."""
+        return read_json(os.path.join(self.path, name))
+
+    def overlay_directories(self) -> tuple[str, str, str]:
+        """upper, work and root, made if need be."""
+        paths = tuple(os.path.join(self.path, name) for name in ("upper", "work", "root"))
+        for path in paths:
+            os.makedirs(path, mode=0o755, exist_ok=True)
+        return paths[0], paths[1], paths[2]
+
+    def begin(self, process: str, document: dict[str, Any]) -> str:
+        """A directory for a process that is about to be started, under its temporary name."""
+        path = os.path.join(self.path, f".new-{process}")
+        os.mkdir(path, mode=0o700)
+        write_json(os.path.join(path, "process.json"), document)
+        return path
+
+    def settle(self, process: str, pid: int) -> None:
+        """The process runs: its directory takes the pid's name. One left there by a dead pid gives way."""
+        target = os.path.join(self.path, str(pid))
+        shutil.rmtree(target, ignore_errors=True)
+        os.rename(os.path.join(self.path, f".new-{process}"), target)
+        if process == "init":
+            with open(os.path.join(self.path, "init.pid"), "w", encoding="ascii") as file:
+                file.write(str(pid))
+
+    def update(self, pid: int, document: dict[str, Any]) -> None:
+        write_json(os.path.join(self.path, str(pid), "process.json"), document)
+
+    def retire(self, process: str, pid: int, document: dict[str, Any]) -> None:
+        """The process has ended: its directory goes to ``exited/``, with how it ended."""
+        source, target = os.path.join(self.path, str(pid)), os.path.join(self.path, "exited", process)
+        write_json(os.path.join(source, "process.json"), document)
+        os.rename(source, target)
+
+    def discard(self, process: str, pid: int) -> None:
+        """The process was never started, or is deleted; ``pid`` is 0 when it never had one."""
+        names = [f".new-{process}", os.path.join("exited", process), *([str(pid)] if pid else [])]
+        for name in names:
+            shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+
+    def remove(self) -> None:
+        """Raises OSError when something in it cannot be removed."""
+        try:
+            shutil.rmtree(self.path)
+        except FileNotFoundError:
+            return
+
+
+def write_json(path: str, document: dict[str, Any]) -> None:
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(document, file)
+    os.rename(temporary, path)
+
+
+def read_json(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        document = json.load(file)
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} does not hold an object")
+    return document

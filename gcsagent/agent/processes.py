@@ -1,0 +1,59 @@
+"""process.state, kill, resize, close_stdin, wait and delete, for init and execs alike."""
+
+from __future__ import annotations
+
+from gcsagent.agent.call import Call
+from gcsagent.agent.lifecycle import signal_number
+from gcsagent.agent.process import Process
+from gcsagent.agent.registry import Registry
+from protocol.errors import Code, RpcError
+from protocol.methods import CloseStdin, Deleted, Empty, KillProcess, ProcessRef, Resize
+from protocol.types import ExitRecord, ProcessState
+
+
+class ProcessService:
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def _find(self, container: str, process: str) -> Process:
+        return self._registry.get(container).process(process)
+
+    def state(self, params: ProcessRef, _call: Call) -> ProcessState:
+        return self._find(params.container, params.process).state()
+
+    def kill(self, params: KillProcess, call: Call) -> Empty:
+        number = signal_number(params.signal)
+        self._find(params.container, params.process).signal(number)
+        call.commit()
+        return Empty()
+
+    def resize(self, params: Resize, call: Call) -> Empty:
+        process = self._find(params.container, params.process)
+        process.resize(params.winsize.rows, params.winsize.cols)
+        call.commit()
+        return Empty()
+
+    def close_stdin(self, params: CloseStdin, call: Call) -> Empty:
+        process = self._find(params.container, params.process)
+        process.stream("tty" if process.stdio.terminal else "stdin").close_input(params.offset)
+        call.commit()
+        return Empty()
+
+    async def wait(self, params: ProcessRef, _call: Call) -> ExitRecord:
+        return await self._find(params.container, params.process).wait()
+
+    def delete(self, params: ProcessRef, call: Call) -> Deleted:
+        container = self._registry.get(params.container)
+        process = container.process(params.process)
+        if process.is_init:
+            raise RpcError(
+                Code.FAILED_PRECONDITION, "the init process goes with its container; use container.delete"
+            )
+        if process.exit is None:
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"process {process.ident} is still {process.status.value}; kill it and wait first",
+            )
+        call.commit()
+        self._registry.forget_process(container, process)
+        return Deleted(process.exit)

@@ -1,0 +1,178 @@
+"""Every container the agent knows, and what happens when one of their processes ends."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from gcsagent.agent.calls import Caller
+from gcsagent.agent.cgroups import Cgroup, CgroupMounts
+from gcsagent.agent.container import Container
+from gcsagent.agent.events import EventLog
+from gcsagent.agent.logs import context
+from gcsagent.agent.process import Process
+from gcsagent.agent.process_dir import ContainerDir
+from gcsagent.agent.runtime import Launched, Runtime
+from gcsagent.agent.streams import Keeper
+from protocol.checks import INIT
+from protocol.errors import Code, RpcError
+from protocol.schema import to_wire
+from protocol.types import Oom, Status
+
+_log = logging.getLogger("agent.registry")
+
+
+class Registry:
+    def __init__(
+        self,
+        state: str,
+        guest: bool,
+        runtime: Runtime,
+        caller: Caller,
+        keeper: Keeper,
+        events: EventLog,
+        cgroups: CgroupMounts,
+    ) -> None:
+        self.runtime, self.caller, self.keeper, self.events, self.cgroups = (
+            runtime,
+            caller,
+            keeper,
+            events,
+            cgroups,
+        )
+        self.directory = os.path.join(state, "containers")
+        # Two agents on one machine (development, tests) must not share cgroups; in a guest there is one.
+        own = "" if guest else "-" + hashlib.sha256(state.encode()).hexdigest()[:8]
+        self._cgroup_root = f"/gcs{own}"
+        self._background: set[asyncio.Task[None]] = set()
+        self.tear_down: Callable[[Container], Awaitable[None]]  # wired in gcsagent.agent.app
+        self.containers: dict[str, Container] = {}
+        os.makedirs(self.directory, mode=0o711, exist_ok=True)
+
+    # -- looking up -----------------------------------------------------------------------------
+
+    def get(self, ident: str) -> Container:
+        container = self.containers.get(ident)
+        if container is None:
+            raise RpcError(Code.NOT_FOUND, f"there is no container {ident}")
+        return container
+
+    def new(self, ident: str, auto_delete: bool, labels: dict[str, str]) -> Container:
+        """A container in status CREATING. Raises ALREADY_EXISTS."""
+        if ident in self.containers:
+            raise RpcError(Code.ALREADY_EXISTS, f"there is a container {ident} already")
+        cgroup = Cgroup(self.cgroups, f"{self._cgroup_root}/{ident}")
+        directory = ContainerDir(self.directory, ident)
+        container = Container(ident, directory, cgroup, auto_delete=auto_delete, labels=labels)
+        self.containers[ident] = container
+        return container
+
+    def remove_cgroup_root(self) -> None:
+        """The parent of all our containers' cgroups, when the last of them is gone."""
+        Cgroup(self.cgroups, self._cgroup_root).remove()
+
+    # -- processes ------------------------------------------------------------------------------
+
+    def process_started(self, container: Container, process: Process, launched: Launched) -> None:
+        """The runtime has made the process: from here on it has a pid, and its end is recorded."""
+        process.pid, process.pidfd = launched.pid, launched.pidfd if launched.pidfd is not None else -1
+        container.directory.settle(process.ident, process.pid)
+
+    def running(self, container: Container, process: Process, started_at_ns: int) -> None:
+        """It is known to be the caller's program now. If it has ended meanwhile, that comes right behind."""
+        process.started_at_ns = started_at_ns
+        process.status = Status.RUNNING
+        container.directory.update(process.pid, process.document())
+        self.events.publish("process.started", container.ident, process.ident, pid=process.pid)
+        self.take_early_exit(container, process)
+
+    def take_early_exit(self, container: Container, process: Process) -> None:
+        if process.early_exit is not None and process.exit is None:
+            self._end(container, process, process.early_exit)
+
+    def on_exit(self, record: dict[str, Any]) -> None:
+        """The supervisor's notification that a claimed process has ended."""
+        ident, _, process_ident = record["process"].partition("/")
+        container = self.containers.get(ident)
+        process = container.processes.get(process_ident) if container is not None else None
+        if container is None or process is None:
+            self.keeper.supervisor.tell("forget_process", {"process": record["process"]})
+        elif process.status is Status.CREATING:
+            process.early_exit = record  # still being launched: whoever launches it takes this up
+        elif process.exit is None:
+            self._end(container, process, record)
+
+    def _end(self, container: Container, process: Process, record: dict[str, Any]) -> None:
+        log = context(_log, container=container.ident, process=process.ident)
+        exit_record = process.end(record, self._oom(container, record["status"]))
+        try:
+            container.directory.retire(process.ident, process.pid, process.document())
+        except OSError as error:
+            log.error("the exit record cannot be written", extra={"error": str(error)})
+        self.keeper.supervisor.tell("forget_process", {"process": process.key})
+        log.info(
+            "process ended", extra={"exit_code": exit_record.exit_code, "reason": exit_record.reason.value}
+        )
+        self.events.publish("process.exited", container.ident, process.ident, **to_wire(exit_record))
+        if process.is_init:
+            self._init_ended(container)
+        self.check_auto_delete(container, process)
+
+    def _oom(self, container: Container, status: int) -> Oom | None:
+        """Whether an end by SIGKILL was the kernel's, for want of memory: its count has grown."""
+        if os.waitstatus_to_exitcode(status) != -9:
+            return None
+        kills = container.cgroup.oom_kills()
+        if kills <= container.oom_kills:
+            return None
+        container.oom_kills = kills
+        return Oom(container.cgroup.path, kills)
+
+    def _init_ended(self, container: Container) -> None:
+        if container.status in (Status.CREATED, Status.RUNNING, Status.CREATING):
+            container.status = Status.STOPPED
+        if not container.owns_pids:
+            container.cgroup.kill()  # with a pid namespace of its own the kernel has done that
+        self.events.publish("container.stopped", container.ident, INIT)
+
+    # -- endings --------------------------------------------------------------------------------
+
+    def stream_ended(self, container: Container, process: Process, stream: str, count: int) -> None:
+        self.events.publish("stream.end", container.ident, process.ident, stream=stream, bytes=count)
+        if process.exit is not None:
+            # Not from inside the stream's own callback: deletion closes the stream.
+            asyncio.get_running_loop().call_soon(self.check_auto_delete, container, process)
+
+    def check_auto_delete(self, container: Container, process: Process) -> None:
+        """Deletes what asked for it once it has ended and nobody is owed its output any more."""
+        if self.containers.get(container.ident) is not container or not process.finished:
+            return
+        if process.is_init:
+            if container.auto_delete and container.status is Status.STOPPED:
+                self.spawn(self._delete_automatically(container))
+        elif process.auto_delete and process.ident in container.processes:
+            self.forget_process(container, process)
+
+    async def _delete_automatically(self, container: Container) -> None:
+        await self.tear_down(container)
+
+    def forget_process(self, container: Container, process: Process) -> None:
+        """Removes an exec that has ended, or never began."""
+        process.close()
+        container.processes.pop(process.ident, None)
+        container.directory.discard(process.ident, 0 if process.exit is not None else process.pid)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs ``work`` on its own; what it raises is logged."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background_done)
+
+    def _background_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("work in the background failed", exc_info=task.exception())

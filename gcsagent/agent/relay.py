@@ -1,0 +1,202 @@
+"""Moves the bytes of one direction of a stream: source -> middle pipe -> sink, in the kernel.
+
+No byte is ever in this process's memory, so none can be lost with it. The middle pipe is there because a
+pty cannot be spliced to a socket, and because "fill only when empty" makes the count exact (counters).
+
+A pump reads the source only while it has a sink that takes bytes: back-pressure is not reading. It does a
+bounded amount of work per wake-up, so that one busy stream does not keep the others waiting.
+
+    ATTACHED   source is watched, or, while the sink is full, the sink
+    IDLE       no sink or no source: nothing is watched, nothing is moved
+    ENDED      the source is at its end and the middle pipe is empty; or the sink is gone for good
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from enum import Enum
+
+from gcsagent.agent.counters import CounterSlots, queued
+
+CHUNK = 1 << 20
+"""Bytes asked of one splice; what comes is at most what the pipes hold."""
+
+ROUNDS = 16
+"""Fill-and-drain rounds per wake-up."""
+
+_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+
+
+class PumpState(Enum):
+    IDLE = "idle"
+    ATTACHED = "attached"
+    ENDED = "ended"
+
+
+class MiddlePipe:
+    """The pipe between source and sink; both ends stay with the stream from attach to attach."""
+
+    __slots__ = ("read_end", "write_end")
+
+    def __init__(self, ends: tuple[int, int] | None = None) -> None:
+        self.read_end, self.write_end = ends or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def enlarge(self, size: int) -> None:
+        """Asks for ``size`` bytes; a limit on pipe pages (pipe(7)) leaves it as it is."""
+        try:
+            fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, size)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        os.close(self.read_end)
+        os.close(self.write_end)
+
+
+class Pump:
+    """``source_ended`` and ``sink_broken`` are each called at most once per attachment, from the loop.
+
+    The descriptors stay their owner's. Exactly one of ``source`` and ``sink`` is the client's connection,
+    and comes and goes with :meth:`attach` and :meth:`detach`.
+    """
+
+    __slots__ = (
+        "_counters",
+        "_loop",
+        "_mark",
+        "_middle",
+        "_on_progress",
+        "_on_sink_broken",
+        "_on_source_end",
+        "_pending",
+        "_sink",
+        "_slot",
+        "_source",
+        "_watching_sink",
+        "state",
+    )
+
+    def __init__(
+        self,
+        counters: CounterSlots,
+        slot: int,
+        middle: MiddlePipe,
+        *,
+        on_source_end: Callable[[int], None],
+        on_sink_broken: Callable[[int], None],
+        on_progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """The callbacks get errno (0 for a plain end of file); ``on_progress`` gets the total delivered."""
+        self._loop = asyncio.get_running_loop()
+        self._counters, self._slot, self._middle = counters, slot, middle
+        self._on_source_end, self._on_sink_broken = on_source_end, on_sink_broken
+        self._on_progress = on_progress
+        self._source = self._sink = -1
+        self._watching_sink = False
+        self._pending = queued(middle.read_end)  # bytes in the middle pipe, kept without asking each time
+        self._mark = counters.delivered(slot, self._pending) + self._pending
+        self.state = PumpState.IDLE
+
+    @property
+    def delivered(self) -> int:
+        """Bytes that have reached the sink, over all attachments."""
+        return self._mark - self._pending
+
+    @property
+    def in_middle(self) -> int:
+        """Bytes taken from the source that have not reached the sink."""
+        return self._pending
+
+    def attach(self, source: int, sink: int) -> None:
+        """Starts moving; what an earlier attachment left in the middle pipe goes first."""
+        self._source, self._sink = source, sink
+        self.state = PumpState.ATTACHED
+        if self._pending:
+            self._counters.draining(self._slot, self._mark)
+            self._watch_sink()
+        else:
+            self._counters.filling(self._slot, self._mark)
+            self._watch_source()
+
+    def detach(self) -> None:
+        """Stops. Idempotent; what is in the middle pipe stays there."""
+        if self.state is not PumpState.ATTACHED:
+            return
+        self._unwatch()
+        self.state = PumpState.IDLE
+        self._source = self._sink = -1
+
+    # -- moving ---------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        before = self._mark
+        for _ in range(ROUNDS):
+            if not (self._drain() if self._watching_sink else self._fill()):
+                break
+        if self._on_progress is not None and (self._mark != before or self._watching_sink):
+            self._on_progress(self.delivered)
+
+    def _fill(self) -> bool:
+        """Source -> middle pipe; False when there is nothing more to do in this wake-up."""
+        try:
+            moved = os.splice(self._source, self._middle.write_end, CHUNK, flags=_FLAGS)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            # A pty whose last slave was closed answers EIO, after its last byte (pty(7)).
+            self._finish(self._on_source_end, 0 if error.errno == errno.EIO else error.errno or 0)
+            return False
+        if moved == 0:
+            self._finish(self._on_source_end, 0)
+            return False
+        self._mark += moved
+        self._pending = moved
+        self._counters.draining(self._slot, self._mark)
+        if not self._drain():
+            if self.state is PumpState.ATTACHED:
+                self._watch_sink()
+            return False
+        return True
+
+    def _drain(self) -> bool:
+        """Middle pipe -> sink, until it is empty; False when the sink takes no more now."""
+        while self._pending:
+            try:
+                moved = os.splice(self._middle.read_end, self._sink, CHUNK, flags=_FLAGS)
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                self._finish(self._on_sink_broken, error.errno or 0)
+                return False
+            self._pending -= moved
+        self._counters.filling(self._slot, self._mark)
+        if self._watching_sink:
+            self._watch_source()
+        return True
+
+    def _finish(self, callback: Callable[[int], None], code: int) -> None:
+        self._unwatch()
+        self.state = PumpState.ENDED
+        callback(code)
+
+    # -- watching -------------------------------------------------------------------------------
+
+    def _watch_source(self) -> None:
+        self._unwatch()
+        self._loop.add_reader(self._source, self._run)
+
+    def _watch_sink(self) -> None:
+        self._unwatch()
+        self._watching_sink = True
+        self._loop.add_writer(self._sink, self._run)
+
+    def _unwatch(self) -> None:
+        if self._watching_sink:
+            self._loop.remove_writer(self._sink)
+        elif self._source >= 0:
+            self._loop.remove_reader(self._source)
+        self._watching_sink = False

@@ -1,0 +1,150 @@
+"""runc (or crun, which takes the same command line) behind :class:`gcsagent.agent.runtime.Runtime`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+
+from gcsagent.agent import runc_argv
+from gcsagent.agent.calls import Caller, CannotStart, Outcome
+from gcsagent.agent.runtime import Launch, Launched, RuntimeFailure, RuntimeMissing
+
+LOG_TAIL = 64 * 1024
+
+
+class Runc:
+    def __init__(self, caller: Caller, binary: str, state: str, console_directory: str) -> None:
+        self.name = os.path.basename(binary)
+        self.binary = binary
+        self._caller = caller
+        self._globals = runc_argv.RuncGlobals(binary, os.path.join(state, "runtime"))
+        self._logs = os.path.join(state, "calls")
+        self._consoles = console_directory
+        self._numbers = itertools.count(1)
+        os.makedirs(self._logs, mode=0o700, exist_ok=True)
+
+    async def version(self) -> str:
+        fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        try:
+            outcome = await self._run("version", runc_argv.version(self._globals), 10.0, fds={1: fd})
+            del outcome
+            text = os.pread(fd, 4096, 0).decode(errors="replace")
+        finally:
+            os.close(fd)
+        return text.partition("\n")[0]
+
+    async def create(self, container: str, bundle: str, launch: Launch, timeout: float) -> Launched:
+        with _Files(self, bool(launch.console_name)) as files:
+            argv = runc_argv.create(
+                self._globals,
+                files.log,
+                container,
+                bundle=bundle,
+                pid_file=launch.pid_file,
+                console_socket=files.console,
+            )
+            return await self._launch("create", argv, launch, files, timeout)
+
+    async def start(self, container: str, timeout: float) -> None:
+        with _Files(self) as files:
+            await self._run(
+                "start", runc_argv.start(self._globals, files.log, container), timeout, log=files.log
+            )
+
+    async def exec(self, container: str, process_file: str, launch: Launch, timeout: float) -> Launched:
+        with _Files(self, bool(launch.console_name)) as files:
+            argv = runc_argv.exec_(
+                self._globals,
+                files.log,
+                container,
+                process_file=process_file,
+                pid_file=launch.pid_file,
+                console_socket=files.console,
+            )
+            return await self._launch("exec", argv, launch, files, timeout)
+
+    async def delete(self, container: str, timeout: float) -> None:
+        """Whatever state it is in; that it is not there any more is success, too (--force)."""
+        with _Files(self) as files:
+            argv = runc_argv.delete(self._globals, files.log, container, force=True)
+            await self._run("delete", argv, timeout, log=files.log)
+
+    async def _launch(
+        self, action: str, argv: list[str], launch: Launch, files: _Files, timeout: float
+    ) -> Launched:
+        extra = {"process": launch.process, "pid_file": launch.pid_file}
+        if launch.console_name:
+            extra |= {"console_path": files.console, "console_name": launch.console_name}
+        fds = {target: fd for target, fd in enumerate(launch.fds) if fd is not None}
+        if 2 not in fds:
+            # The process inherits runc's standard error; a captured file there would be its own for good.
+            fds[2] = files.null
+        outcome = await self._run(
+            action, argv, timeout, fds=fds, hold=launch.hold, extra=extra, log=files.log
+        )
+        if not outcome.pid:
+            raise RuntimeFailure(action, outcome.status, outcome.pid_error or "no pid file was written")
+        return Launched(outcome.pid, outcome.pidfd, outcome.exit)
+
+    async def _run(
+        self,
+        action: str,
+        argv: list[str],
+        timeout: float,
+        *,
+        fds: dict[int, int] | None = None,
+        hold: dict[str, int] | None = None,
+        extra: dict[str, str] | None = None,
+        log: str = "",
+    ) -> Outcome:
+        try:
+            outcome = await self._caller.run(argv, timeout, fds=fds, hold=hold, extra=extra)
+        except CannotStart as error:
+            raise RuntimeMissing(action, self.binary, error.errno, str(error)) from error
+        if outcome.status != 0:
+            if outcome.pidfd is not None:
+                os.close(outcome.pidfd)
+            raise RuntimeFailure(
+                action, outcome.status, last_error(log) if log else "", outcome.stderr, outcome.timed_out
+            )
+        return outcome
+
+
+class _Files:
+    """The per-call files: a fresh log, a console socket's path, /dev/null. Gone when the call is."""
+
+    def __init__(self, runc: Runc, console: bool = False) -> None:
+        number = next(runc._numbers)
+        self.log = os.path.join(runc._logs, f"{os.getpid()}.{number}.log")
+        self.console = os.path.join(runc._consoles, f"{os.getpid()}.{number}") if console else ""
+        self.null = -1
+
+    def __enter__(self) -> _Files:
+        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.null)
+        try:
+            os.unlink(self.log)
+        except FileNotFoundError:
+            return
+
+
+def last_error(path: str) -> str:
+    """The last error in runc's JSON log; rubbish in between is passed over."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL))
+            lines = file.read(LOG_TAIL).splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal") and entry.get("msg"):
+            return str(entry["msg"])
+    return ""

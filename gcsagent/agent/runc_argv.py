@@ -1,0 +1,65 @@
+"""The runc command line, as pure functions: one per command, no execution here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RuncGlobals:
+    """What every runc call of this agent has in common."""
+
+    binary: str
+    root: str
+    extra: tuple[str, ...] = ()
+
+
+def _base(options: RuncGlobals, log: str) -> list[str]:
+    """``log`` must be a fresh file: runc appends, and a stale last line would be taken for this call's."""
+    return [options.binary, "--root", options.root, "--log", log, "--log-format", "json", *options.extra]
+
+
+def create(
+    options: RuncGlobals,
+    log: str,
+    container: str,
+    *,
+    bundle: str,
+    pid_file: str,
+    console_socket: str = "",
+    no_pivot: bool = False,
+) -> list[str]:
+    argv = [*_base(options, log), "create", "--bundle", bundle, "--pid-file", pid_file]
+    if console_socket:
+        argv += ["--console-socket", console_socket]
+    if no_pivot:
+        argv.append("--no-pivot")
+    return [*argv, container]
+
+
+def start(options: RuncGlobals, log: str, container: str) -> list[str]:
+    return [*_base(options, log), "start", container]
+
+
+def exec_(
+    options: RuncGlobals,
+    log: str,
+    container: str,
+    *,
+    process_file: str,
+    pid_file: str,
+    console_socket: str = "",
+) -> list[str]:
+    """Detached: runc returns once the process runs, and the process is the supervisor's to wait for."""
+    argv = [*_base(options, log), "exec", "--detach", "--process", process_file, "--pid-file", pid_file]
+    if console_socket:
+        argv += ["--console-socket", console_socket]
+    return [*argv, container]
+
+
+def delete(options: RuncGlobals, log: str, container: str, *, force: bool) -> list[str]:
+    return [*_base(options, log), "delete", *(["--force"] if force else []), container]
+
+
+def version(options: RuncGlobals) -> list[str]:
+    return [options.binary, "--version"]

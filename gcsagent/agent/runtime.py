@@ -1,0 +1,73 @@
+"""What the agent needs of an OCI runtime, free of any particular one.
+
+:mod:`gcsagent.agent.runc` implements it; :mod:`gcsagent.agent.app` is the only place that chooses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+
+class RuntimeFailure(Exception):
+    """A runtime call that failed: ``runtime_error`` is the runtime's own last error line.
+
+    ``status`` is its exit status, or minus the signal that killed it.
+    """
+
+    def __init__(
+        self, action: str, status: int, runtime_error: str, stderr: str = "", timed_out: bool = False
+    ) -> None:
+        reason = runtime_error or stderr or ("passed its deadline" if timed_out else f"status {status}")
+        super().__init__(f"{action}: {reason}")
+        self.action, self.status, self.timed_out = action, status, timed_out
+        self.runtime_error, self.stderr = runtime_error, stderr
+
+
+class RuntimeMissing(RuntimeFailure):
+    """The runtime's binary could not be started at all; ``errno`` says why."""
+
+    def __init__(self, action: str, binary: str, errno: int, message: str) -> None:
+        super().__init__(action, 127, f"{binary} cannot be started: {message}")
+        self.errno = errno
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A process to be started: its descriptors, and where its traces go.
+
+    ``process`` is the key the supervisor claims it by. ``fds`` are (0, 1, 2) of the child, None for
+    /dev/null; they are duplicated as they are sent. ``hold`` are further descriptors for the supervisor's
+    store. With ``console_name`` the process gets a terminal, whose master is held under that name.
+    """
+
+    process: str
+    pid_file: str
+    fds: tuple[int | None, int | None, int | None] = (None, None, None)
+    hold: dict[str, int] = field(default_factory=dict)
+    console_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """``exit`` is the supervisor's record when the process had already ended by then."""
+
+    pid: int
+    pidfd: int | None
+    exit: dict[str, Any] | None
+
+
+class Runtime(Protocol):
+    """Every method raises RuntimeFailure; cancelling one kills the runtime call it made.
+
+    ``timeout`` is in seconds and is enforced by the supervisor, whether or not the agent lives.
+    """
+
+    name: str
+    binary: str
+
+    async def version(self) -> str: ...
+    async def create(self, container: str, bundle: str, launch: Launch, timeout: float) -> Launched: ...
+    async def start(self, container: str, timeout: float) -> None: ...
+    async def exec(self, container: str, process_file: str, launch: Launch, timeout: float) -> Launched: ...
+    async def delete(self, container: str, timeout: float) -> None: ...

@@ -1,0 +1,131 @@
+"""Listens, checks who it is, and makes a session of each connection.
+
+The listening sockets are held by the supervisor: connections made while no agent runs wait in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+from gcsagent.agent.session import Session
+from protocol.address import UnixAddress, VsockAddress, parse_listen
+
+BACKLOG = 128
+MAX_CONNECTIONS = 4096
+ACCEPT_PAUSE = 0.5
+"""Seconds without accepting when descriptors have run out: accepting at once would only spin."""
+
+_log = logging.getLogger("agent.server")
+
+
+class ListenError(Exception):
+    """An address that cannot be listened on; the message says why."""
+
+
+class Server:
+    """``make_session`` gets the connection, the peer's name, and what to call when it has ended."""
+
+    def __init__(
+        self,
+        peer_cid: int | None,
+        make_session: Callable[[socket.socket, str, Callable[[Session], None]], Session],
+    ) -> None:
+        self._peer_cid, self._make_session = peer_cid, make_session
+        self._loop = asyncio.get_running_loop()
+        self._sessions: set[Session] = set()
+
+    def serve(self, listener: socket.socket) -> None:
+        listener.setblocking(False)
+        self._loop.add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, address = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                _log.error("cannot accept", extra={"error": str(error)})
+                self._loop.remove_reader(listener)
+                self._loop.call_later(ACCEPT_PAUSE, self._loop.add_reader, listener, self._accept, listener)
+            return
+        peer = self._peer_name(listener, address)
+        if peer is None:
+            _log.warning("a peer that is not the host was refused", extra={"peer": str(address)})
+            connection.close()
+        elif len(self._sessions) >= MAX_CONNECTIONS:
+            _log.warning("too many connections", extra={"limit": MAX_CONNECTIONS})
+            connection.close()
+        else:
+            connection.setblocking(False)
+            self._sessions.add(self._make_session(connection, peer, self._sessions.discard))
+
+    def _peer_name(self, listener: socket.socket, address: object) -> str | None:
+        if listener.family != socket.AF_VSOCK:
+            return "unix"
+        assert isinstance(address, tuple)
+        cid, port = address
+        return f"vsock:{cid}:{port}" if self._peer_cid in (None, cid) else None
+
+
+def listen(text: str) -> socket.socket:
+    """A listening socket for ``unix:PATH`` or ``vsock[:PORT]``. Raises ListenError."""
+    address = parse_listen(text)
+    try:
+        if isinstance(address, UnixAddress):
+            return _listen_unix(address.path)
+        return _listen_vsock(address)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {text}: {error.strerror or error}") from error
+
+
+def _listen_unix(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if _is_stale(path):
+            os.unlink(path)
+        mask = os.umask(0o177)  # only root and whoever root lets in may talk to the agent
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_stale(path: str) -> bool:
+    """A socket file nobody listens on, as a crash leaves it."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _listen_vsock(address: VsockAddress) -> socket.socket:
+    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+    try:
+        listener.bind((socket.VMADDR_CID_ANY, address.port))
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,117 @@
+"""Makes the streams of a process that is about to start, and the descriptors it starts with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gcsagent.agent.runtime import Launch
+from gcsagent.agent.streams import (
+    DiscardedTty,
+    InputStream,
+    Keeper,
+    NullStream,
+    OutputStream,
+    Stream,
+    TtyStream,
+)
+from gcsagent.agent.supervisor_client import SupervisorError
+from protocol.errors import Code, RpcError
+from protocol.types import Stdio, StreamMode
+
+Ended = Callable[[str, int], None]
+"""Gets a stream's name and its total of bytes when no more will come."""
+
+
+@dataclass(slots=True)
+class PreparedStdio:
+    """``child`` are the process's own ends, ours to close once they are sent; ``hold`` the guest's ends."""
+
+    key: str
+    stdio: Stdio
+    streams: dict[str, Stream] = field(default_factory=dict)
+    child: list[int | None] = field(default_factory=lambda: [None, None, None])
+    hold: dict[str, int] = field(default_factory=dict)
+    slots: dict[str, list[int]] = field(default_factory=dict)
+
+    def launch(self, pid_file: str) -> Launch:
+        return Launch(
+            process=self.key,
+            pid_file=pid_file,
+            fds=(self.child[0], self.child[1], self.child[2]),
+            hold=self.hold,
+            console_name=stream_name(self.key, "tty") if self.stdio.terminal else "",
+        )
+
+    def close_child(self) -> None:
+        for fd in self.child:
+            if fd is not None:
+                os.close(fd)
+        self.child = [None, None, None]
+
+
+def stream_name(key: str, stream: str) -> str:
+    """A stream's name in the supervisor's store; ``key`` is the process's."""
+    return f"fd/{key}/{stream}"
+
+
+def prepare(keeper: Keeper, key: str, stdio: Stdio, ended: Ended) -> PreparedStdio:
+    """Pipes for the streams that want one. Raises RESOURCE_EXHAUSTED, with nothing left open."""
+    prepared = PreparedStdio(key, stdio)
+    if stdio.terminal:
+        return prepared
+    try:
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            if getattr(stdio, name).mode is StreamMode.NULL:
+                prepared.streams[name] = NullStream()
+            else:
+                _add_pipe(prepared, keeper, number, name, ended)
+    except (OSError, OverflowError) as error:
+        prepared.close_child()
+        close_all(prepared.streams)
+        raise RpcError(Code.RESOURCE_EXHAUSTED, f"no pipe for {key}: {error}") from error
+    return prepared
+
+
+def _add_pipe(prepared: PreparedStdio, keeper: Keeper, number: int, name: str, ended: Ended) -> None:
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    full_name = stream_name(prepared.key, name)
+    try:
+        slot = keeper.counters.allocate()
+    except OverflowError:
+        os.close(read_end)
+        os.close(write_end)
+        raise
+    prepared.slots[name] = [slot]
+    if number == 0:
+        ours, prepared.child[number] = write_end, read_end
+        prepared.streams[name] = InputStream(
+            keeper, full_name, ours, slot, lambda count: ended(name, count), prepared.stdio.stdin_once
+        )
+    else:
+        ours, prepared.child[number] = read_end, write_end
+        prepared.streams[name] = OutputStream(keeper, full_name, ours, slot, lambda count: ended(name, count))
+    prepared.hold[full_name] = ours
+
+
+async def take_terminal(prepared: PreparedStdio, keeper: Keeper, ended: Ended) -> None:
+    """Makes the stream of the pty master that the supervisor received from the runtime."""
+    name = stream_name(prepared.key, "tty")
+    try:
+        _, fds = await keeper.supervisor.request("fetch", {"names": [name]})
+    except SupervisorError as error:
+        raise RpcError(Code.INTERNAL, "the runtime sent no terminal for the process") from error
+    slots = [keeper.counters.allocate(), keeper.counters.allocate()]
+    prepared.slots["tty"] = slots
+    stream = TtyStream(keeper, name, fds[0], (slots[0], slots[1]), lambda count: ended("tty", count))
+    stream.resize(prepared.stdio.winsize.rows, prepared.stdio.winsize.cols)
+    if prepared.stdio.tty.mode is StreamMode.NULL:
+        prepared.streams["tty"] = DiscardedTty(stream)
+    else:
+        prepared.streams["tty"] = stream
+
+
+def close_all(streams: dict[str, Stream]) -> None:
+    for stream in streams.values():
+        stream.close()

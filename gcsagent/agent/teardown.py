@@ -1,0 +1,107 @@
+"""Deletes a container: every trace of it, in the order that lets each step succeed.
+
+Processes first (they hold mounts and cgroups), then the runtime's own state, cgroups, the overlay, the
+descriptors, and the state directory last: it is what a restarted agent would find it by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
+
+from gcsagent.agent import overlay
+from gcsagent.agent.calls import CannotStart
+from gcsagent.agent.container import Container
+from gcsagent.agent.failures import to_rpc_error
+from gcsagent.agent.logs import context
+from gcsagent.agent.registry import Registry
+from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
+from protocol.errors import Code, RpcError
+from protocol.types import Status
+
+KILL_SECONDS = 10.0
+DELETE_SECONDS = 60.0
+CGROUP_SECONDS = 5.0
+
+_log = logging.getLogger("agent.teardown")
+
+
+async def tear_down(registry: Registry, container: Container) -> None:
+    """Leaves nothing; or raises INTERNAL, the container staying visible as FAILED with what is in the way."""
+    container.status = Status.DELETING
+    log = context(_log, container=container.ident)
+    try:
+        await _kill_processes(container)
+        await _delete_in_runtime(registry, container)
+        await _remove_cgroups(container)
+        if container.overlay:
+            await overlay.unmount(registry.caller, container.directory)
+            container.overlay = False
+        for process in list(container.processes.values()):
+            process.close()
+            registry.keeper.supervisor.tell("forget_process", {"process": process.key})
+        await _remove_directory(registry, container)
+    except (RpcError, RuntimeFailure, CannotStart, OSError, TimeoutError) as error:
+        container.status, container.problem = Status.FAILED, str(error)
+        log.error("a container cannot be cleaned up", extra={"error": str(error)})
+        raise RpcError(
+            Code.INTERNAL,
+            f"container {container.ident} could not be removed whole: {error}; solve that, delete it again",
+            **to_rpc_error(error).details,
+        ) from error
+    registry.containers.pop(container.ident, None)
+    registry.events.publish("container.deleted", container.ident)
+    log.info("container deleted")
+
+
+async def _kill_processes(container: Container) -> None:
+    alive = [process for process in container.processes.values() if process.alive]
+    if not alive:
+        return
+    container.cgroup.kill()
+    for process in alive:
+        try:
+            process.signal(signal.SIGKILL)
+        except RpcError:
+            continue  # it was faster
+    async with asyncio.timeout(KILL_SECONDS):
+        for process in alive:
+            await process.wait()
+
+
+async def _delete_in_runtime(registry: Registry, container: Container) -> None:
+    try:
+        await registry.runtime.delete(container.ident, DELETE_SECONDS)
+    except RuntimeMissing:
+        if any(process.pid for process in container.processes.values()):
+            raise  # it knows the container, and now it is gone itself
+
+
+async def _remove_cgroups(container: Container) -> None:
+    """The kernel lets a cgroup go a moment after its last process has been reaped; v1 does not say when."""
+    attempts = AsyncRetrying(
+        retry=retry_if_result(bool),
+        stop=stop_after_delay(CGROUP_SECONDS),
+        wait=wait_exponential(multiplier=0.01, max=0.5),
+    )
+    try:
+        await attempts(_try_remove_cgroups, container)
+    except RetryError as error:
+        raise RpcError(Code.INTERNAL, f"cgroups are still in use: {error.last_attempt.result()}") from error
+
+
+async def _try_remove_cgroups(container: Container) -> list[str]:
+    left = container.cgroup.remove()
+    if left:
+        container.cgroup.kill()
+    return left
+
+
+async def _remove_directory(registry: Registry, container: Container) -> None:
+    """An upper layer may hold any number of files: ``rm`` removes them without holding up the agent."""
+    outcome = await registry.caller.run(["rm", "-rf", "--", container.directory.path], DELETE_SECONDS)
+    if outcome.status != 0:
+        raise OSError(f"rm: {outcome.stderr}")
