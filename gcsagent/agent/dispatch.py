@@ -18,6 +18,8 @@ import msgpack
 from gcsagent.agent.call import Call
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.methods import Handler
+from gcsagent.agent.runtime import RuntimeFailure
+from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
 from protocol.methods import METHODS, Envelope
 
@@ -75,8 +77,10 @@ class Dispatcher:
 
     def _failed(self, call: Call, error: Exception) -> RpcError:
         rpc_error = to_rpc_error(error)
-        if rpc_error.code is Code.INTERNAL:
-            call.log.error("request failed", extra={"error": rpc_error.message}, exc_info=error)
+        if not isinstance(error, (RpcError, RuntimeFailure, SupervisorError, OSError)):
+            call.log.error("a fault in the agent", exc_info=error)  # the traceback is for us
+        elif rpc_error.code is Code.INTERNAL:
+            call.log.error("request failed", extra={"error": rpc_error.message, **rpc_error.details})
         else:
             call.log.debug("request refused", extra={"error": str(rpc_error)})
         return rpc_error

@@ -79,7 +79,7 @@ def container_spec(
             "env": merge_env([PATH, *([TERM] if terminal else [])], env),
             "cwd": cwd,
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
-            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 524288}],
+            "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}],
             "noNewPrivileges": True,
         },
         "root": {"path": rootfs, "readonly": False},
