@@ -78,7 +78,7 @@ resolve() {
     APT_DROP=$(awk '/^-/ { print substr($1, 2) }' "$LISTS/packages.list" | paste -sd '|')
     find_mirrors
     apt_resolve_trixie image "${packages[@]}"
-    resolved "$APT_DIR/resolved" >"$WORK/packages"
+    resolved "$RESOLVED" >"$WORK/packages"
 }
 
 base_key() {
@@ -198,15 +198,6 @@ build_image() {
     for part in $PARTS; do cat "$1/$part.cpio.zst"; done | cat - "$WORK/tree.cpio.zst" >"$2/initramfs"
     ln "$1/vmlinuz" "$2/vmlinuz"
     manifest "$1" "$2" >&2
-}
-
-# The newest few stay: every commit makes an image of its own.
-forget_old() {
-    local folder=$1 keep=$2 old
-    find "$folder" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' | sort -rn | tail -n "+$((keep + 1))" |
-        while read -r _ old; do
-            [ "$old" = "$(realpath "$folder/current" 2>/dev/null)" ] || rm -rf "$old"
-        done
 }
 
 need apt-get dpkg-deb tar cpio zstd depmod flock "$PYTHON"

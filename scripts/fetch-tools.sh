@@ -109,5 +109,6 @@ say "trying both programs"
 key=$(cat "$WORK/tools/packages" "${BASH_SOURCE[0]}" | sha256)
 publish "$WORK/tools" "$TOOLS/$key"
 point_current "$TOOLS" "$key"
+forget_old "$TOOLS" 2
 sed 's/^/    /' "$TOOLS/$key/versions" >&2
 echo "$TOOLS/current"

@@ -63,6 +63,15 @@ publish() {
     [ -e "$2" ] || mv -T "$1" "$2"
 }
 
+# forget_old FOLDER COUNT: the COUNT newest results stay, and the current one.
+forget_old() {
+    local folder=$1 keep=$2 old
+    find "$folder" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' | sort -rn | tail -n "+$((keep + 1))" |
+        while read -r _ old; do
+            [ "$old" = "$(realpath "$folder/current" 2>/dev/null)" ] || rm -rf "$old"
+        done
+}
+
 # ---------------------------------------------------------------------------------------------------
 # Debian mirrors
 
@@ -163,6 +172,10 @@ APT::Architectures { "amd64"; };
 APT::Install-Recommends "false";
 APT::Sandbox::User "root";
 Acquire::Languages "none";
+# Indexes stay compressed and no cache of them is kept: 30 MB instead of 500.
+Acquire::GzipIndexes "true";
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
 Acquire::ForceHash "SHA256";
 Acquire::Retries "3";
 Acquire::http::Timeout "30";
@@ -218,7 +231,7 @@ apt_resolve() {
             return 0
         fi
     fi
-    say "asking the archive for current packages ($(basename "$APT_DIR"))"
+    say "asking the archive for current packages (${APT_DIR##*/})"
     if apt_update; then
         { echo "$asked $mirror" && apt_uris "$@"; } >"$file.new" || return 1
         mv "$file.new" "$file"
@@ -229,17 +242,18 @@ apt_resolve() {
     say "the archive cannot be reached: using what was resolved on $(date -r "$file" '+%F %T')"
 }
 
-# apt_resolve_trixie NAME ARG...: resolves from Debian 13 with its updates and security fixes, into
-# $APT_DIR/resolved. A mirror given by hand may have no security archive beside it.
+# apt_resolve_trixie NAME ARG...: resolves from Debian 13 with its updates and security fixes, into the
+# file RESOLVED. A mirror given by hand may have no security archive beside it.
 apt_resolve_trixie() {
     local name=$1
     shift
-    apt_private "$name" trixie trixie-updates trixie-security
-    apt_resolve "$APT_DIR/resolved" "$@" && return
+    RESOLVED=$GCS_CACHE/apt/trixie/resolved-$name
+    apt_private trixie trixie trixie-updates trixie-security
+    apt_resolve "$RESOLVED" "$@" && return
     if [ -n "$GCS_MIRROR" ]; then
         say "trying again without the security archive"
-        apt_private "$name" trixie trixie-updates
-        apt_resolve "$APT_DIR/resolved" "$@" && return
+        apt_private trixie trixie trixie-updates
+        apt_resolve "$RESOLVED" "$@" && return
     fi
     die "the Debian archive cannot be reached and nothing is cached: check the network, or pass --mirror URL"
 }

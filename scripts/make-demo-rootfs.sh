@@ -41,7 +41,7 @@ lock_cache
 make_work_dir
 find_mirrors
 apt_resolve_trixie demo '?essential' "${PACKAGES[@]}"
-key=$({ resolved "$APT_DIR/resolved"; cat "${BASH_SOURCE[0]}"; echo "$SOURCE_DATE_EPOCH"; dpkg-query -W erofs-utils 2>&1 || true; } | sha256)
+key=$({ resolved "$RESOLVED"; cat "${BASH_SOURCE[0]}"; echo "$SOURCE_DATE_EPOCH"; dpkg-query -W erofs-utils 2>&1 || true; } | sha256)
 FINAL=$GCS_CACHE/demo-rootfs/$key
 
 # Everything below runs in the new root, whose path mmdebstrap passes as $1.
@@ -60,14 +60,14 @@ clean_up='
 
 build() {
     # The packages come from the cache where they are there already; mmdebstrap's apt checks them again.
-    apt_fetch "$APT_DIR/resolved" "$WORK/debs"
+    apt_fetch "$RESOLVED" "$WORK/debs"
     local archives=$WORK/archives hash name version
     mkdir -p "$archives" "$WORK/demo"
     while read -r hash name version; do
         # apt's own name for it: the epoch's colon is escaped.
         ln "$GCS_CACHE/debs/$hash.deb" "$archives/${name}_${version//:/%3a}_$(dpkg-deb -f "$GCS_CACHE/debs/$hash.deb" Architecture).deb"
-    done < <(resolved "$APT_DIR/resolved")
-    say "installing $(resolved "$APT_DIR/resolved" | wc -l) packages"
+    done < <(resolved "$RESOLVED")
+    say "installing $(resolved "$RESOLVED" | wc -l) packages"
     mmdebstrap --quiet --mode=root --format=directory --variant=essential --architectures=amd64 \
         --include="$(IFS=,; echo "${PACKAGES[*]}")" \
         --aptopt='APT::Sandbox::User "root"' --aptopt='Acquire::Languages "none"' \
@@ -90,7 +90,7 @@ build() {
         sed 's/^/    mkfs.erofs: /' "$WORK/erofs.log" >&2
         die "mkfs.erofs failed"
     }
-    cp "$APT_DIR/resolved" "$WORK/demo/packages"
+    cp "$RESOLVED" "$WORK/demo/packages"
 }
 
 if [ ! -e "$FINAL/rootfs.erofs" ]; then
@@ -99,6 +99,7 @@ if [ ! -e "$FINAL/rootfs.erofs" ]; then
     publish "$WORK/demo" "$FINAL"
 fi
 point_current "$GCS_CACHE/demo-rootfs" "$key"
+forget_old "$GCS_CACHE/demo-rootfs" 2
 if [ -n "$OUT" ]; then
     mkdir -p "$OUT"
     cp "$FINAL/rootfs.erofs" "$OUT/"
