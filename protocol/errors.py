@@ -72,7 +72,7 @@ class RpcError(Exception):
         except ValueError:
             code = Code.INTERNAL
         message = wire.get("message")
-        error = cls(code, message if isinstance(message, str) else "the peer gave no reason")
+        error = cls(code, message if message and isinstance(message, str) else "the peer gave no reason")
         details = wire.get("details")
         if isinstance(details, dict):
             error.details = {key: value for key, value in details.items() if isinstance(key, str)}
