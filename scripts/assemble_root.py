@@ -18,12 +18,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 LIBS = Path("usr/lib/x86_64-linux-gnu")
 LOADER = Path("usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
 
 
-def die(message: str) -> None:
+def die(message: str) -> NoReturn:
     sys.exit(f"assemble_root.py: error: {message}")
 
 
@@ -121,13 +122,12 @@ def copy_modules(lists: Path, unpacked: Path, out: Path) -> None:
     for name, when, _ in rows(lists / "modules.list", 3):
         if when not in ("boot", "device", "demand"):
             die(f"modules.list: {name}: when is boot, device or demand, not {when}")
-        path = by_name.get(name.replace("-", "_"))
-        if path is None:
+        path = by_name.get(name.replace("-", "_"), "")
+        if not path:
             hint = " (it is built in: remove the line)" if name in builtin else ""
             die(f"modules.list: kernel {release.name} has no module {name}{hint}")
-        assert path is not None
         boot += [name] if when == "boot" else []
-        for each in [path, *needs[path]]:
+        for each in (path, *needs[path]):
             # Unpacked: busybox's modprobe doesn't read .xz, and the archive compresses better as a whole.
             module = target / each.removesuffix(".xz")
             module.parent.mkdir(parents=True, exist_ok=True)

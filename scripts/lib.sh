@@ -22,7 +22,7 @@ die() {
     exit 1
 }
 # A command nobody expected to fail: never end without a word.
-trap 'say "error: ${BASH_SOURCE[0]##*/}:$LINENO: failed: $BASH_COMMAND"' ERR
+trap 'say "error: ${0##*/}:$LINENO: failed: $BASH_COMMAND"' ERR
 need() {
     local tool
     for tool in "$@"; do
