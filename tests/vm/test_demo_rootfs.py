@@ -36,7 +36,7 @@ def made() -> Path:
 def test_programs_run(made: Path, command: list[str], shown: str) -> None:
     done = subprocess.run(
         ["chroot", made / "rootfs", *command],
-        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        env={"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"},
         capture_output=True, text=True, timeout=60, check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
