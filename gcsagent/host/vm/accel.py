@@ -80,7 +80,9 @@ def has_virtualization(cpuinfo: Path) -> bool:
         text = cpuinfo.read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
-    flags = next((line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), [])
+    flags = next(
+        (line.partition(":")[2].split() for line in text.splitlines() if line.startswith("flags")), []
+    )
     return "vmx" in flags or "svm" in flags
 
 

@@ -42,7 +42,10 @@ _TROUBLE = tuple(
         ("warning", r"WARNING: (?:CPU:|possible |suspicious |inconsistent )"),
         ("sanitizer", r"\b(?:UBSAN|KFENCE|KCSAN): "),
         ("memory", r"System is deadlocked on memory|Out of memory and no killable"),
-        ("initramfs", r"(?:Initramfs unpacking failed|Unpacking initramfs failed|junk (?:at the end|within))"),
+        (
+            "initramfs",
+            r"(?:Initramfs unpacking failed|Unpacking initramfs failed|junk (?:at the end|within))",
+        ),
         ("init", r"Failed to execute /init|No working init found|Requested init .* failed"),
         ("disk", r"I/O error, dev |Buffer I/O error|(?:EXT4-fs|erofs|SQUASHFS)[ :].*\berror\b"),
         ("trace", r"Call Trace:"),
@@ -52,7 +55,7 @@ _TROUBLE = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the console that tells of kernel trouble. `kind` is panic, oops, bug, warning, and so on."""
+    """One console line that tells of kernel trouble. `kind` is panic, oops, bug, warning, and so on."""
 
     kind: str
     line: str
@@ -157,7 +160,7 @@ class ConsoleMonitor:
         return list(self._lines)
 
     def relevant_lines(self, limit: int = 20) -> tuple[str, ...]:
-        """The lines that best explain a failure: around the first trouble or failed stage, else the last ones."""
+        """What best explains a failure: the lines around the first trouble or failed stage, else the last."""
         lines = self.lines()
         for index, line in enumerate(lines):
             if examine(line) or _FAILED.search(line):

@@ -1,7 +1,7 @@
 """A VM's console in a file: written with a bound on its size, and followed by other processes as it grows.
 
-A guest can write to its console for ever. When the file reaches its limit it is renamed to `<name>.1`, replacing the
-one before, so at most twice the limit is on disk.
+A guest can write to its console for ever. When the file reaches its limit it is renamed to `<name>.1`,
+replacing the one before, so at most twice the limit is on disk.
 """
 
 from __future__ import annotations

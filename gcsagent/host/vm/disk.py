@@ -1,7 +1,7 @@
 """Turns a root file system into a read-only virtio-blk disk.
 
-A directory becomes an EROFS image in a scratch directory that the caller removes; a file is used in place, once
-its superblock shows a file system the guest's kernel can mount.
+A directory becomes an EROFS image in a scratch directory that the caller removes; a file is used in
+place, once its superblock shows a file system the guest's kernel can mount.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ async def rootfs_disk(
 
 
 async def make_erofs(source: Path, image: Path, *, env: Mapping[str, str] | None = None) -> None:
-    """Writes the tree `source` to a new EROFS image. Uncompressed: it is read once or twice, then thrown away.
+    """Writes the tree `source` to a new EROFS image, uncompressed: it is soon thrown away again.
 
     Files keep their owners, except that somebody who is not root gets all files of a tree of their own owned
     by root, as the container expects. What a failure leaves of the image is the caller's to remove.

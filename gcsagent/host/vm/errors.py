@@ -80,7 +80,6 @@ class VmNotRunning(VmError):
     """The named VM is known but not running."""
 
 
-
 class Interrupted(VmError):
     """A signal told this program to end while it was looking after a VM.
 

@@ -1,8 +1,9 @@
 """One running QEMU: its process, vsock device, console and monitor, watched until it ends.
 
-Three things can end a guest: QEMU exits, the vsock daemon dies (the guest is then unreachable for good, since QEMU's
-device does not reconnect), or the virtual machine stops inside a living QEMU (a KVM internal error). All three lead
-to one `VmExit`, made after the console and the monitor have been read to their ends.
+Three things can end a guest: QEMU exits, the vsock daemon dies (the guest is then unreachable for good,
+since QEMU's device does not reconnect), or the virtual machine stops inside a living QEMU (a KVM internal
+error). All three lead to one `VmExit`, made after the console and the monitor have been read to their
+ends.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from gcsagent.host.vm.qemu import QemuConfig, qemu_argv
 from gcsagent.host.vm.qmp import QmpClient, QmpEvent
 from gcsagent.host.vm.vsockdev import VsockDevice
 
-# What may still be in flight once QEMU is gone or the guest has said its last: pipe contents, a panic's trace.
+# What may still be in flight once QEMU is gone or the guest has said its last: pipe contents, a panic's
+# trace.
 _DRAIN_SECONDS = 2.0
 
 # QEMU's RunState values (qapi/run-state.json) that no guest comes back from by itself.
@@ -56,7 +58,7 @@ class Guest:
     async def start(
         cls, config: QemuConfig, device: VsockDevice, on_console: Callable[[bytes], None]
     ) -> Guest:
-        """Starts QEMU as described by `config`, whose vsock device must be `device`. Owns the device from here on.
+        """Starts QEMU as `config` describes it, with `device` for its vsock, which it then owns.
 
         Raises:
             LaunchError: QEMU did not start.
@@ -75,9 +77,7 @@ class Guest:
         assert self._qemu is not None
         return self._qemu.pid
 
-    async def booted(
-        self, timeout: float, silence: float | None, on_stage: Callable[[str], None]
-    ) -> None:
+    async def booted(self, timeout: float, silence: float | None, on_stage: Callable[[str], None]) -> None:
         """Returns when the guest is ready; tells `on_stage` each stage it reports on the way.
 
         Args:
@@ -157,7 +157,8 @@ class Guest:
             raise LaunchError(f"QEMU did not start: {await self._why_no_monitor(error)}") from error
 
     async def _why_no_monitor(self, error: QmpError) -> str:
-        # A QEMU that dislikes its command line closes the monitor, then exits: its own words are the better reason.
+        # A QEMU that dislikes its command line closes the monitor, then exits: its own words are the
+        # better reason.
         try:
             async with asyncio.timeout(_DRAIN_SECONDS):
                 return (await self.exited()).reason

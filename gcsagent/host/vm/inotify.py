@@ -22,9 +22,9 @@ _READ_SIZE = 65536
 
 
 class DirectoryWatch:
-    """Tells that something in a directory was created, written, renamed or removed; what, it leaves to the caller.
+    """Tells that a directory has changed: something created, written, renamed or removed.
 
-    Changes are remembered from construction on, so the pattern is: watch, look, wait, look again.
+    What it was, the caller finds out. Changes are remembered from construction on, so the pattern is: watch, look, wait, look again.
     """
 
     def __init__(self, directory: Path) -> None:

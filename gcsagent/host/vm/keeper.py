@@ -1,8 +1,9 @@
 """The process behind a named VM: launches it, owns it, and records its end. Run by `starter.py`.
 
-It gets its orders as one JSON object on standard input and reports on standard output, one JSON object a line:
-`{"claimed": pid}` once the VM's directory bears its name, `{"progress": text}` while booting, then `{"ready": true}`
-or `{"error": {...}}`. After that nobody listens. SIGTERM means power down; a second one, pull the plug.
+It gets its orders as one JSON object on standard input and reports on standard output, one JSON object a
+line: `{"claimed": pid}` once the VM's directory bears its name, `{"progress": text}` while booting, then
+`{"ready": true}` or `{"error": {...}}`. After that nobody listens. SIGTERM means power down; a second
+one, pull the plug.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.named import NamedVm, boot_id, read_record, remove, write_record
 from gcsagent.host.vm.process import start_time
 
-# Whoever stops the VM decides how long to wait, and sends a second SIGTERM then. This only bounds forgetting it.
+# Whoever stops the VM decides how long to wait, and sends a second SIGTERM then. This only bounds
+# forgetting it.
 _POWERDOWN_SECONDS = 300.0
 
 

@@ -4,8 +4,9 @@
         ...dial vm.address...
         await vm.powerdown()
 
-The VM is bound to the process that launches it: if that dies, by SIGKILL even, the kernel kills QEMU and the vsock
-daemon. `named.py` keeps VMs that outlive a terminal, with a process of its own that launches them like this.
+The VM is bound to the process that launches it: if that dies, by SIGKILL even, the kernel kills QEMU and
+the vsock daemon. `named.py` keeps VMs that outlive a terminal, with a process of its own that launches
+them like this.
 """
 
 from __future__ import annotations

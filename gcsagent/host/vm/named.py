@@ -1,16 +1,18 @@
 """Named VMs: they survive the terminal that started them, and are found again by name.
 
-Each has a process of its own, the keeper (`keeper.py`), in its own session; QEMU and the vsock daemon are bound to
-that one, so that a VM and its keeper live and die together. What is known of a VM is in a directory:
+Each has a process of its own, the keeper (`keeper.py`), in its own session; QEMU and the vsock daemon are
+bound to that one, so that a VM and its keeper live and die together. What is known of a VM is in a
+directory:
 
     STATE/vms/NAME/vm.json        the record below, replaced atomically
     STATE/vms/NAME/console.log    the guest's console, bounded (console.log.1: the part before)
     STATE/vms/NAME/qmp            QEMU's monitor, for people
     STATE/vms/NAME/keeper.log     what the keeper had to say, normally nothing
 
-STATE is $XDG_STATE_HOME/gcsctl; without that variable /run/gcsctl for root, since no VM outlives the machine, and
-~/.local/state/gcsctl for anybody else. A VM that ends in order takes its directory with it. One that crashes leaves
-it, so that its console can be read; `stop` and the next `start` of the same name remove it.
+STATE is $XDG_STATE_HOME/gcsctl; without that variable /run/gcsctl for root, since no VM outlives the
+machine, and ~/.local/state/gcsctl for anybody else. A VM that ends in order takes its directory with it.
+One that crashes leaves it, so that its console can be read; `stop` and the next `start` of the same name
+remove it.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ class NamedVm:
     """What is recorded of one named VM.
 
     Attributes:
-        keeper_pid, keeper_started, boot_id: the keeper's pid, its start time in clock ticks, and the host's boot:
-            together they name a process that no later one can be mistaken for.
-        qemu_pid, daemon_pid, address, accel, vsock: None until the VM runs (daemon_pid: or where none is used).
+        keeper_pid, keeper_started, boot_id: pid and start time (clock ticks) of the keeper, and the host's
+            boot; together they name a process that no later one can be mistaken for.
+        qemu_pid, daemon_pid, address, accel, vsock: None until it runs; daemon_pid also without a daemon.
         created: seconds since the epoch.
         reason: why it crashed.
     """
@@ -90,7 +92,9 @@ class VmStore:
             InvalidVmConfig: not a possible name.
         """
         if not _NAME.fullmatch(name):
-            raise InvalidVmConfig(f"VM name {name!r} must be 1 to 63 letters, digits, '_', '.', '-', no sign first")
+            raise InvalidVmConfig(
+                f"VM name {name!r} must be 1 to 63 letters, digits, '_', '.', '-', no sign first"
+            )
         return self.root / name
 
     def get(self, name: str) -> NamedVm:
@@ -149,12 +153,14 @@ class VmStore:
         directory = self.directory(name)
         vm = read_record(directory)
         if vm is not None and vm.state != "crashed":
-            raise VmExists(f"VM {name!r} is already {vm.state} (keeper process {vm.keeper_pid}); stop it first")
+            raise VmExists(
+                f"VM {name!r} is already {vm.state} (keeper process {vm.keeper_pid}); stop it first"
+            )
         remove(directory)
         return Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
 
     async def stop(self, name: str, timeout: float = 30.0) -> NamedVm:
-        """Powers the VM down, or kills it if it still runs after `timeout` seconds, and removes what is left of it.
+        """Powers the VM down, kills it if it runs on for `timeout` seconds, and removes what is left.
 
         Raises:
             VmNotFound: there is none of that name.

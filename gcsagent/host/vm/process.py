@@ -1,8 +1,9 @@
 """Child processes that cannot outlive the launcher, waited for through their pidfd.
 
-Each child gets PR_SET_PDEATHSIG, so even a SIGKILLed launcher leaves none behind, and a session of its own, so
-a Ctrl-C at the terminal reaches the launcher only, which then ends the guest in order. The parent-death signal
-follows the *thread* that forked (prctl(2)): start children from the thread that runs the event loop.
+Each child gets PR_SET_PDEATHSIG, so even a SIGKILLed launcher leaves none behind, and a session of its
+own, so a Ctrl-C at the terminal reaches the launcher only, which then ends the guest in order. The
+parent-death signal follows the *thread* that forked (prctl(2)): start children from the thread that runs
+the event loop.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Child:
             signal.pidfd_send_signal(self._pidfd, signum)
 
     def destroy(self) -> None:
-        """SIGKILL, then reap, without giving up control: safe while the surrounding task is being cancelled."""
+        """SIGKILL, then reap, without giving up control: safe while the task is being cancelled."""
         if self._popen.returncode is None:
             self.signal(signal.SIGKILL)
             poller = select.poll()
@@ -178,7 +179,8 @@ class Tail:
 def interrupts_held() -> Iterator[None]:
     """Holds back Ctrl-C for a moment: somebody who presses it twice must not stop the clean-up half-way.
 
-    By a handler rather than the signal mask, since any other thread would take the signal in this one's place.
+    By a handler rather than the signal mask, since any other thread would take the signal in this one's
+    place.
     """
     before = signal.getsignal(signal.SIGINT)
     # Python runs handlers in the main thread only; elsewhere nothing can interrupt.
@@ -196,7 +198,7 @@ def interrupts_held() -> Iterator[None]:
 
 
 def start_time(pid: int) -> int | None:
-    """Clock ticks after boot at which `pid` started (proc(5), stat field 22), or None if there is no such process.
+    """When `pid` started, in clock ticks after boot (proc(5), stat field 22); None if there is none.
 
     Together with the pid this names a process for good, since pids are reused. Zombies count as gone.
     """

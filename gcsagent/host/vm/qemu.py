@@ -14,23 +14,13 @@ from gcsagent.host.vm.vsockdev import Kind
 MIN_MEMORY_MIB = 128
 MAX_CPUS = 64
 
-# console: the first serial port, there from the first instruction of the kernel on. panic=-1 resets at once, which
-# -no-reboot turns into an exit. loglevel=5 shows warnings and worse: each console character costs an exit to QEMU,
-# and an oops or panic raises the level by itself.
-_BASE_CMDLINE = (
-    "console=ttyS0",
-    "panic=-1",
-    "loglevel=5",
-    # Devices that are not there, each of which the kernel would wait for.
-    "8250.nr_uarts=1",
-    "i8042.noaux",
-    "i8042.nokbd",
-    "no_timer_check",
-    "random.trust_cpu=on",
-)
+# console: the first serial port, there from the first instruction of the kernel on. panic=-1 resets at
+# once, which -no-reboot turns into an exit. loglevel=5 shows warnings and worse: each console character
+# costs an exit to QEMU, and an oops or panic raises the level by itself.
+_BASE_CMDLINE = ("console=ttyS0", "panic=-1", "loglevel=5")
 
-# The TSC of an emulated CPU follows QEMU's clock: calibrating and watching it only costs time.
-_TCG_CMDLINE = ("tsc=reliable", "mitigations=off")
+# On a busy host the kernel's watchdog would catch an emulated TSC lagging and give it up for a slower clock.
+_TCG_CMDLINE = ("tsc=reliable",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +57,16 @@ class QemuConfig:
             raise InvalidVmConfig(f"{self.cpus} cpus: must be 1 to {MAX_CPUS}")
         for word in self.cmdline:
             if not word or not word.isprintable() or " " in word:
-                raise InvalidVmConfig(f"kernel command line word {word!r} must be printable and without spaces")
+                raise InvalidVmConfig(
+                    f"kernel command line word {word!r} must be printable and without spaces"
+                )
         names = [disk.name for disk in self.disks]
         if len(set(names)) != len(names):
             raise InvalidVmConfig(f"disk names must differ: {', '.join(names)}")
 
 
 def qemu_argv(config: QemuConfig) -> list[str]:
-    """The command line: console on standard output, monitor on an inherited socket, nothing else from outside."""
+    """The command line: console on standard output, monitor on an inherited socket."""
     return [
         str(config.qemu),
         *("-name", f"guest={_value(config.name)},debug-threads=on"),
@@ -93,7 +85,7 @@ def qemu_argv(config: QemuConfig) -> list[str]:
 
 
 def kernel_cmdline(config: QemuConfig) -> str:
-    """The kernel's command line: defaults, the disks, then the caller's words, which win where a word repeats."""
+    """The kernel's command line: defaults, disks, then the caller's words; the last of a kind wins."""
     emulated = _TCG_CMDLINE if config.accelerator == "tcg" else ()
     disks = (f"gcs.disk.{disk.name}={disk.fstype}" for disk in config.disks)
     return " ".join((*_BASE_CMDLINE, *emulated, *disks, *config.cmdline))

@@ -1,7 +1,8 @@
 """A small QMP client: QEMU's monitor protocol, JSON objects one per line (QEMU docs, interop/qmp-spec).
 
-It speaks over a socket that is already connected: the launcher gives QEMU one end of a socketpair, so there is no
-path to race for and end of file means that QEMU is gone. QEMU's answers are bounded in size and in time.
+It speaks over a socket that is already connected: the launcher gives QEMU one end of a socketpair, so
+there is no path to race for and end of file means that QEMU is gone. QEMU's answers are bounded in size
+and in time.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class QmpClient:
             del self._pending[number]
 
     async def finished(self, timeout: float) -> None:
-        """Returns once QEMU has closed its end and all its events have been delivered, or after `timeout` seconds."""
+        """Returns once QEMU has closed its end and all events are delivered, or after `timeout` seconds."""
         if self._task is not None:
             await asyncio.wait([self._task], timeout=timeout)
 

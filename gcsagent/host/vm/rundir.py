@@ -1,7 +1,7 @@
 """Private directories for one VM's sockets and scratch disks, removed with it.
 
-A SIGKILLed launcher cannot clean up, so each directory holds a lock file that its owner keeps locked; the kernel
-drops the lock with the owner, and the next launch removes every directory whose lock it can take.
+A SIGKILLed launcher cannot clean up, so each directory holds a lock file that its owner keeps locked; the
+kernel drops the lock with the owner, and the next launch removes every directory whose lock it can take.
 """
 
 from __future__ import annotations

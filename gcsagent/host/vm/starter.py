@@ -44,7 +44,7 @@ _ERRORS = {
 
 
 async def start(store: VmStore, name: str, config: VmConfig, *, progress: Progress) -> NamedVm:
-    """Boots a VM that outlives this process and returns once it is ready. If it is not to be, nothing remains.
+    """Boots a VM that outlives this process; returns once it is ready. After a failure nothing remains.
 
     Raises:
         VmExists: it runs already.
@@ -65,7 +65,7 @@ async def start(store: VmStore, name: str, config: VmConfig, *, progress: Progre
 
 
 async def _claim(store: VmStore, directory: Path, config: VmConfig) -> _Keeper:
-    """Starts the keeper and has it take the name. The lock is held: whatever bears the name meanwhile is ours."""
+    """Starts the keeper and has it take the name. The lock is held, so what bears it then is ours."""
     fresh = store.claim(config.name)
     try:
         keeper = _Keeper(fresh / "keeper.log")

@@ -24,8 +24,8 @@ MKFS_EROFS = "mkfs.erofs"
 _VARIABLES = {QEMU: "GCS_QEMU", VHOST_DEVICE_VSOCK: "GCS_VHOST_DEVICE_VSOCK", MKFS_EROFS: "GCS_MKFS_EROFS"}
 _REMEDIES = {MKFS_EROFS: "install erofs-utils"}
 
-# Under TCG, 7.2 corrupts flags on cmpxchg16b and 8.0 translates code it does not hold the page lock for (fixed
-# in 8.1): both end in random guest panics. With KVM neither code path is used.
+# Under TCG, 7.2 corrupts flags on cmpxchg16b and 8.0 translates code it does not hold the page lock for
+# (fixed in 8.1): both end in random guest panics. With KVM neither code path is used.
 TCG_OLDEST_QEMU = (8, 1)
 
 _VERSION_DEADLINE = 20.0
@@ -84,7 +84,9 @@ def find_image(directory: Path | None = None, env: Mapping[str, str] | None = No
     image = GuestImage(directory, directory / "vmlinuz", directory / "initramfs")
     for part in (image.kernel, image.initramfs):
         if not part.is_file():
-            raise ToolMissing(f"no guest image: {part} is missing; run scripts/build-rootfs.sh or set GCS_IMAGE")
+            raise ToolMissing(
+                f"no guest image: {part} is missing; run scripts/build-rootfs.sh or set GCS_IMAGE"
+            )
     return image
 
 

@@ -1,8 +1,8 @@
 """The `vm` part of gcsctl: argument parsing, and what start, stop, ls and console print.
 
-`add_vm_parser` wires the subcommands; each sets `handler` to a coroutine function that takes the parsed arguments and
-returns the exit code. Errors are `VmError`s, for the caller to print. `run_in_vm` is the frame of `vm run`: what runs
-inside is the caller's.
+`add_vm_parser` wires the subcommands; each sets `handler` to a coroutine function that takes the parsed
+arguments and returns the exit code. Errors are `VmError`s, for the caller to print. `run_in_vm` is the
+frame of `vm run`: what runs inside is the caller's.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rootfs", type=Path, metavar="DIR|FILE", help="root file system for containers, read-only"
     )
-    parser.add_argument("--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: %(default)s")
+    parser.add_argument(
+        "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: %(default)s"
+    )
     parser.add_argument(
         "--vsock", choices=("auto", "vhost", "vhost-user"), default="auto", help="default: %(default)s"
     )
@@ -192,7 +194,9 @@ def table(vms: list[NamedVm], now: float) -> list[str]:
     for vm in vms:
         accel = (vm.accel or "-").partition(" ")[0]
         detail = vm.address if vm.state == "running" else vm.reason
-        rows.append((vm.name, vm.state, str(vm.qemu_pid or "-"), _age(now - vm.created), accel, detail or "-"))
+        rows.append(
+            (vm.name, vm.state, str(vm.qemu_pid or "-"), _age(now - vm.created), accel, detail or "-")
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
     return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 

@@ -1,8 +1,9 @@
 """Gives a VM its vsock device: the kernel's vhost-vsock where the host has it, else vhost-device-vsock.
 
-With vhost-vsock the guest has a CID of its own in the host's AF_VSOCK and is dialled as `vsock:CID:PORT`. Without
-it, QEMU's vhost-user-vsock device is served by the daemon vhost-device-vsock, which maps guest ports to one UNIX
-socket on the host (hybrid vsock: "CONNECT <port>\\n" answered by "OK <port>\\n"), dialled as `hvsock:PATH:PORT`.
+With vhost-vsock the guest has a CID of its own in the host's AF_VSOCK and is dialled as `vsock:CID:PORT`.
+Without it, QEMU's vhost-user-vsock device is served by the daemon vhost-device-vsock, which maps guest
+ports to one UNIX socket on the host (hybrid vsock: "CONNECT <port>\\n" answered by "OK <port>\\n"),
+dialled as `hvsock:PATH:PORT`.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ _CID_ATTEMPTS = 32
 # Every daemon serves one guest on sockets of its own, so the number means nothing outside.
 _PRIVATE_CID = 3
 
-# vhost-device-vsock 0.3.0 drops a guest packet whose payload spans several descriptors ("DescriptorLengthTooSmall")
-# and the stream then stalls for good. Linux 6.12 guests build such packets above 32 KiB, and never send more than
-# the credit the peer advertises: this buffer is that credit, and keeps every packet in one descriptor.
+# vhost-device-vsock 0.3.0 drops a guest packet whose payload spans several descriptors
+# ("DescriptorLengthTooSmall") and the stream then stalls for good. Linux 6.12 guests build such packets
+# above 32 KiB, and never send more than the credit the peer advertises: this buffer is that credit, and
+# keeps every packet in one descriptor.
 _TX_BUFFER_SIZE = 28672
 
 _DAEMON_DEADLINE = 15.0
