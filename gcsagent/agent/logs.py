@@ -9,6 +9,7 @@ import time
 from collections.abc import MutableMapping
 from typing import Any
 
+_TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
@@ -16,8 +17,16 @@ class ContextLogger(logging.LoggerAdapter[logging.Logger]):
     """A logger with fields; fields of a single call are added to them."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(self.extra or {}), **kwargs.get("extra", {})}
+        fields = {**(self.extra or {}), **kwargs.get("extra", {})}
+        kwargs["extra"] = {_field_name(name): value for name, value in fields.items()}
         return msg, kwargs
+
+
+def _field_name(name: str) -> str:
+    """logging raises KeyError for a field named like one of its own; ``process`` is its name for a pid."""
+    if name == "process":
+        return "process_id"
+    return f"{name}_" if name in _TAKEN else name
 
 
 def context(logger: logging.Logger, **fields: str) -> ContextLogger:
