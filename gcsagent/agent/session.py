@@ -92,13 +92,14 @@ class Session:
             self.close("the host closed")
             return
         try:
-            for message in self._connection.receive(data):
+            messages = self._connection.receive(data)
+            if self._connection.state is State.CLOSED:
+                self._connection.receive(b"")  # raises the fault; what came in front of it cannot be answered
+            for message in messages:
                 if isinstance(message, Request):
                     self._on_request(message)
                 elif isinstance(message, Notification):
                     self._on_notification(message)
-            if self._connection.state is State.CLOSED and not self._closing:
-                self._connection.receive(b"")  # a fault behind whole messages is raised now
         except RemoteProtocolError as error:
             self._refuse(error)
 
