@@ -97,7 +97,8 @@ class Connection:
         """The messages that ``data`` completes.
 
         Raises RemoteProtocolError when the other side broke the contract; messages completed before the
-        fault are returned first and the error is raised by the next call (``receive(b"")`` will do).
+        fault are returned first and the error is raised by the next call (``receive(b"")`` will do). The
+        state is CLOSED at once: they cannot be answered any more.
         """
         if self._pending_error is not None:
             raise self._pending_error

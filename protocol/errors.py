@@ -42,8 +42,8 @@ class RpcError(Exception):
     """A request that failed.
 
     ``message`` is one sentence that says what to do; ``details`` may hold ``runtime_error`` (runc's own
-    line), ``exit_status``, ``stderr``, ``errno``, ``field``. :meth:`to_wire` is the only place where an
-    error becomes a map.
+    line), ``exec_error``, ``exit_status``, ``stderr``, ``errno``, ``field``. :meth:`to_wire` is the only
+    place where an error becomes a map.
     """
 
     def __init__(self, code: Code, message: str, **details: Any) -> None:
