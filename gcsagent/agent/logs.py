@@ -35,7 +35,7 @@ def context(logger: logging.Logger, **fields: str) -> ContextLogger:
 
 def set_up(level: str) -> None:
     """Sends everything to standard error: the guest's console, or the terminal outside a guest."""
-    formatter = _formatter_class()(
+    formatter = _make_formatter_class()(
         _FORMAT,
         rename_fields={"asctime": "time", "levelname": "level"},
     )
@@ -50,9 +50,18 @@ def set_up(level: str) -> None:
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
 
-def _formatter_class() -> Any:
+def _make_formatter_class() -> Any:
     """python-json-logger 3 renamed the module; both are met in the field (Debian 12 and 13)."""
     try:
-        return importlib.import_module("pythonjsonlogger.json").JsonFormatter
+        base = importlib.import_module("pythonjsonlogger.json").JsonFormatter
     except ImportError:
-        return importlib.import_module("pythonjsonlogger.jsonlogger").JsonFormatter
+        base = importlib.import_module("pythonjsonlogger.jsonlogger").JsonFormatter
+
+    class Formatter(base):  # type: ignore[misc, valid-type]
+        def add_fields(
+            self, log_record: dict[str, Any], record: logging.LogRecord, message_dict: Any
+        ) -> None:
+            super().add_fields(log_record, record, message_dict)
+            log_record.update(log_record.pop("fields", {}))
+
+    return Formatter
