@@ -119,6 +119,24 @@ def test_the_frame_size_is_exact() -> None:
         assert fault_of(over, limits, size=size) == "oversized"
 
 
+@pytest.mark.parametrize(
+    "last", [b"\xcb" + bytes(8), b"\xcd\0\0", b"\xbf" + b"x" * 31, b"\xc0", b"\x90", b"\xdc\0\0"]
+)
+def test_the_frame_size_is_exact_whatever_comes_last(last: bytes) -> None:
+    exact = b"\x92\xa9" + b"x" * 9 + last
+    assert frames_of(FrameScanner(Limits(max_frame=len(exact))), [exact]) == [exact]
+    for size in (1, len(exact)):
+        assert fault_of(exact, Limits(max_frame=len(exact) - 1), size=size) == "oversized"
+
+
+def test_a_count_that_cannot_fit_is_refused_with_its_header() -> None:
+    limits = Limits(max_frame=100)
+    assert fault_of(b"\xdc\x00\x61", limits, size=3) is None  # 3 bytes and 97 more
+    assert fault_of(b"\xdc\x00\x62", limits, size=3) == "oversized"
+    assert fault_of(b"\xde\x00\x30", limits, size=1) is None  # a map of 48 has 96 values
+    assert fault_of(b"\xde\x00\x31", limits, size=1) == "oversized"
+
+
 def test_the_depth_is_exact() -> None:
     limits = Limits(max_depth=5)
     assert fault_of(b"\x91" * 5 + b"\xc0", limits, size=99) is None
