@@ -12,6 +12,8 @@ from typing import Any
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _threshold = LEVELS["info"]
+BOOT_STAGES = "/run/gcs/boot-stages"
+"""Lines ``STAGE UPTIME``, begun by initramfs/init, for agent.info."""
 
 
 def set_level(name: str) -> None:
@@ -45,5 +47,8 @@ def boot_stage(stage: str, failure: str | None = None) -> None:
     line = f"gcs-boot: {stage} {uptime}" if failure is None else f"gcs-boot: FAILED {stage}: {failure}"
     try:
         os.write(2, (line.replace("\n", " ") + "\n").encode())
+        if failure is None:
+            with open(BOOT_STAGES, "a", encoding="ascii") as stages:
+                stages.write(f"{stage} {uptime}\n")
     except OSError:
         return
