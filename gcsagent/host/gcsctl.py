@@ -1,68 +1,24 @@
-"""``gcsctl``: the command line of the host side. Errors are one line on stderr, never a traceback."""
+"""``gcsctl``: the command line of the host side.
+
+Everything is imported inside :func:`main`, so that Ctrl-C is an exit code from the first moment on and never
+a traceback out of somebody's import.
+"""
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import os
 import sys
-import traceback
 
-from gcsagent.host.cli import parser
-from gcsagent.host.cli.common import complain
-from gcsagent.host.errors import HostError
-from gcsagent.host.text import printable
-from gcsagent.host.vm.errors import BootError, Interrupted, VmError
-from protocol.errors import ProtocolError, RpcError
-
-EXIT_NOT_EXECUTABLE = 126
-EXIT_NOT_FOUND = 127
-
-_EXEC_ERRORS = {"not_executable": EXIT_NOT_EXECUTABLE, "not_found": EXIT_NOT_FOUND}
+EXIT_INTERRUPTED = 130
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns the process's exit code."""
-    args = parser.parse(sys.argv[1:] if argv is None else argv)
+    """Runs one command and returns the exit code: the process's, or 125 to 127 (see ``--help``)."""
     try:
-        return asyncio.run(_handle(args))
+        from gcsagent.host.cli.program import run
+
+        return run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
-        return 130
-    except Interrupted as interrupted:
-        return 128 + interrupted.signum
-    except BrokenPipeError:
-        # Nobody reads our output any more; Python must not fail on flushing it once again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except (HostError, VmError, RpcError, ProtocolError, OSError) as error:
-        if os.environ.get("GCS_DEBUG") == "1":
-            traceback.print_exc()
-        return explain(error)
-
-
-async def _handle(args: argparse.Namespace) -> int:
-    code: int = await args.handler(args)
-    return code
-
-
-def explain(error: Exception) -> int:
-    """Prints the error and returns the exit code for it."""
-    if isinstance(error, BootError):
-        for line in error.report().splitlines():
-            complain(line)
-    elif isinstance(error, RpcError):
-        complain(_rpc_line(error))
-        return _EXEC_ERRORS.get(str(error.details.get("exec_error")), parser.EXIT_GCSCTL)
-    else:
-        complain(error)
-    return parser.EXIT_GCSCTL
-
-
-def _rpc_line(error: RpcError) -> str:
-    runtime = error.details.get("runtime_error")
-    if isinstance(runtime, str) and runtime and runtime not in error.message:
-        return f"{error.message}: {printable(runtime)}"
-    return error.message
+        return EXIT_INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from gcsagent.host.client import Client
 from gcsagent.host.errors import ClosedByPeer, HostError, OutputTooLarge
@@ -22,13 +22,16 @@ from protocol import checks, methods
 from protocol.errors import Code, RpcError
 from protocol.types import ExitRecord, Stdio, StreamMode, Winsize
 
+T = TypeVar("T")
+
 STDIN, STDOUT, STDERR, TTY = (name.value for name in methods.Stream)
 
 STREAM_END = "stream.end"
 """Event: ``{stream, bytes}``, the stream has given all it ever will."""
 
-_END_SECONDS = 10.0
-"""How long after a process's exit its pty may take to report its end; the kernel hangs it up at once."""
+_END_SECONDS = 1.0
+"""How long after a process's exit its pty may take to report its end. It ends at once, unless somebody the
+process left behind still holds it; what the process itself wrote had been counted by then."""
 
 _DEATH_SECONDS = 5.0
 
@@ -65,12 +68,12 @@ class RemoteProcess:
         process = cls(client, params.container, checks.INIT)
         creating = asyncio.ensure_future(client.create_container(params))
         try:
-            process.pid = (await asyncio.shield(creating)).pid
+            process.pid = (await _settled(creating)).pid
         except asyncio.CancelledError:
-            # Whether it exists is known only by its answer; deleting blindly could hit a namesake.
-            with contextlib.suppress(RpcError, HostError):
-                await creating
-                await client.delete_container(params.container, force=True)
+            # Only its answer tells whether it exists; deleting blindly could hit a namesake.
+            if creating.done() and not creating.cancelled() and creating.exception() is None:
+                with contextlib.suppress(RpcError, HostError):
+                    await client.delete_container(params.container, force=True)
             raise
         try:
             await process._attach_all(_named(params.stdio) if attached else [])
@@ -129,7 +132,8 @@ class RemoteProcess:
         return [self.streams[name] for name in (TTY, STDOUT, STDERR) if name in self.streams]
 
     async def start(self) -> None:
-        self.pid = (await self.client.start_container(self.container)).pid
+        """Lets a created container run. Cancelling takes effect once the agent has answered."""
+        self.pid = (await _settled(asyncio.ensure_future(self.client.start_container(self.container)))).pid
 
     async def kill(self, signal: int | str = "SIGTERM") -> None:
         await self.client.kill_process(self.container, self.process, signal)
@@ -240,6 +244,15 @@ class RemoteProcess:
                 if (event.type, event.process, event.data.get("stream")) == (STREAM_END, self.process, name):
                     return total if isinstance(total, int) else None
         return None
+
+
+async def _settled(task: asyncio.Future[T]) -> T:
+    """The result of ``task``; cancelling waits for its end first: what comes next meets no half of it."""
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait((task,))
+        raise
 
 
 def _named(stdio: Stdio) -> list[methods.Stream]:

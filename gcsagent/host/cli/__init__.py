@@ -1,1 +1,1 @@
-"""What gcsctl's commands do; :mod:`gcsagent.host.gcsctl` is the program."""
+"""gcsctl's command line: what it accepts, what the commands do, what they print."""
