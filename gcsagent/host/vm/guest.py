@@ -36,11 +36,13 @@ _ORDERLY = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest
 class Guest:
     """One attempt at running a guest. `start`, then `booted`, then `exited`; `destroy` at any time."""
 
-    def __init__(self, device: VsockDevice, on_console: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, device: VsockDevice, on_console: Callable[[bytes], None], on_stage: Callable[[str], None]
+    ) -> None:
         self.device = device
         self.console = ConsoleMonitor(self._on_line)
         self._on_console = on_console
-        self._on_stage: Callable[[str], None] = lambda line: None
+        self._on_stage = on_stage
         self._loop = asyncio.get_running_loop()
         self._boot: asyncio.Future[None] = self._loop.create_future()
         self._exit: asyncio.Future[VmExit] = self._loop.create_future()
@@ -56,14 +58,22 @@ class Guest:
 
     @classmethod
     async def start(
-        cls, config: QemuConfig, device: VsockDevice, on_console: Callable[[bytes], None]
+        cls,
+        config: QemuConfig,
+        device: VsockDevice,
+        on_console: Callable[[bytes], None],
+        on_stage: Callable[[str], None],
     ) -> Guest:
         """Starts QEMU as `config` describes it, with `device` for its vsock, which it then owns.
+
+        Args:
+            on_console: gets the console's raw bytes.
+            on_stage: told each boot stage the guest reports.
 
         Raises:
             LaunchError: QEMU did not start.
         """
-        guest = cls(device, on_console)
+        guest = cls(device, on_console, on_stage)
         try:
             await guest._start(config)
         except BaseException:
@@ -77,8 +87,8 @@ class Guest:
         assert self._qemu is not None
         return self._qemu.pid
 
-    async def booted(self, timeout: float, silence: float | None, on_stage: Callable[[str], None]) -> None:
-        """Returns when the guest is ready; tells `on_stage` each stage it reports on the way.
+    async def booted(self, timeout: float, silence: float | None) -> None:
+        """Returns when the guest is ready.
 
         Args:
             timeout: seconds until it must be ready.
@@ -87,7 +97,6 @@ class Guest:
         Raises:
             BootError: it failed, died, or took too long.
         """
-        self._on_stage = on_stage
         if silence is not None:
             self._loop.call_later(silence, self._fail_if_silent, silence)
         try:

@@ -24,7 +24,8 @@ _READ_SIZE = 65536
 class DirectoryWatch:
     """Tells that a directory has changed: something created, written, renamed or removed.
 
-    What it was, the caller finds out. Changes are remembered from construction on, so the pattern is: watch, look, wait, look again.
+    What it was, the caller finds out. Changes are remembered from construction on, so the pattern is:
+    watch, look, wait, look again.
     """
 
     def __init__(self, directory: Path) -> None:

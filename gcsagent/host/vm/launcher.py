@@ -223,10 +223,10 @@ class VirtualMachine:
         except BaseException:
             device.close()
             raise
-        self._guest = await Guest.start(config, device, self._on_console)
+        self._guest = await Guest.start(config, device, self._on_console, self._on_stage)
         timeout = self.config.boot_timeout or BOOT_SECONDS[choice.name]
         silence = _KVM_SILENCE if choice.may_fall_back else None
-        await self._guest.booted(timeout, silence, lambda stage: self._progress(f"guest: {stage}"))
+        await self._guest.booted(timeout, silence)
         self.boot_seconds = time.monotonic() - started
 
     def _qemu_config(self, parts: _Parts, device: VsockDevice) -> QemuConfig:
@@ -248,6 +248,9 @@ class VirtualMachine:
             disks=parts.disks,
             qmp_path=config.qmp_path,
         )
+
+    def _on_stage(self, stage: str) -> None:
+        self._progress(f"guest: {stage}")
 
     def _on_console(self, data: bytes) -> None:
         if self._log is not None:
