@@ -10,7 +10,7 @@ command -v apt-get dpkg-query >/dev/null || die "this host has no apt: install b
 packages=(
     python3 python3-venv make git
     ca-certificates debian-archive-keyring gpgv # verified downloads
-    mmdebstrap cpio zstd xz-utils kmod          # the guest image (kmod: depmod)
+    mmdebstrap zstd kmod                        # the guest image (kmod: depmod)
     erofs-utils                                 # a root file system as a block device
     runc                                        # containers without a VM: development and tests
     util-linux procps iproute2                  # flock, unshare, ps, ip

@@ -331,6 +331,46 @@ def test_broken_source_fails_the_build(tmp_path: Path) -> None:
     assert "SyntaxError" in done.stderr
 
 
+def packed(folder: Path) -> bytes:
+    return subprocess.run(
+        [sys.executable, str(SCRIPTS / "pack_newc.py"), str(folder), "0"],
+        capture_output=True, timeout=30, check=True,
+    ).stdout
+
+
+def small_root(top: Path, names: Sequence[str]) -> Path:
+    for name in names:
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text(f"{name} is here")
+    (top / "link").symlink_to("a/x")
+    return top
+
+
+def test_archive_depends_on_contents_alone(tmp_path: Path) -> None:
+    one = small_root(tmp_path / "1", ["a/x", "a-b", "a/y", "z"])
+    two = small_root(tmp_path / "2", ["z", "a/y", "a-b", "a/x"])
+    os.utime(two / "z", (5, 5))
+    assert packed(one) == packed(two)
+    (two / "z").chmod(0o600)
+    assert packed(one) != packed(two)
+
+
+def test_archive_has_the_newc_layout(tmp_path: Path) -> None:
+    archive = packed(small_root(tmp_path / "r", ["a/x"]))
+    headers = re.findall(rb"070701([0-9A-F]{104})([^\0]+)\0", archive)
+    modes = {name: int(fields[8:16], 16) for fields, name in headers}
+    assert modes == {b"a": 0o40755, b"a/x": 0o100644, b"link": 0o120777, b"TRAILER!!!": 0}
+    assert len(archive) % 4 == 0
+    assert b"a/x is here" in archive
+
+
+def test_named_pipe_in_the_root_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        packed(tmp_path)
+    assert b"is neither file nor folder nor link" in caught.value.stderr
+
+
 def test_init_reports_its_stages_in_order() -> None:
     text = INIT.read_text()
     assert re.findall(r"^reached (\w+)$", text, re.M) == [
