@@ -32,6 +32,7 @@ class Client:
         self.sock.settimeout(TIMEOUT)
         self.sock.connect(path)
         self.unpacker = msgpack.Unpacker(raw=False)
+        self.early = b""
         self.msgid = 0
         self.events: list[dict[str, Any]] = []
         self.hello = self.call("agent.hello", protocol_min=1, protocol_max=1, client="foreign")
@@ -70,11 +71,13 @@ class Client:
 
     def attach(self, container: str, stream: str, process: str = "init") -> int:
         """Afterwards the connection is the stream; returns how much of it went before."""
-        return int(self.call("stream.attach", container=container, process=process, stream=stream)["offset"])
+        reply = self.call("stream.attach", container=container, process=process, stream=stream)
+        self.early = self.unpacker.read_bytes(65536)  # stream bytes that came with the response
+        return int(reply["offset"])
 
     def read(self, count: int) -> bytes:
         """Exactly ``count`` bytes of the stream."""
-        data = b""
+        data, self.early = self.early[:count], self.early[count:]
         while len(data) < count:
             chunk = self.sock.recv(count - len(data))
             assert chunk, "the stream was closed early"
@@ -122,30 +125,30 @@ def test_runs_a_container(connect: Any, rootfs: str) -> None:
     control.call("events.subscribe")
     created = control.call(
         "container.create",
-        container="foreign",
+        container="foreign-run",
         spec=spec(rootfs, "sh", "-c", "cat; echo done; exit 7"),
         stdio={"stdin": STREAM, "stdout": STREAM},
-        request_id="foreign-create",
+        request_id="create",
         deadline_ms=20_000,
     )
     assert created["pid"] > 0
-    assert stdin.attach("foreign", "stdin") == 0
-    assert stdout.attach("foreign", "stdout") == 0
-    control.call("container.start", container="foreign")
+    assert stdin.attach("foreign-run", "stdin") == 0
+    assert stdout.attach("foreign-run", "stdout") == 0
+    control.call("container.start", container="foreign-run")
 
     stdin.sock.sendall(b"over to you\n")
-    control.call("process.close_stdin", container="foreign", offset=12)
-    record = control.call("container.wait", container="foreign")
+    control.call("process.close_stdin", container="foreign-run", offset=12)
+    record = control.call("container.wait", container="foreign-run")
     assert (record["exit_code"], record["signal"], record["reason"]) == (7, 0, "exited")
 
     assert stdout.read(record["streams"]["stdout"]) == b"over to you\ndone\n"
     end = control.wait_event("stream.end", stream="stdout")
-    assert (end["container"], end["process"], end["data"]["bytes"]) == ("foreign", "init", 17)
+    assert (end["container"], end["process"], end["data"]["bytes"]) == ("foreign-run", "init", 17)
     stdout.close()
 
-    assert control.call("container.delete", container="foreign")["exit"]["exit_code"] == 7
+    assert control.call("container.delete", container="foreign-run")["exit"]["exit_code"] == 7
     control.wait_event("container.deleted")
-    kinds = [event["type"] for event in control.events if event["container"] == "foreign"]
+    kinds = [event["type"] for event in control.events if event["container"] == "foreign-run"]
     for earlier, later in [
         ("container.created", "process.started"),
         ("process.started", "process.exited"),
@@ -156,46 +159,46 @@ def test_runs_a_container(connect: Any, rootfs: str) -> None:
     numbers = [event["seq"] for event in control.events]
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     with pytest.raises(Failed, match="NOT_FOUND"):
-        control.call("container.state", container="foreign")
+        control.call("container.state", container="foreign-run")
 
 
 def test_execs_beside_it_and_kills(connect: Any, rootfs: str) -> None:
     control, output = connect(), connect()
-    control.call("container.create", container="foreign", spec=spec(rootfs, "sleep", "1000"))
-    control.call("container.start", container="foreign")
+    control.call("container.create", container="foreign-exec", spec=spec(rootfs, "sleep", "1000"))
+    control.call("container.start", container="foreign-exec")
     control.call(
         "process.exec",
-        container="foreign",
+        container="foreign-exec",
         process="hello",
         spec={"args": ["sh", "-c", "echo to stdout; echo to stderr >&2"], "cwd": "/"},
         stdio={"stdout": STREAM, "stderr": STREAM},
     )
-    ended = control.call("process.wait", container="foreign", process="hello")
+    ended = control.call("process.wait", container="foreign-exec", process="hello")
     assert ended["exit_code"] == 0
-    output.attach("foreign", "stderr", process="hello")
+    output.attach("foreign-exec", "stderr", process="hello")
     assert output.read(ended["streams"]["stderr"]) == b"to stderr\n"
 
     with pytest.raises(Failed, match="not_found"):
         control.call(
-            "process.exec", container="foreign", process="no", spec={"args": ["no-such"], "cwd": "/"}
+            "process.exec", container="foreign-exec", process="no", spec={"args": ["no-such"], "cwd": "/"}
         )
     with pytest.raises(Failed, match="FAILED_PRECONDITION"):
-        control.call("container.delete", container="foreign")
-    control.call("container.kill", container="foreign", signal="KILL")
-    record = control.call("container.wait", container="foreign")
+        control.call("container.delete", container="foreign-exec")
+    control.call("container.kill", container="foreign-exec", signal="KILL")
+    record = control.call("container.wait", container="foreign-exec")
     assert (record["exit_code"], record["signal"], record["reason"]) == (137, 9, "signalled")
-    control.call("container.delete", container="foreign")
+    control.call("container.delete", container="foreign-exec")
     listed = control.call("container.list").get("containers", [])
-    assert "foreign" not in [container["container"] for container in listed]
+    assert "foreign-exec" not in [container["container"] for container in listed]
 
 
 def test_the_same_request_twice_is_one(connect: Any, rootfs: str) -> None:
     first, second = connect(), connect()
-    request = {"container": "foreign", "spec": spec(rootfs, "true"), "request_id": "foreign-twice"}
+    request = {"container": "foreign-twice", "spec": spec(rootfs, "true"), "request_id": "twice"}
     created = first.call("container.create", **request)
     assert second.call("container.create", **request, deadline_ms=5_000) == created
     with pytest.raises(Failed, match="ALREADY_EXISTS"):
         second.call("container.create", **{**request, "overlay": True})
     with pytest.raises(Failed, match="ALREADY_EXISTS"):
-        second.call("container.create", **{**request, "request_id": "foreign-other"})
-    second.call("container.delete", container="foreign")
+        second.call("container.create", **{**request, "request_id": "other"})
+    second.call("container.delete", container="foreign-twice")
