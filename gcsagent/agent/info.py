@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import platform
@@ -17,6 +18,7 @@ from gcsagent.agent.process_dir import read_json
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.common.config import Settings
+from protocol.address import UnixAddress, parse_listen
 from protocol.errors import RpcError
 from protocol.methods import Empty, Info, Pong, Shutdown, ShutdownAction
 from protocol.types import BootStage, RuntimeInfo, Status
@@ -100,6 +102,7 @@ class AgentService:
         _log.info("stopping", extra={"action": action, "containers": len(containers)})
         await asyncio.gather(*(self._stop_container(container, grace) for container in containers))
         self._registry.remove_cgroup_root()
+        _remove_sockets(self._settings.listen)
         self._registry.keeper.supervisor.tell("stop", {"action": action})
 
     async def _stop_container(self, container: Container, grace: float) -> None:
@@ -115,6 +118,14 @@ class AgentService:
             await self._registry.tear_down(container)
         except RpcError as error:
             _log.error("a container resists", extra={"container": container.ident, "error": str(error)})
+
+
+def _remove_sockets(addresses: tuple[str, ...]) -> None:
+    """A socket file nobody listens on any more tells a client "refused" where "gone" is the truth."""
+    for address in map(parse_listen, addresses):
+        if isinstance(address, UnixAddress):
+            with contextlib.suppress(OSError):
+                os.unlink(address.path)
 
 
 def _read(path: str) -> str:
