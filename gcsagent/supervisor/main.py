@@ -107,11 +107,13 @@ class Supervisor:
                 received = channel.receive(self._channel)
             except BlockingIOError:
                 return
-            except (channel.ChannelError, OSError) as error:
+            except channel.ChannelError as error:
                 log("error", "a broken packet from the agent; it is killed", error=str(error))
                 self._drop_channel()
                 self.agent.kill()
                 return
+            except OSError:
+                received = None  # reset: it was killed with packets of ours unread
             if received is None:
                 self._drop_channel()
                 return
