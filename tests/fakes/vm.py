@@ -30,11 +30,11 @@ class FakeHost:
         return [path for path in found if not path.endswith("/.lock")]
 
     def processes(self) -> list[int]:
-        """Fake programs that still run on behalf of this host: their arguments name its files."""
+        """Fake programs that still run on behalf of this host: their environment names its files."""
         marker = os.fsencode(self.root)
         found = []
         for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and marker in _cmdline(entry) and start_time(int(entry.name)) is not None:
+            if entry.name.isdigit() and marker in _environ(entry) and start_time(int(entry.name)) is not None:
                 found.append(int(entry.name))
         return found
 
@@ -69,8 +69,8 @@ def script(path: Path, body: str) -> Path:
     return path
 
 
-def _cmdline(entry: Path) -> bytes:
+def _environ(entry: Path) -> bytes:
     try:
-        return (entry / "cmdline").read_bytes()
+        return (entry / "environ").read_bytes()
     except OSError:
         return b""

@@ -28,7 +28,6 @@ from gcsagent.host.vm.vmcli import run_in_vm
 from tests.fakes.vm import FakeHost, fake_host, script
 
 
-
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
     yield from fake_host(monkeypatch)
@@ -180,7 +179,9 @@ def test_cancelling_the_launch_leaves_nothing(host: FakeHost) -> None:
     async def scenario() -> None:
         booting = asyncio.Event()
         launch = asyncio.create_task(
-            VirtualMachine.launch(config("hang"), progress=lambda text: booting.set() if "disks" in text else None)
+            VirtualMachine.launch(
+                config("hang"), progress=lambda text: booting.set() if "disks" in text else None
+            )
         )
         await booting.wait()
         assert len(host.processes()) == 2

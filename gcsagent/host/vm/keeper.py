@@ -2,7 +2,7 @@
 
 It gets its orders as one JSON object on standard input and reports on standard output, one JSON object a
 line: `{"claimed": pid}` once the VM's directory bears its name, `{"progress": text}` while booting, then
-`{"ready": true}` or `{"error": {...}}`. After that nobody listens. SIGTERM means power down; a second
+`{"ready": record}` or `{"error": {...}}`. After that nobody listens. SIGTERM means power down; a second
 one, pull the plug.
 """
 
@@ -47,15 +47,14 @@ class Keeper:
         try:
             vm = await self._launch()
         except VmError as error:
-            report({"error": describe(error)})
             remove(self._directory)
+            report({"error": describe(error)})
             return 1
         if vm is None:
             remove(self._directory)
             return 0
         async with vm:
-            self._record_running(vm)
-            report({"ready": True})
+            report({"ready": self._record_running(vm).to_json()})
             detach()
             ended = await self._until_end(vm)
         self._record_end(ended)
@@ -82,22 +81,21 @@ class Keeper:
             await vm.kill()
         return await ending
 
-    def _record_running(self, vm: VirtualMachine) -> None:
+    def _record_running(self, vm: VirtualMachine) -> NamedVm:
         record = self._record()
         if record is None:
             raise VmError(f"the record in {self._directory} is gone")
-        write_record(
-            self._directory,
-            replace(
-                record,
-                state="running",
-                qemu_pid=vm.pid,
-                daemon_pid=vm.daemon_pid,
-                address=vm.address,
-                accel=str(vm.accel),
-                vsock=str(vm.vsock),
-            ),
+        record = replace(
+            record,
+            state="running",
+            qemu_pid=vm.pid,
+            daemon_pid=vm.daemon_pid,
+            address=vm.address,
+            accel=str(vm.accel),
+            vsock=str(vm.vsock),
         )
+        write_record(self._directory, record)
+        return record
 
     def _record_end(self, ended: VmExit) -> None:
         record = self._record()

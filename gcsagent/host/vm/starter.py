@@ -16,7 +16,7 @@ from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.errors import BootError, LaunchError, VmError
 from gcsagent.host.vm.launcher import Progress
 from gcsagent.host.vm.named import NamedVm, VmStore, read_record, remove
-from gcsagent.host.vm.process import Child, open_pidfd, wait_pidfd
+from gcsagent.host.vm.process import Child, open_pidfd, start_time, wait_pidfd
 
 _PACKAGE_ROOT = Path(errors.__file__).resolve().parents[3]
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from gcsagent.host.vm.keeper import main; main()"
@@ -55,13 +55,14 @@ async def start(store: VmStore, name: str, config: VmConfig, *, progress: Progre
     async with store.locked():
         keeper = await _claim(store, directory, config)
     try:
-        await _hear(keeper, "ready", directory, progress)
+        return NamedVm(**await _hear(keeper, "ready", directory, progress))
     except BaseException:
         await _give_up(directory, keeper.pid)
+        # Its directory may have been removed before it, and its QEMU, were gone.
+        await keeper.ended()
         raise
     finally:
         keeper.close()
-    return store.get(name)
 
 
 async def _claim(store: VmStore, directory: Path, config: VmConfig) -> _Keeper:
@@ -71,7 +72,7 @@ async def _claim(store: VmStore, directory: Path, config: VmConfig) -> _Keeper:
         keeper = _Keeper(fresh / "keeper.log")
         try:
             await keeper.order({"directory": str(directory), "fresh": str(fresh), "config": config.to_json()})
-            keeper.pid = await _hear(keeper, "claimed", fresh, lambda text: None)
+            keeper.claimed_by(await _hear(keeper, "claimed", fresh, lambda text: None))
         except BaseException:
             # Closed first: a keeper that comes too late to report its claim drops it.
             keeper.close()
@@ -91,6 +92,7 @@ class _Keeper:
         self._reader = asyncio.StreamReader(limit=_MAX_REPORT_BYTES)
         self._transport: asyncio.ReadTransport | None = None
         self.pid: int | None = None
+        self._pidfd: int | None = None
         try:
             with log.open("wb") as errors_to:
                 self._child = Child.spawn(
@@ -122,6 +124,17 @@ class _Keeper:
             file.write(json.dumps(orders).encode())
         await self._child.wait()
 
+    def claimed_by(self, pid: int) -> None:
+        """The keeper, orphaned by now, has told its process id."""
+        self.pid = pid
+        started = start_time(pid)
+        self._pidfd = None if started is None else open_pidfd(pid, started)
+
+    async def ended(self) -> None:
+        """Returns once it has exited, or after a while if it will not."""
+        if self._pidfd is not None:
+            await wait_pidfd(self._pidfd, _GIVE_UP_SECONDS)
+
     async def report(self) -> dict[str, Any] | None:
         """Its next report; None if it has died."""
         line = await self._reader.readline()
@@ -132,8 +145,8 @@ class _Keeper:
         self._child.destroy()
         if self._transport is not None:
             self._transport.close()
-        for fd in (self._write_end, self._read_end):
-            if fd >= 0:
+        for fd in (self._write_end, self._read_end, self._pidfd):
+            if fd is not None and fd >= 0:
                 os.close(fd)
 
 

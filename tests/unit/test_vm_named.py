@@ -1,0 +1,256 @@
+"""Named VMs through the commands a person types, with a real keeper process around a fake QEMU."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gcsagent.host.vm import starter
+from gcsagent.host.vm.config import VmConfig
+from gcsagent.host.vm.errors import (
+    BootError,
+    InvalidVmConfig,
+    ToolMissing,
+    VmError,
+    VmExists,
+    VmNotFound,
+    VmNotRunning,
+)
+from gcsagent.host.vm.named import VmStore, read_record, state_dir, write_record
+from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
+from gcsagent.host.vm.vmcli import add_vm_parser, vm_address
+from tests.fakes.vm import FakeHost, fake_host
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
+    for host in fake_host(monkeypatch):
+        yield host
+        for vm in VmStore().list():
+            asyncio.run(VmStore().stop(vm.name, timeout=0.1))
+
+
+def vm(*words: str) -> int:
+    """Runs `gcsctl vm WORDS`."""
+    parser = argparse.ArgumentParser()
+    add_vm_parser(parser.add_subparsers())
+    args = parser.parse_args(["vm", *words])
+    code = asyncio.run(args.handler(args))
+    assert isinstance(code, int)
+    return code
+
+
+def start(name: str, mode: str = "boot", *options: str) -> int:
+    return vm("start", name, "--accel", "tcg", "--vsock", "vhost-user", "--append", f"fake={mode}", *options)
+
+
+def end_of(pid: int) -> bool:
+    """Waits for a process that is not ours to end."""
+    started = start_time(pid)
+    pidfd = None if started is None else open_pidfd(pid, started)
+    if pidfd is None:
+        return True
+    try:
+        return asyncio.run(wait_pidfd(pidfd, 20.0))
+    finally:
+        os.close(pidfd)
+
+
+def test_start_list_console_stop(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    assert start("web", "boot", "--memory", "256", "--cpus", "1") == 0
+    shown = capsys.readouterr()
+    address = shown.out.strip()
+    assert address.startswith(f"hvsock:{host.root}/run/gcs-vm-")
+    assert "guest: ready 7.5" in shown.err
+    assert vm_address("web") == address
+
+    assert vm("ls", "--json") == 0
+    (listed,) = json.loads(capsys.readouterr().out)
+    assert (listed["name"], listed["state"], listed["address"]) == ("web", "running", address)
+    assert (listed["memory_mib"], listed["cpus"], listed["accel"]) == (256, 1, "TCG (asked for)")
+    assert set(host.processes()) == {listed["qemu_pid"], listed["daemon_pid"], listed["keeper_pid"]}
+
+    assert vm("ls") == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "STATE", "PID", "AGE", "ACCEL", "ADDRESS"]
+    assert row.split()[:3] == ["web", "running", str(listed["qemu_pid"])]
+
+    assert vm("console", "web") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "gcs-boot: ready 7.5"
+
+    assert vm("stop", "web") == 0
+    assert host.leftovers() == []
+    assert host.processes() == []
+    assert vm("ls") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_a_name_is_taken_once(host: FakeHost) -> None:
+    start("web")
+    with pytest.raises(VmExists, match=r"^VM 'web' is already running \(keeper process \d+\); stop it"):
+        start("web")
+    assert VmStore().get("web").state == "running"
+
+
+def test_two_names_run_side_by_side(host: FakeHost) -> None:
+    start("a")
+    start("b")
+    assert [vm.name for vm in VmStore().list()] == ["a", "b"]
+    vm("stop", "a")
+    assert VmStore().get("b").state == "running"
+    assert vm_address("b")
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "x" * 64, "a b"])
+def test_impossible_names_are_refused(host: FakeHost, name: str) -> None:
+    with pytest.raises(InvalidVmConfig, match="VM name"):
+        VmStore().get(name)
+
+
+@pytest.mark.parametrize("command", [("stop",), ("console",), ("console", "-f")])
+def test_unknown_names_are_told_apart(host: FakeHost, command: tuple[str, ...]) -> None:
+    with pytest.raises(VmNotFound, match=r"no VM named 'web'; `gcsctl vm ls` lists them"):
+        vm(*command, "web")
+
+
+def test_a_failed_boot_is_told_and_leaves_nothing(host: FakeHost) -> None:
+    with pytest.raises(BootError) as caught:
+        start("web", "panic")
+    assert caught.value.stage == "modules"
+    assert caught.value.reason == "Kernel panic - not syncing: sysrq triggered crash"
+    assert "Call Trace:" in caught.value.report()
+    assert host.leftovers() == []
+    assert host.processes() == []
+
+
+def test_errors_before_the_boot_keep_their_type(host: FakeHost) -> None:
+    (host.root / "image" / "vmlinuz").unlink()
+    with pytest.raises(ToolMissing, match="vmlinuz is missing"):
+        start("web")
+    assert host.leftovers() == []
+
+
+def test_sigterm_while_starting_leaves_nothing(host: FakeHost) -> None:
+    progress, said = os.pipe()
+    process = os.fork()
+    if process == 0:
+        sys.stderr = os.fdopen(said, "w")
+        try:
+            start("web", "hang")
+        except VmError as error:
+            os._exit(7 if str(error) == "ended by SIGTERM" else 1)
+        os._exit(1)
+    os.close(said)
+    with open(progress, encoding="utf-8") as lines:
+        assert any(line.startswith("guest: disks") for line in lines)
+        os.kill(process, signal.SIGTERM)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert host.leftovers() == []
+    assert host.processes() == []
+
+
+def test_a_crashed_vm_keeps_its_console_until_it_is_stopped(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start("web")
+    record = VmStore().get("web")
+    assert record.qemu_pid is not None
+    os.kill(record.qemu_pid, signal.SIGKILL)
+    assert end_of(record.keeper_pid)
+    crashed = VmStore().get("web")
+    assert (crashed.state, crashed.reason) == ("crashed", "QEMU was killed by SIGKILL: no output")
+    with pytest.raises(VmNotRunning, match="VM 'web' is not running: QEMU was killed by SIGKILL"):
+        vm_address("web")
+    assert host.processes() == []
+    capsys.readouterr()
+    vm("console", "-f", "web")
+    assert "gcs-boot: ready 7.5" in capsys.readouterr().out
+    vm("stop", "web")
+    assert host.leftovers() == []
+
+
+def test_a_killed_keeper_takes_the_vm_along_and_the_name_is_free(host: FakeHost) -> None:
+    start("web")
+    record = VmStore().get("web")
+    assert record.qemu_pid is not None
+    assert record.daemon_pid is not None
+    os.kill(record.keeper_pid, signal.SIGKILL)
+    for pid in (record.keeper_pid, record.qemu_pid, record.daemon_pid):
+        assert end_of(pid)
+    stale = VmStore().get("web")
+    assert (stale.state, stale.reason) == ("crashed", "its keeper process was killed")
+    start("web")
+    assert VmStore().get("web").state == "running"
+    vm("stop", "web")
+    assert host.leftovers() == []
+
+
+def test_a_reused_pid_is_not_mistaken_for_the_keeper(host: FakeHost) -> None:
+    start("web")
+    directory = VmStore().directory("web")
+    record = VmStore().get("web")
+    for lie in ({"keeper_started": record.keeper_started + 1}, {"boot_id": "another boot"}):
+        write_record(directory, dataclasses.replace(record, **lie))
+        changed = read_record(directory)
+        assert changed is not None
+        assert changed.state == "crashed"
+    write_record(directory, record)
+    assert VmStore().get("web").state == "running"
+
+
+def test_a_guest_that_powers_off_takes_its_name_along(host: FakeHost) -> None:
+    config = VmConfig(cmdline=("fake=reset-later",), accel="tcg", vsock="vhost-user")
+    record = asyncio.run(starter.start(VmStore(), "web", config, progress=lambda text: None))
+    assert record.state == "running"
+    assert end_of(record.keeper_pid)
+    assert VmStore().list() == []
+    assert host.leftovers() == []
+    assert host.processes() == []
+
+
+def test_stop_kills_a_guest_that_is_deaf(host: FakeHost) -> None:
+    start("web", "deaf")
+    assert vm("stop", "--timeout", "0.2", "web") == 0
+    assert host.leftovers() == []
+    assert host.processes() == []
+
+
+def test_following_a_console_ends_with_the_vm(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
+    start("web")
+    keeper = VmStore().get("web").keeper_pid
+    stopper = os.fork()
+    if stopper == 0:
+        os.kill(keeper, signal.SIGTERM)
+        os._exit(0)
+    capsys.readouterr()
+    vm("console", "-f", "web")
+    os.waitpid(stopper, 0)
+    assert "gcs-boot: ready 7.5" in capsys.readouterr().out
+    assert end_of(keeper)
+
+
+def test_a_damaged_record_says_what_to_remove(host: FakeHost) -> None:
+    directory = VmStore().root / "web"
+    directory.mkdir(parents=True)
+    for damage in ("{", "[]", '{"name": "web"}', "\x00"):
+        (directory / "vm.json").write_text(damage, encoding="utf-8")
+        with pytest.raises(VmError, match=r"vm\.json is damaged .*; remove "):
+            VmStore().get("web")
+    (directory / "vm.json").unlink()
+    directory.rmdir()
+
+
+def test_where_the_state_is() -> None:
+    assert state_dir({"XDG_STATE_HOME": "/s"}) == Path("/s/gcsctl")
+    expected = Path("/run/gcsctl") if os.geteuid() == 0 else Path.home() / ".local/state/gcsctl"
+    assert state_dir({}) == expected

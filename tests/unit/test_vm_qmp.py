@@ -1,0 +1,136 @@
+"""The monitor client against a QEMU that answers, refuses, stays silent, talks nonsense, or goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from gcsagent.host.vm.errors import QmpClosed, QmpError
+from gcsagent.host.vm.qmp import QmpClient, QmpEvent
+
+GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\n'
+Answer = Callable[[dict[str, Any]], bytes]
+
+
+def answered(command: dict[str, Any], value: object = None) -> bytes:
+    return json.dumps({"return": value or {}, "id": command["id"]}).encode() + b"\n"
+
+
+def talk(answer: Answer, body: Callable[[QmpClient, list[QmpEvent]], Awaitable[None]]) -> None:
+    """Runs `body` with a client whose QEMU greets, accepts the handshake, then answers with `answer`."""
+
+    async def peer(sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+        writer.write(GREETING)
+        async for line in reader:
+            command = json.loads(line)
+            handshake = command["execute"] == "qmp_capabilities"
+            reply = answered(command) if handshake else answer(command)
+            if reply == b"close":
+                break
+            writer.write(reply)
+        writer.close()
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        serving = asyncio.create_task(peer(theirs))
+        events: list[QmpEvent] = []
+        client = await QmpClient.open(ours, events.append, timeout=5)
+        try:
+            await body(client, events)
+        finally:
+            client.close()
+            # A client that leaves with unread bytes resets the connection.
+            with contextlib.suppress(ConnectionResetError):
+                await serving
+
+    asyncio.run(scenario())
+
+
+def test_commands_and_events() -> None:
+    def answer(command: dict[str, Any]) -> bytes:
+        event = b'{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}, "timestamp": {}}\n'
+        return event + answered(command, {"echo": command["arguments"]})
+
+    async def body(client: QmpClient, events: list[QmpEvent]) -> None:
+        assert await client.execute("query", {"a": 1}) == {"echo": {"a": 1}}
+        assert events == [QmpEvent("SHUTDOWN", {"reason": "guest-shutdown"})]
+
+    talk(answer, body)
+
+
+def test_a_refusal_is_quoted() -> None:
+    def answer(command: dict[str, Any]) -> bytes:
+        error = {"class": "CommandNotFound", "desc": "The command x has not been found"}
+        return json.dumps({"error": error, "id": command["id"]}).encode() + b"\n"
+
+    async def body(client: QmpClient, events: list[QmpEvent]) -> None:
+        with pytest.raises(QmpError, match=r"^QEMU refused: The command x has not been found$"):
+            await client.execute("x")
+
+    talk(answer, body)
+
+
+def test_silence_ends_at_the_deadline_and_a_late_answer_harms_nobody() -> None:
+    late: list[bytes] = []
+
+    def answer(command: dict[str, Any]) -> bytes:
+        if command["execute"] == "slow":
+            late.append(answered(command, "late"))
+            return b""
+        return late.pop() + answered(command, "fast")
+
+    async def body(client: QmpClient, events: list[QmpEvent]) -> None:
+        with pytest.raises(QmpError, match=r"^QEMU did not answer slow within 0.05 s$"):
+            await client.execute("slow", timeout=0.05)
+        assert await client.execute("quick") == "fast"
+
+    talk(answer, body)
+
+
+@pytest.mark.parametrize(
+    "reply,message",
+    [
+        (b"close", "QEMU closed its monitor"),
+        (b"nonsense\n", "not JSON"),
+        (b"[1]\n", "not an object"),
+        (b"x" * (2 << 20), "more than 1048576 bytes"),
+    ],
+)
+def test_a_broken_monitor_fails_what_is_in_flight_and_what_follows(reply: bytes, message: str) -> None:
+    async def body(client: QmpClient, events: list[QmpEvent]) -> None:
+        with pytest.raises(QmpError, match=message):
+            await client.execute("query", timeout=5)
+        with pytest.raises(QmpError, match=message):
+            await client.execute("query")
+
+    talk(lambda command: reply, body)
+
+
+@pytest.mark.parametrize(
+    "greeting,message", [(b"", "said nothing for 0.05 s"), (b"{}\n", "did not greet"), (b"x\n", "not JSON")]
+)
+def test_a_wrong_greeting(greeting: bytes, message: str) -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.sendall(greeting)
+            with pytest.raises(QmpError, match=message):
+                await QmpClient.open(ours, lambda event: None, timeout=0.05)
+
+    asyncio.run(scenario())
+
+
+def test_closing_fails_what_is_in_flight() -> None:
+    async def body(client: QmpClient, events: list[QmpEvent]) -> None:
+        asyncio.get_running_loop().call_soon(client.close)
+        with pytest.raises(QmpClosed):
+            await client.execute("query")
+
+    talk(lambda command: b"", body)
