@@ -188,8 +188,8 @@ class Script:
         }
         agent.streams |= {
             "stdin": self._stdin,
-            "stdout": lambda reader, writer: self._write(reader, writer, self.stdout),
-            "stderr": lambda reader, writer: self._write(reader, writer, self.stderr),
+            "stdout": lambda reader, writer: self._write(reader, writer, self.stdout, echo=self.echo),
+            "stderr": lambda reader, writer: self._write(reader, writer, self.stderr, echo=False),
         }
 
     def _begin(self) -> dict[str, int]:
@@ -202,10 +202,12 @@ class Script:
                 self.received += data
                 self.progress.notify_all()
 
-    async def _write(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> None:
+    async def _write(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes, *, echo: bool
+    ) -> None:
         await self.started.wait()
         writer.write(data)
-        if self.echo and data is self.stdout:
+        if echo:
             await self._stdin_ended()
             writer.write(bytes(self.received))
         with contextlib.suppress(OSError):

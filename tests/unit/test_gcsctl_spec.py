@@ -1,0 +1,160 @@
+"""From gcsctl's arguments to what the agent is asked for; no process, no agent."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from gcsagent.host.cli import parser
+from gcsagent.host.cli.common import UsageError
+from gcsagent.host.cli.run import RunPlan, environment, exec_params, run_plan
+from gcsagent.host.cli.vmrun import GUEST_ROOTFS, vm_plan
+from gcsagent.host.spec import CAPABILITIES, User, container_spec, exec_spec, merge_env
+from protocol.address import UnixAddress, VsockAddress
+from protocol.types import Stdio, StreamMode
+
+UNIX, VSOCK = UnixAddress("/s"), VsockAddress(3)
+
+
+def plan(*argv: str, address: UnixAddress | VsockAddress = UNIX) -> RunPlan:
+    return run_plan(parser.parse(["run", *argv]), address)
+
+
+def modes(stdio: Stdio) -> str:
+    """One letter per stream, a dash where it is null."""
+    specs = {"i": stdio.stdin, "o": stdio.stdout, "e": stdio.stderr, "t": stdio.tty}
+    return "".join(name if spec.mode is StreamMode.STREAM else "-" for name, spec in specs.items())
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("", "-oe-"),
+        ("-i", "ioe-"),
+        ("-t", "---t"),
+        ("-it", "---t"),
+        ("-d", "----"),
+        ("-di", "ioe-"),
+        ("-dit", "---t"),
+    ],
+)
+def test_streams_follow_the_flags(flags: str, expected: str) -> None:
+    stdio = plan(*flags.split(), "--rootfs", "/r", "--", "x").params.stdio
+    assert modes(stdio) == expected
+    assert stdio.problem() is None
+    assert stdio.stdin_once is (flags == "-i")
+
+
+def test_create_keeps_streams_only_when_asked() -> None:
+    args = parser.parse(["create", "--rootfs", "/r", "--", "x"])
+    assert modes(run_plan(args, UNIX).params.stdio) == "----"
+    args = parser.parse(["create", "-i", "--rootfs", "/r", "--", "x"])
+    stdio = run_plan(args, UNIX).params.stdio
+    assert (modes(stdio), stdio.stdin_once) == ("ioe-", False)
+
+
+@pytest.mark.parametrize(
+    "line, command",
+    [
+        (["--", "ls", "-l", "--rm"], ["ls", "-l", "--rm"]),
+        (["ls", "-l"], ["ls", "-l"]),
+        (["--", "sh", "-c", "x", "--", "y"], ["sh", "-c", "x", "--", "y"]),
+        (["sh", "--", "y"], ["sh", "--", "y"]),
+        (["--", "--odd"], ["--odd"]),
+    ],
+)
+def test_the_command_is_left_alone(line: list[str], command: list[str]) -> None:
+    for argv in (["run", "--rootfs", "/r", *line], ["exec", "-t", "c", *line]):
+        args = parser.parse(argv)
+        assert args.command == command
+    assert getattr(args, "rm", False) is False
+
+
+def test_json_is_taken_before_and_after_the_command() -> None:
+    assert parser.parse(["--json", "ps"]).json is True
+    assert parser.parse(["ps", "--json"]).json is True
+    assert parser.parse(["ps"]).json is False
+
+
+def test_relative_paths_are_ours_only_over_unix() -> None:
+    spec = plan("--rootfs", "some/dir", "--", "x").params.spec
+    assert spec is not None
+    assert spec["root"]["path"] == os.path.join(os.getcwd(), "some/dir")
+    with pytest.raises(UsageError, match="absolute path in the guest"):
+        plan("--rootfs", "some/dir", "--", "x", address=VSOCK)
+
+
+def test_a_bundle_says_what_to_run() -> None:
+    params = plan("--bundle", "/b", "--overlay", "--rm").params
+    assert (params.bundle, params.spec, params.overlay) == ("/b", None, True)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--", "x"],
+        ["--rootfs", "/r", "--bundle", "/b", "--", "x"],
+        ["--rootfs", "/r"],
+        ["--bundle", "/b", "--", "x"],
+        ["--bundle", "/b", "-t"],
+        ["--bundle", "/b", "-e", "A=1"],
+        ["--bundle", "/b", "-u", "1"],
+        ["--bundle", "/b", "-w", "/"],
+    ],
+    ids=" ".join,
+)
+def test_contradictions_are_refused(argv: list[str]) -> None:
+    with pytest.raises(UsageError):
+        plan(*argv)
+
+
+def test_ids_are_random_and_valid() -> None:
+    first, second = (plan("--rootfs", "/r", "--", "x").params.container for _ in range(2))
+    assert first != second
+    assert len(first) == 12
+    assert exec_params(parser.parse(["exec", "c", "x"])).process.isalnum()
+
+
+def test_a_detached_exec_cleans_up_after_itself() -> None:
+    assert exec_params(parser.parse(["exec", "-d", "c", "x"])).auto_delete is True
+    assert exec_params(parser.parse(["exec", "c", "x"])).auto_delete is False
+
+
+def test_vm_run_uses_the_disk_under_a_layer() -> None:
+    args = parser.parse(["vm", "run", "--rootfs", "/host/dir", "-i", "--", "ls", "-l"])
+    params = vm_plan(args).params
+    assert params.spec is not None
+    assert params.spec["root"]["path"] == GUEST_ROOTFS
+    assert params.spec["process"]["args"] == ["ls", "-l"]
+    assert params.overlay is True
+    assert modes(params.stdio) == "ioe-"
+    assert str(args.rootfs) == "/host/dir"
+
+
+def test_the_environment_is_given_or_taken_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERE", "yes")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    assert environment(["A=1", "HERE", "NOWHERE", "B="]) == ["A=1", "HERE=yes", "B="]
+    assert merge_env(["A=1", "B=2"], ["A=3", "C=4=5"]) == ["A=3", "B=2", "C=4=5"]
+
+
+def test_the_default_spec_is_confined() -> None:
+    spec = container_spec(container="c" * 100, rootfs="/r", args=["x"], env=["PATH=/p"], terminal=True)
+    process = spec["process"]
+    assert process["noNewPrivileges"] is True
+    assert "CAP_SYS_ADMIN" not in CAPABILITIES
+    assert "ambient" not in process["capabilities"]
+    assert process["env"] == ["PATH=/p", "TERM=xterm"]
+    assert spec["hostname"] == "c" * 64
+    kinds = {entry["type"] for entry in spec["linux"]["namespaces"]}
+    assert kinds == {"pid", "ipc", "uts", "mount", "network", "cgroup"}
+    read_only = {mount["destination"] for mount in spec["mounts"] if "ro" in mount.get("options", [])}
+    assert read_only == {"/sys", "/sys/fs/cgroup"}
+    assert {"/proc/kcore", "/sys/firmware"} <= set(spec["linux"]["maskedPaths"])
+
+
+def test_an_exec_inherits_what_it_does_not_name() -> None:
+    assert exec_spec(args=["x"]) == {"args": ["x"], "terminal": False}
+    assert exec_spec(args=["x"], terminal=True, env=["TERM=vt100"])["env"] == ["TERM=vt100"]
+    assert exec_spec(args=["x"], user=User(7))["user"] == {"uid": 7, "gid": 0}
