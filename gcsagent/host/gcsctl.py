@@ -6,6 +6,7 @@ a traceback out of somebody's import.
 
 from __future__ import annotations
 
+import os
 import sys
 
 EXIT_INTERRUPTED = 130
@@ -13,12 +14,22 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code: the process's, or 125 to 127 (see ``--help``)."""
+    _hold_standard_descriptors()
     try:
         from gcsagent.host.cli.program import run
 
         return run(sys.argv[1:] if argv is None else argv)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def _hold_standard_descriptors() -> None:
+    """Started with ``>&-``, the next socket would be number 1 and everything printed would go into it."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
 
 
 if __name__ == "__main__":

@@ -229,6 +229,22 @@ def test_lost_output_is_not_passed_off_as_success(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+def test_closed_and_full_standard_descriptors(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        Script(stdout=b"hello", code=3).install(agent)
+        line = '"$0" -m gcsagent.host run -i --rootfs /r -- x'
+        codes = {"<&- >&-": 3, "2>&- >&-": 3, ">/dev/full": 125}
+        for redirection, code in codes.items():
+            environment = {**os.environ, "GCS_ADDRESS": agent.address, "PYTHONPATH": os.getcwd()}
+            shell = await asyncio.create_subprocess_exec(
+                "/bin/sh", "-c", f"{line} {redirection}", sys.executable, env=environment
+            )
+            async with asyncio.timeout(SECONDS):
+                assert await shell.wait() == code, redirection
+
+    with_agent(tmp_path, body)
+
+
 def test_json_puts_the_exit_record_on_stderr(tmp_path: Path) -> None:
     async def body(agent: FakeAgent) -> None:
         Script(stdout=b"mine", code=4).install(agent)

@@ -51,6 +51,8 @@ def explain(error: Exception) -> int:
     elif isinstance(error, RpcError):
         complain(_rpc_line(error))
         return _EXEC_ERRORS.get(str(error.details.get("exec_error")), parser.EXIT_GCSCTL)
+    elif isinstance(error, OSError) and error.strerror:
+        complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     else:
         complain(error)
     return parser.EXIT_GCSCTL
