@@ -133,11 +133,11 @@ class Pump:
     # -- moving ---------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        before = self._mark
+        before = self.delivered
         for _ in range(ROUNDS):
             if not (self._drain() if self._watching_sink else self._fill()):
                 break
-        if self._on_progress is not None and (self._mark != before or self._watching_sink):
+        if self._on_progress is not None and self.delivered != before:
             self._on_progress(self.delivered)
 
     def _fill(self) -> bool:
