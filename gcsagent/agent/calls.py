@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
+import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +102,27 @@ class Caller:
             raise CannotStart(argv[0], str(error), error.errno) from error
         except asyncio.CancelledError:
             self._supervisor.tell("cancel", {"call": key})
+            future.add_done_callback(functools.partial(self._discard, key))
             await asyncio.wait([future], timeout=SETTLE_SECONDS)
-            if future.done() and future.exception() is None:
-                for fd in future.result()[1]:
-                    os.close(fd)
-                self._supervisor.tell("forget_call", {"call": key})
             raise
+
+    def _discard(self, key: str, future: asyncio.Future[tuple[Any, list[int]]]) -> None:
+        """The result of a cancelled call: a process it had started by then is nobody's, and ends."""
+        if future.cancelled() or future.exception() is not None:
+            return
+        for fd in future.result()[1]:
+            kill_and_close(fd)
+        self._supervisor.tell("forget_call", {"call": key})
+
+
+def kill_and_close(pidfd: int) -> None:
+    """Ends a process that nobody is going to be told of."""
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # it was faster
+    finally:
+        os.close(pidfd)
 
 
 def _tail(fd: int) -> str:

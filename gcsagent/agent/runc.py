@@ -7,7 +7,7 @@ import json
 import os
 
 from gcsagent.agent import runc_argv
-from gcsagent.agent.calls import Caller, CannotStart, Outcome
+from gcsagent.agent.calls import Caller, CannotStart, Outcome, kill_and_close
 from gcsagent.agent.runtime import Launch, Launched, RuntimeFailure, RuntimeMissing
 
 LOG_TAIL = 64 * 1024
@@ -104,7 +104,7 @@ class Runc:
             raise RuntimeMissing(action, self.binary, error.errno, str(error)) from error
         if outcome.status != 0:
             if outcome.pidfd is not None:
-                os.close(outcome.pidfd)
+                kill_and_close(outcome.pidfd)  # it got as far as its pid file before it failed
             raise RuntimeFailure(
                 action, outcome.status, last_error(log) if log else "", outcome.stderr, outcome.timed_out
             )
@@ -143,7 +143,7 @@ def last_error(path: str) -> str:
     for line in reversed(lines):
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal") and entry.get("msg"):
             return str(entry["msg"])
