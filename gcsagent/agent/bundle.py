@@ -41,7 +41,8 @@ def finish(spec: dict[str, Any], stdio: Stdio, cgroups_path: str) -> dict[str, A
     """
     process = spec["process"]
     set_terminal(process, stdio)
-    process.setdefault("oomScoreAdj", 0)
+    if process.get("oomScoreAdj") is None:
+        process["oomScoreAdj"] = 0
     spec.setdefault("linux", {})["cgroupsPath"] = cgroups_path
     return spec
 
@@ -59,12 +60,12 @@ def for_exec(container: dict[str, Any], wanted: dict[str, Any], stdio: Stdio) ->
     ``container`` is the container's spec. Raises INVALID_ARGUMENT naming the field.
     """
     process = copy.deepcopy(container["process"])
-    inherited_env = process.get("env", [])
-    process.update({key: value for key, value in wanted.items() if key not in ("env", "terminal")})
+    inherited_env = process.pop("env", [])
+    process.update({key: value for key, value in wanted.items() if key != "terminal"})
     if "args" not in wanted:
         raise invalid("spec.args", "is missing: what shall be executed?")
     _check_process(process, "spec")
-    process["env"] = _merge_env(inherited_env, _strings(wanted.get("env", []), "spec.env"))
+    process["env"] = _merge_env(inherited_env, process.get("env", []))
     set_terminal(process, stdio)
     return dict(process)
 
@@ -94,7 +95,7 @@ def _read(path: str) -> dict[str, Any]:
         raise invalid("bundle", f"{path} is larger than {MAX_CONFIG} bytes")
     try:
         spec = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid("bundle", f"{path} is not JSON: {error}") from error
     if not isinstance(spec, dict):
         raise invalid("bundle", f"{path} is not a JSON object")
@@ -108,8 +109,16 @@ def _make_absolute(spec: dict[str, Any], base: str) -> None:
         root["path"] = _absolute(root["path"], base, "spec.root.path")
     mounts = spec.get("mounts")
     for index, mount in enumerate(mounts if isinstance(mounts, list) else []):
-        if isinstance(mount, dict) and mount.get("type") == "bind" and isinstance(mount.get("source"), str):
+        if isinstance(mount, dict) and _is_bind(mount) and isinstance(mount.get("source"), str):
             mount["source"] = _absolute(mount["source"], base, f"spec.mounts[{index}].source")
+
+
+def _is_bind(mount: dict[str, Any]) -> bool:
+    """The options decide: with 'bind' or 'rbind' the type is ignored (OCI runtime spec, config-linux.md)."""
+    options = mount.get("options")
+    return mount.get("type") == "bind" or (
+        isinstance(options, list) and ("bind" in options or "rbind" in options)
+    )
 
 
 def _absolute(path: str, base: str, field: str) -> str:
