@@ -54,8 +54,9 @@ class Cgroup:
         """SIGKILLs everything in it: cgroup.kill where there is one (Linux 5.14), else one by one."""
         for directory in self._mounts.directories(self.path):
             try:
-                with open(os.path.join(directory, "cgroup.kill"), "w", encoding="ascii") as file:
-                    file.write("1")
+                fd = os.open(os.path.join(directory, "cgroup.kill"), os.O_WRONLY | os.O_CLOEXEC)
+                with open(fd, "wb", buffering=0) as file:
+                    file.write(b"1")
             except OSError:
                 continue
             return
