@@ -14,6 +14,7 @@ Files are written under another name and renamed, so that a reader finds all of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -50,7 +51,11 @@ class ContainerDir:
         """A directory for a process that is about to be started, under its temporary name."""
         path = os.path.join(self.path, f".new-{process}")
         os.mkdir(path, mode=0o700)
-        write_json(os.path.join(path, "process.json"), document)
+        try:
+            write_json(os.path.join(path, "process.json"), document)
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return path
 
     def settle(self, process: str, pid: int) -> None:
@@ -87,9 +92,14 @@ class ContainerDir:
 
 def write_json(path: str, document: dict[str, Any]) -> None:
     temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(document, file)
-    os.rename(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(document, file)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
 def read_json(path: str) -> dict[str, Any]:
