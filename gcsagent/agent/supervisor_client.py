@@ -95,6 +95,8 @@ class SupervisorClient:
                 channel.send(self._sock, packet, fds)
             except BlockingIOError:
                 return
+            except OSError:
+                break  # it is gone, as the reader is about to find
             del self._outbox[0]
             channel.close_all(fds)
         self._loop.remove_writer(self._sock)
@@ -105,7 +107,8 @@ class SupervisorClient:
                 received = channel.receive(self._sock)
             except BlockingIOError:
                 return
-            except OSError:
+            except (OSError, channel.ChannelError) as error:
+                _log.error("the channel to the supervisor is broken", extra={"error": str(error)})
                 received = None
             if received is None:
                 self._on_lost()
