@@ -12,6 +12,7 @@ descriptors or not at all: an agent killed in the middle of a send leaves nothin
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 from typing import Any
@@ -60,7 +61,7 @@ def receive(sock: socket.socket) -> tuple[list[Any], list[int]] | None:
     Raises BlockingIOError when there is none yet, ChannelError (with the descriptors closed) when the
     packet is malformed.
     """
-    data, fds, flags, _ = socket.recv_fds(sock, MAX_PACKET + 1, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+    data, fds, flags = receive_fds(sock, MAX_PACKET + 1, MAX_FDS)
     if not data:
         close_all(fds)
         return None
@@ -77,6 +78,20 @@ def receive(sock: socket.socket) -> tuple[list[Any], list[int]] | None:
         close_all(fds)
         raise ChannelError(f"not a packet: {error}") from error
     return message, fds
+
+
+def receive_fds(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int], int]:
+    """Data, at most ``most`` descriptors (close-on-exec) and the message's flags. Raises OSError.
+
+    Not socket.recv_fds: it takes flags and ignores them, so what it receives every child would inherit.
+    """
+    fds = array.array("i")
+    room = socket.CMSG_LEN(most * fds.itemsize)
+    data, control, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in control:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds), flags
 
 
 def close_all(fds: list[int] | tuple[int, ...]) -> None:

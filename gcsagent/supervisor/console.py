@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable
 
+from gcsagent.common import channel
 from gcsagent.supervisor.loop import Loop
 
 MAX_PATH = 107
@@ -49,7 +50,7 @@ class ConsoleSocket:
     def _receive(self, _events: int) -> None:
         assert self._connection is not None
         try:
-            _, fds, _, _ = socket.recv_fds(self._connection, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+            _, fds, _ = channel.receive_fds(self._connection, 4096, 1)
         except BlockingIOError:
             return
         except OSError:
