@@ -6,7 +6,7 @@ import json
 import os
 import sys
 
-from gcsagent.common.config import LOG_LEVELS, ConfigError, Settings, read_guest_settings
+from gcsagent.common.config import LOG_LEVELS, ConfigError, Settings, is_number, read_guest_settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,7 +58,7 @@ def _parse(arguments: list[str]) -> Settings:
             parse_listen(address)
         except ValueError as error:
             raise ConfigError(f"--listen {error}") from error
-    if options.peer_cid != "any" and not options.peer_cid.isdigit():
+    if options.peer_cid != "any" and not is_number(options.peer_cid):
         raise ConfigError(f"--peer-cid {options.peer_cid}: a number or 'any'")
     return Settings(
         listen=listen,

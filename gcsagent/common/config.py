@@ -73,12 +73,14 @@ def parse_guest_settings(words: list[str]) -> Settings:
         values.pop("gcs.log_level", "info"),
     )
     on_failure, runtime = values.pop("gcs.on_failure", "poweroff"), values.pop("gcs.runtime", "runc")
-    if not port.isdigit() or not 0 < int(port) < 0xFFFF_FFFF:
+    if not is_number(port) or not 0 < int(port) < 0xFFFF_FFFF:
         raise ConfigError(f"gcs.port={port}: a vsock port is a number from 1 to 4294967294")
-    if peer != "any" and not peer.isdigit():
+    if peer != "any" and not is_number(peer):
         raise ConfigError(f"gcs.peer_cid={peer}: a CID or 'any'")
     if level not in LOG_LEVELS:
         raise ConfigError(f"gcs.log_level={level}: one of {', '.join(LOG_LEVELS)}")
+    if not runtime:
+        raise ConfigError("gcs.runtime=: a program's name or path")
     if on_failure not in ("poweroff", "hold"):
         raise ConfigError(f"gcs.on_failure={on_failure}: poweroff or hold")
     unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith("gcs.disk.")]
@@ -93,3 +95,8 @@ def parse_guest_settings(words: list[str]) -> Settings:
         peer_cid=None if peer == "any" else int(peer),
         on_failure=on_failure,
     )
+
+
+def is_number(text: str) -> bool:
+    """Whether it is an unsigned 32-bit number in decimal, as ports and CIDs are."""
+    return text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= 0xFFFF_FFFF

@@ -1,0 +1,104 @@
+"""The settings' grammar, in a guest and on the command line, and every way to get one wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gcsagent.common.config import ConfigError, Settings, parse_guest_settings, read_guest_settings
+
+
+def write(root: Path, path: str, text: str) -> None:
+    file = root / path
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+
+
+def test_a_guest_without_any_setting_has_the_documented_defaults(tmp_path: Path) -> None:
+    assert read_guest_settings(str(tmp_path)) == Settings(
+        listen=("vsock:1024",),
+        state="/run/gcs/state",
+        runtime="runc",
+        log_level="info",
+        guest=True,
+        peer_cid=2,
+        on_failure="poweroff",
+    )
+
+
+def test_the_command_line_wins_over_the_file_and_other_words_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, "etc/gcsagent/gcsagent.conf", "# gcs.port=1\n  # gcs.x\ngcs.port=5000 gcs.runtime=crun\n")
+    write(tmp_path, "proc/cmdline", "console=ttyS0 quiet gcs.port=6000 gcs.peer_cid=any panic=-1\n")
+    settings = read_guest_settings(str(tmp_path))
+    assert (settings.listen, settings.runtime, settings.peer_cid) == (("vsock:6000",), "crun", None)
+
+
+def test_every_setting_is_taken() -> None:
+    settings = parse_guest_settings(
+        [
+            "gcs.port=4294967294",
+            "gcs.peer_cid=4294967295",
+            "gcs.log_level=debug",
+            "gcs.runtime=/usr/bin/crun",
+            "gcs.on_failure=hold",
+            "gcs.hostname=guest",
+            "gcs.disk.data=/mnt",
+        ]
+    )
+    assert settings.listen == ("vsock:4294967294",)
+    assert settings.peer_cid == 4294967295
+    assert (settings.log_level, settings.runtime, settings.on_failure) == ("debug", "/usr/bin/crun", "hold")
+
+
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("gcs.port", "gcs.NAME=VALUE"),
+        ("gcs.port=", "vsock port"),
+        ("gcs.port=0", "vsock port"),
+        ("gcs.port=4294967295", "vsock port"),
+        ("gcs.port=-1", "vsock port"),
+        ("gcs.port=1k", "vsock port"),
+        ("gcs.port=²", "vsock port"),
+        ("gcs.port=" + "1" * 5000, "vsock port"),
+        ("gcs.peer_cid=host", "a CID or 'any'"),
+        ("gcs.peer_cid=²", "a CID or 'any'"),
+        ("gcs.peer_cid=4294967296", "a CID or 'any'"),
+        ("gcs.peer_cid=", "a CID or 'any'"),
+        ("gcs.log_level=trace", "debug, info, warning, error"),
+        ("gcs.runtime=", "a program's name or path"),
+        ("gcs.on_failure=reboot", "poweroff or hold"),
+        ("gcs.prot=1024", "no such setting"),
+        ("gcs.=1", "no such setting"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_named_with_what_is_allowed(word: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_guest_settings([word])
+    assert says in str(caught.value)
+    assert word.partition("=")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (["--listen", "tcp:1"], "--listen"),
+        (["--listen", "unix:"], "--listen"),
+        (["--listen", "vsock:x"], "--listen"),
+        (["--peer-cid", "²"], "--peer-cid"),
+        (["--peer-cid", "host"], "--peer-cid"),
+        (["--log-level", "loud"], "--log-level"),
+        (["--guest", "--listen", "vsock"], "--guest"),
+        (["--state", "/dev/null/x", "--listen", "unix:/nowhere/x"], "/dev/null/x"),
+    ],
+)
+def test_a_bad_option_is_one_line_on_standard_error_and_exit_2(arguments: list[str], says: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "gcsagent", *arguments], capture_output=True, text=True, timeout=30
+    )
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
