@@ -1,0 +1,65 @@
+# Two commands matter: `make demo` and `make test`. Both install what a fresh Debian or Ubuntu machine
+# lacks (as root), build what is not cached, and leave everything they made in $(CACHE).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+CACHE := $(or $(GCS_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gcsagent)
+# A system interpreter, so that the tests see what a user's machine has; the newest there is from 3.11 on.
+PYTHON ?= $(lastword $(sort $(wildcard /usr/bin/python3.1[1-9])))
+VENV = $(CACHE)/venv/$(shell { cat tests/requirements.txt; echo $(PYTHON); } | sha256sum | cut -c1-16)
+RUN = $(VENV)/bin/python
+PYTEST = $(RUN) -m pytest -q
+
+.PHONY: help
+help:
+	@echo "make demo        build everything, boot a VM, run containers in it"
+	@echo "make test        every check and test that fits into minutes: what CI runs"
+	@echo "make unit | runc | vm     one tier of the tests;  PYTEST_ARGS=... is passed on"
+	@echo "make lint | format        ruff, mypy, import directions | ruff format"
+	@echo "make image | tools | demo-rootfs | venv    what the tests and the demo are made of"
+
+.PHONY: deps
+deps:
+	@scripts/install-deps.sh
+
+# Made under another name and renamed: an interrupted install leaves nothing that looks whole.
+.PHONY: venv
+venv: deps
+	@test -x $(RUN) || { \
+	    echo "venv: $(VENV)"; rm -rf "$(VENV).new"; mkdir -p "$(CACHE)/venv"; \
+	    p=$(PYTHON); [ -n "$$p" ] || p=$$(ls /usr/bin/python3.1[1-9] | tail -n 1); \
+	    "$$p" -m venv "$(VENV).new"; \
+	    "$(VENV).new/bin/python" -m pip install -q --disable-pip-version-check -r tests/requirements.txt; \
+	    mv "$(VENV).new" "$(VENV)"; }
+
+.PHONY: tools image demo-rootfs
+tools: deps
+	@scripts/fetch-tools.sh
+image: deps
+	@scripts/build-rootfs.sh
+demo-rootfs: deps
+	@scripts/make-demo-rootfs.sh
+
+.PHONY: lint format
+lint: venv
+	$(PYTEST) tests/unit/test_house.py
+format: venv
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+.PHONY: unit runc vm test
+unit: venv
+	$(PYTEST) tests/unit $(PYTEST_ARGS)
+runc: venv demo-rootfs
+	$(PYTEST) tests/runc $(PYTEST_ARGS)
+vm: venv tools image demo-rootfs
+	$(PYTEST) tests/vm $(PYTEST_ARGS)
+
+# One pytest run, so that one closing line counts everything.
+test: venv tools image demo-rootfs
+	$(PYTEST) --durations=10 tests/unit tests/runc tests/vm $(PYTEST_ARGS)
+
+.PHONY: demo
+demo: venv tools image demo-rootfs
+	@GCSCTL="$(RUN) -m gcsagent.host" scripts/demo.sh
