@@ -1,0 +1,191 @@
+"""Runs the real ``gcsagent`` on this machine, and counts what it holds and leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgpack
+from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_exponential
+
+REPO = Path(__file__).resolve().parents[2]
+START_SECONDS = 20.0
+STOP_SECONDS = 30.0
+LOG_TAIL = 6000
+
+T = TypeVar("T")
+
+
+def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
+    """What ``look`` sees once that is true, or at the end of ``seconds``: the caller asserts on it."""
+    attempts = Retrying(
+        retry=retry_if_not_result(bool),
+        stop=stop_after_delay(seconds),
+        wait=wait_exponential(multiplier=0.005, max=0.2),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+    seen: T = attempts(look)
+    return seen
+
+
+@contextlib.contextmanager
+def greeted(path: str, timeout: float) -> Iterator[int]:
+    """A connection that has said hello: the agent's generation."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(timeout)
+        connection.connect(path)
+        connection.sendall(msgpack.packb([0, 0, "agent.hello", [{"protocol_min": 1, "protocol_max": 1}]]))
+        unpacker = msgpack.Unpacker(raw=False)
+        while data := connection.recv(65536):
+            unpacker.feed(data)
+            for message in unpacker:
+                yield int(message[3]["generation"])
+                return
+    raise ConnectionError("the agent closed before saying hello")
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What supervisor and agent hold between requests: counted, so that a leak of one shows."""
+
+    fds: tuple[int, int]
+    threads: tuple[int, int]
+    children: int
+    mounts: int
+    cgroups: tuple[str, ...]
+    files: tuple[str, ...]
+
+
+class RunningAgent:
+    """One supervisor and its agent, in the foreground of a subprocess. :meth:`stop` is to be called."""
+
+    def __init__(self, *options: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
+        self.socket_path = str(self.directory / "gcs.sock")
+        self.address = f"unix:{self.socket_path}"
+        self.state_dir = self.directory / "state"
+        self._log = self.directory / "log"
+        command = [sys.executable, "-m", "gcsagent", "--listen", self.address, "--state", str(self.state_dir)]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen([*command, *options], cwd=REPO, stdout=log, stderr=log)
+        self.pid = self._process.pid
+        try:
+            self.wait_for_generation(1)
+        except BaseException:
+            self.destroy()
+            raise
+
+    @property
+    def agent_pid(self) -> int:
+        """0 while there is none."""
+        return next((pid for pid in children(self.pid) if b"gcsagent.agent" in _cmdline(pid)), 0)
+
+    def wait_for_generation(self, generation: int) -> None:
+        """Until an agent of at least this generation answers."""
+
+        def answers() -> bool:
+            try:
+                with greeted(self.socket_path, START_SECONDS) as now:
+                    return now >= generation
+            except (OSError, ConnectionError):
+                return self._process.poll() is not None
+
+        answered = eventually(answers, START_SECONDS)
+        assert answered, f"no agent answered:\n{self.log_tail()}"
+        assert self._process.poll() is None, f"it exited {self._process.poll()}:\n{self.log_tail()}"
+
+    def log_tail(self) -> str:
+        return self._log.read_text(errors="replace")[-LOG_TAIL:]
+
+    def holdings(self) -> Holdings:
+        pids = (self.pid, self.agent_pid)
+        with greeted(self.socket_path, START_SECONDS):  # behind it, every earlier close has been seen
+            fds = (len(os.listdir(f"/proc/{pids[0]}/fd")), len(os.listdir(f"/proc/{pids[1]}/fd")))
+        return Holdings(
+            fds=fds,
+            threads=(len(os.listdir(f"/proc/{pids[0]}/task")), len(os.listdir(f"/proc/{pids[1]}/task"))),
+            children=len(children(self.pid)),
+            mounts=Path(f"/proc/{self.pid}/mounts").read_text().count("\n"),
+            cgroups=tuple(self.cgroups()),
+            files=tuple(sorted(str(path.relative_to(self.state_dir)) for path in walk(self.state_dir))),
+        )
+
+    def memory_kib(self) -> tuple[int, int]:
+        """Resident anonymous memory of supervisor and agent."""
+        return _anonymous_kib(self.pid), _anonymous_kib(self.agent_pid)
+
+    def cgroups(self) -> list[str]:
+        """Directories of ours in any hierarchy."""
+        name = f"gcs-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]}"
+        roots = [
+            line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup" in line
+        ]
+        tops = [top for root in roots if (top := Path(root, name)).is_dir()]
+        return sorted(str(path) for top in tops for path in [top, *(p for p in walk(top) if p.is_dir())])
+
+    def leftovers(self) -> list[str]:
+        """Traces after the end: processes, mounts, cgroups, sockets, files. Empty is right."""
+        mine = str(self.directory)
+        left = [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if mine in line]
+        left += [f"cgroup {path}" for path in self.cgroups()]
+        left += [
+            f"process {pid}: {command!r}"
+            for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if mine.encode() in (command := _cmdline(pid))
+        ]
+        left += [f"socket {path}" for path in walk(self.directory) if path.is_socket()]
+        left += [f"file {path}" for path in walk(self.state_dir) if not path.is_dir()]
+        left += [f"container {path}" for path in walk(self.state_dir / "containers")]
+        return left
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status. Raises TimeoutExpired."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._process.wait(STOP_SECONDS)
+
+    def destroy(self) -> None:
+        """Whatever state it is in: kills it and what is in its cgroups."""
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(STOP_SECONDS)
+        for path in self.cgroups():
+            for pid in Path(path, "cgroup.procs").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """Of all threads; zombies count."""
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
+
+
+def walk(top: Path) -> list[Path]:
+    found = []
+    for parent, directories, files in os.walk(top):
+        found += [Path(parent, name) for name in (*directories, *files)]
+    return found
+
+
+def _cmdline(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _anonymous_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))

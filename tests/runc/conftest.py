@@ -1,0 +1,55 @@
+"""The real agent on this machine, over a UNIX socket, with the real runc. Needs root."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cases.agents import RunningAgent
+
+_AGENT = pytest.StashKey[RunningAgent]()
+
+
+def cache_dir() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("GCS_CACHE") or Path(cache, "gcsagent"))
+
+
+@pytest.fixture(scope="session")
+def rootfs() -> str:
+    path = cache_dir() / "demo-rootfs" / "current" / "rootfs"
+    if not path.is_dir():
+        pytest.fail(f"there is no {path}: run scripts/make-demo-rootfs.sh as root first", pytrace=False)
+    return str(path.resolve())
+
+
+@pytest.fixture(scope="session")
+def agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
+    """One for all tests; its end is a test as well: SIGTERM, status 0, nothing left."""
+    running = RunningAgent("--log-level", "debug")
+    request.config.stash[_AGENT] = running
+    yield from stopped_clean(running)
+
+
+def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:
+    try:
+        yield running
+        assert running.stop() == 0
+        assert running.leftovers() == []
+        shutil.rmtree(running.directory)
+    finally:
+        running.destroy()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure shows the end of the agent's log."""
+    report = yield
+    running = item.config.stash.get(_AGENT, None)
+    if report.failed and running is not None and running.directory.exists():
+        report.sections.append(("the agent's log, its end", running.log_tail()))
+    return report
