@@ -60,7 +60,9 @@ class AgentService:
             cgroups=self._registry.cgroups.version,
             runtime=await self._runtime(),
             containers=len(containers),
-            processes=sum(len(container.processes) for container in containers.values()),
+            processes=sum(
+                process.alive for container in containers.values() for process in container.processes.values()
+            ),
             supervisor_pid=self._supervisor_pid,
             agent_pid=os.getpid(),
             state_dir=self._settings.state,

@@ -88,6 +88,8 @@ class Registry:
         process.status = Status.RUNNING
         container.directory.update(process.pid, process.document())
         self.events.publish("process.started", container.ident, process.ident, pid=process.pid)
+        if process.is_init:
+            self.events.publish("container.started", container.ident, INIT)
         self.take_early_exit(container, process)
 
     def take_early_exit(self, container: Container, process: Process) -> None:
