@@ -75,6 +75,7 @@ class RunningAgent:
         self.address = f"unix:{self.socket_path}"
         self.state_dir = self.directory / "state"
         self._log = self.directory / "log"
+        self._cgroup = f"gcs-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]}"
         command = [sys.executable, "-m", "gcsagent", "--listen", self.address, "--state", str(self.state_dir)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen([*command, *options], cwd=REPO, stdout=log, stderr=log)
@@ -116,8 +117,8 @@ class RunningAgent:
             threads=(len(os.listdir(f"/proc/{pids[0]}/task")), len(os.listdir(f"/proc/{pids[1]}/task"))),
             children=len(children(self.pid)),
             mounts=Path(f"/proc/{self.pid}/mounts").read_text().count("\n"),
-            cgroups=tuple(self.cgroups()),
-            files=tuple(sorted(str(path.relative_to(self.state_dir)) for path in walk(self.state_dir))),
+            cgroups=tuple(path for path in self.cgroups() if not path.endswith(self._cgroup)),
+            files=tuple(sorted(str(path) for path in walk(self.state_dir) if path.parent != self.state_dir)),
         )
 
     def memory_kib(self) -> tuple[int, int]:
@@ -126,11 +127,10 @@ class RunningAgent:
 
     def cgroups(self) -> list[str]:
         """Directories of ours in any hierarchy."""
-        name = f"gcs-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]}"
         roots = [
             line.split()[1] for line in Path("/proc/mounts").read_text().splitlines() if " cgroup" in line
         ]
-        tops = [top for root in roots if (top := Path(root, name)).is_dir()]
+        tops = [top for root in roots if (top := Path(root, self._cgroup)).is_dir()]
         return sorted(str(path) for top in tops for path in [top, *(p for p in walk(top) if p.is_dir())])
 
     def leftovers(self) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from os.path import relpath as relative
 
 from protocol.errors import Code
 from protocol.methods import ContainerRef, Exec
@@ -391,9 +390,10 @@ async def an_overlay_leaves_the_root_untouched(target: Target) -> None:
 async def a_bundle_is_a_directory_with_a_relative_root(target: Target) -> None:
     """Made in the guest through a container that has the guest's /tmp."""
     place = f"/tmp/{name('bundle')}"
+    # Two levels up from /tmp/NAME is the root.
     wanted = creation(target, name("c"), ("sh", "-c", "cat /etc/os-release | head -1; pwd")).spec
     assert wanted is not None
-    wanted["root"] = {"path": relative(target.rootfs, place), "readonly": True}
+    wanted["root"] = {"path": "../.." + target.rootfs, "readonly": True}
     wanted["process"]["cwd"] = "/usr"
 
     def with_tmp(spec: dict[str, list[dict[str, object]]]) -> None:

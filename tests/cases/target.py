@@ -173,8 +173,9 @@ async def expect(stream: Stream, pattern: bytes, seen: bytearray | None = None) 
         data = await stream.read()
         assert data, f"the stream ended without {pattern!r}: {bytes(seen)!r}"
         seen += data
+    found = bytes(match.group())
     del seen[: match.end()]
-    return match.group()
+    return found
 
 
 async def event(events: AsyncIterator[Event], kind: str, container: str, process: str | None = None) -> Event:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cases.agents import RunningAgent
+pytest.register_assert_rewrite("tests.cases")
+
+from tests.cases.agents import RunningAgent  # noqa: E402
 
 _AGENT = pytest.StashKey[RunningAgent]()
 
