@@ -14,7 +14,7 @@ from gcsagent.host.errors import ClosedByPeer, HostError
 from gcsagent.host.localio import LocalReader, LocalWriter
 from gcsagent.host.process import STDERR, RemoteProcess, first_error
 from gcsagent.host.streams import Stream
-from protocol.errors import RpcError
+from protocol.errors import Code, RpcError
 from protocol.types import ExitRecord
 
 SIGPIPE_SECONDS = 2.0
@@ -89,7 +89,9 @@ async def _feed(process: RemoteProcess, stream: Stream, fd: int) -> None:
         await process.end_input()
     except ClosedByPeer:
         return  # it reads no more; `yes | gcsctl exec -i … true` is no error
-    except RpcError:
+    except RpcError as error:
+        if error.code not in (Code.NOT_FOUND, Code.FAILED_PRECONDITION):
+            raise
         return  # it ended before its input did
 
 

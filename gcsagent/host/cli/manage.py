@@ -54,7 +54,7 @@ async def info(args: argparse.Namespace) -> int:
         ("state", about.state_dir),
     ]
     pairs += [("boot", stages)] if stages else []
-    pairs += [(f"build {name}", value) for name, value in about.build.items()]
+    pairs += [(f"build {name}", value) for name, value in about.build.items() if not isinstance(value, dict)]
     print_pairs(pairs)
     return 0
 
