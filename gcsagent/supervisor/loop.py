@@ -32,6 +32,7 @@ class Loop:
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
+        self._fresh: set[int] = set()
         self._running = True
 
     def watch(self, fd: int, callback: Callable[[int], None], events: int = READ) -> None:
@@ -40,6 +41,7 @@ class Loop:
             self._epoll.modify(fd, events)
         else:
             self._epoll.register(fd, events)
+            self._fresh.add(fd)
         self._callbacks[fd] = callback
 
     def forget(self, fd: int) -> None:
@@ -58,14 +60,18 @@ class Loop:
     def run(self) -> None:
         """Runs until :meth:`stop`. One pass per wake-up, with no wake-up unless something is due."""
         while self._running:
-            for fd, events in self._epoll.poll(self._run_timers()):
-                callback = self._callbacks.get(fd)  # an earlier callback of this pass may have dropped it
-                if callback is not None:
+            ready = self._epoll.poll(self._run_timers())
+            self._fresh.clear()
+            for fd, events in ready:
+                # An earlier callback of this pass may have dropped it, and its number may be another's
+                # already: what that one has to say comes in the next pass.
+                callback = self._callbacks.get(fd)
+                if callback is not None and fd not in self._fresh:
                     callback(events)
 
     def _run_timers(self) -> float:
         """Runs what is due; returns the seconds until the next timer, or -1 when there is none."""
-        while self._timers:
+        while self._timers and self._running:
             due, _, timer = self._timers[0]
             if timer.callback is not None:
                 wait = due - time.monotonic()
