@@ -31,25 +31,25 @@ class ExitRecords:
         self._write_all()
 
     def forget(self, key: str) -> None:
-        if self.records.pop(key, None) is None:
+        record = self.records.pop(key, None)
+        if record is None:
             return
         self._unwritten.discard(key)
-        try:
-            os.unlink(self._path(key))
-        except FileNotFoundError:
-            return
+        _unlink(self._path(record))
 
-    def _path(self, key: str) -> str:
-        return os.path.join(self._directory, key.replace("/", "@") + ".json")
+    def _path(self, record: dict[str, Any]) -> str:
+        """Named by when and who, not by the key: two ids of full length are no file name (NAME_MAX)."""
+        return os.path.join(self._directory, f"{record['exited_at_ns']}.{record['pid']}.json")
 
     def _write_all(self) -> None:
         for key in list(self._unwritten):
-            path = self._path(key)
+            path = self._path(self.records[key])
             try:
                 with open(path + ".tmp", "w", encoding="utf-8") as file:
                     json.dump({"key": key, **self.records[key]}, file)
                 os.rename(path + ".tmp", path)
             except OSError as error:
+                _unlink(path + ".tmp")
                 log("warning", "an exit record cannot be written; kept in memory", key=key, error=str(error))
                 self._arm_retry()
                 return
@@ -63,6 +63,13 @@ class ExitRecords:
     def _retry(self) -> None:
         self._retry_armed = False
         self._write_all()
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
 
 
 def describe(pid: int, status: int, usage: Any) -> dict[str, Any]:
