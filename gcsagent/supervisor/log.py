@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import time
 from typing import Any
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _threshold = LEVELS["info"]
+WAIT_SECONDS = 0.5
+"""How long an entry waits for room; a pipe that has any takes PIPE_BUF bytes (pipe(7)), more than a line."""
 BOOT_STAGES = "/run/gcs/boot-stages"
 """Lines ``STAGE UPTIME``, begun by initramfs/init, for agent.info."""
 
@@ -35,8 +38,9 @@ def log(level: str, message: str, **fields: Any) -> None:
         **fields,
     }
     try:
-        os.write(2, (json.dumps(entry, default=str) + "\n").encode())
-    except OSError:
+        if select.select([], [2], [], WAIT_SECONDS)[1]:
+            os.write(2, (json.dumps(entry, default=str) + "\n").encode())
+    except (OSError, ValueError):
         return
 
 

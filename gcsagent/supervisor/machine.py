@@ -18,7 +18,7 @@ class PowerButton:
     """Watches the input devices for KEY_POWER (ACPI's button driver sends it; QMP system_powerdown too)."""
 
     def __init__(self, loop: Loop, pressed: Callable[[], None]) -> None:
-        self._pressed = pressed
+        self._loop, self._pressed = loop, pressed
         self._fds: list[int] = []
         for path in sorted(glob.glob("/dev/input/event*")):
             try:
@@ -32,8 +32,14 @@ class PowerButton:
     def _read(self, fd: int) -> None:
         try:
             data = os.read(fd, 64 * _EVENT.size)
-        except OSError:
+        except BlockingIOError:
             return
+        except OSError:  # unplugged: it would be readable for ever
+            data = b""
+        if not data:
+            self._loop.forget(fd)
+            self._fds.remove(fd)
+            os.close(fd)
         for _, _, kind, code, value in _EVENT.iter_unpack(data[: len(data) - len(data) % _EVENT.size]):
             if (kind, code, value) == (_EV_KEY, _KEY_POWER, 1):
                 self._pressed()
