@@ -112,6 +112,8 @@ class Lifecycle:
         init = container.processes.get(INIT)
         if init is not None and init.pid and init.early_exit is not None:
             init.end(init.early_exit, None)
+        if init is not None:
+            self._release_terminal(init)
         try:
             await self._registry.tear_down(container)
         except RpcError as error:
@@ -249,7 +251,13 @@ class Lifecycle:
         if process.pid and process.early_exit is None:
             process.signal(signal.SIGKILL)
         self._registry.keeper.supervisor.tell("forget_process", {"process": process.key})
+        self._release_terminal(process)
         self._registry.forget_process(container, process)
+
+    def _release_terminal(self, process: Process) -> None:
+        """A launch cut off after the runtime sent the terminal and before it became a stream of ours."""
+        if process.stdio.terminal:
+            self._registry.keeper.supervisor.release(stdio.stream_name(process.key, "tty"))
 
 
 def _check_stdio(wanted: Stdio) -> None:
