@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -39,11 +40,12 @@ def eventually(look: Callable[[], T], seconds: float = 10.0) -> T:
 
 
 @contextlib.contextmanager
-def greeted(path: str, timeout: float) -> Iterator[int]:
-    """A connection that has said hello: the agent's generation."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+def greeted(path: str, timeout: float, connected: socket.socket | None = None) -> Iterator[int]:
+    """A connection that has said hello: the agent's generation. ``connected`` is used if given."""
+    with connected or socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(timeout)
-        connection.connect(path)
+        if connected is None:
+            connection.connect(path)
         connection.sendall(msgpack.packb([0, 0, "agent.hello", [{"protocol_min": 1, "protocol_max": 1}]]))
         unpacker = msgpack.Unpacker(raw=False)
         while data := connection.recv(65536):
@@ -69,9 +71,9 @@ class Holdings:
 class RunningAgent:
     """One supervisor and its agent, in the foreground of a subprocess. :meth:`stop` is to be called."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, socket_path: str = "") -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
-        self.socket_path = str(self.directory / "gcs.sock")
+        self.socket_path = socket_path or str(self.directory / "gcs.sock")
         self.address = f"unix:{self.socket_path}"
         self.state_dir = self.directory / "state"
         self._log = self.directory / "log"
@@ -148,10 +150,13 @@ class RunningAgent:
         left += [f"container {path}" for path in walk(self.state_dir / "containers")]
         return left
 
-    def stop(self) -> int:
+    def stop(self, timeout: float = STOP_SECONDS) -> int:
         """SIGTERM; the exit status. Raises TimeoutExpired."""
         self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(STOP_SECONDS)
+        return self.wait(timeout)
+
+    def wait(self, timeout: float = STOP_SECONDS) -> int:
+        return self._process.wait(timeout)
 
     def destroy(self) -> None:
         """Whatever state it is in: kills it and what is in its cgroups."""
@@ -161,6 +166,17 @@ class RunningAgent:
         for path in self.cgroups():
             for pid in Path(path, "cgroup.procs").read_text().split():
                 os.kill(int(pid), signal.SIGKILL)
+
+
+def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:
+    """The body of a fixture: after it the agent must end in order, and leave nothing."""
+    try:
+        yield running
+        assert running.stop() == 0
+        assert running.leftovers() == []
+        shutil.rmtree(running.directory)
+    finally:
+        running.destroy()
 
 
 def children(pid: int) -> list[int]:

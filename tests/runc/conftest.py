@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Generator, Iterator
-from pathlib import Path
 
 import pytest
 
+from gcsagent.host.vm.tools import cache_dir
+
 pytest.register_assert_rewrite("tests.cases")
 
-from tests.cases.agents import RunningAgent  # noqa: E402
+from tests.cases.agents import RunningAgent, stopped_clean  # noqa: E402
 
 _AGENT = pytest.StashKey[RunningAgent]()
-
-
-def cache_dir() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("GCS_CACHE") or Path(cache, "gcsagent"))
 
 
 @pytest.fixture(scope="session")
@@ -35,16 +29,6 @@ def agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
     running = RunningAgent("--log-level", "debug")
     request.config.stash[_AGENT] = running
     yield from stopped_clean(running)
-
-
-def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:
-    try:
-        yield running
-        assert running.stop() == 0
-        assert running.leftovers() == []
-        shutil.rmtree(running.directory)
-    finally:
-        running.destroy()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,0 +1,135 @@
+"""Many execs and containers, good and bad, on an agent of their own: nothing may be left of any."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+
+import pytest
+
+from gcsagent.host.client import Client
+from protocol.errors import RpcError
+from protocol.methods import Exec
+from tests.cases.agents import RunningAgent, eventually, stopped_clean
+from tests.cases.spine import close_box, open_box
+from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, name, run, running, terminal
+
+pytestmark = pytest.mark.timeout(180)
+SECONDS = 150.0
+AT_ONCE = 4
+GROWTH_KIB = 4096
+"""What either process may grow by: allocators keep pages, a leak of one exec record is a few KiB."""
+
+Work = Callable[[Client, int], Coroutine[None, None, None]]
+
+
+@pytest.fixture(scope="module")
+def quiet_agent() -> Iterator[RunningAgent]:
+    """Not the one of the other tests: they are not to move its counts. Its log is short, too."""
+    yield from stopped_clean(RunningAgent("--log-level", "warning"))
+
+
+@pytest.fixture
+def target(quiet_agent: RunningAgent, rootfs: str) -> Iterator[Target]:
+    target = Target(quiet_agent.address, rootfs, box="box", pace=1.0, execs=AT_ONCE)
+    asyncio.run(open_box(target))
+    yield target
+    asyncio.run(close_box(target))
+
+
+def repeat(agent: RunningAgent, target: Target, count: int, work: Work) -> None:
+    """Warms up, counts, works, counts again."""
+
+    async def several(numbers: range) -> None:
+        async with asyncio.timeout(SECONDS), await connect(target) as client:
+            pending = iter(numbers)
+
+            async def worker() -> None:
+                for number in pending:
+                    await work(client, number)
+
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(AT_ONCE):
+                    tasks.create_task(worker())
+
+    asyncio.run(several(range(count // 5)))
+    held, memory = agent.holdings(), agent.memory_kib()
+    asyncio.run(several(range(count)))
+    eventually(lambda: agent.holdings() == held)
+    assert agent.holdings() == held, agent.log_tail()
+    grown = [after - before for before, after in zip(memory, agent.memory_kib(), strict=True)]
+    assert max(grown) < GROWTH_KIB, f"supervisor and agent grew by {grown} KiB"
+
+
+def test_three_hundred_execs(quiet_agent: RunningAgent, target: Target) -> None:
+    async def work(client: Client, number: int) -> None:
+        if number % 3 == 2:
+            done = await run(client, target.box, "cat", data=b"some", stdio=PIPES)
+            assert (done.stdout, done.exit.exit_code) == (b"some", 0)
+        else:
+            stdio = terminal() if number % 3 else OUTPUT
+            done = await run(client, target.box, "sh", "-c", f"echo x; exit {number % 7}", stdio=stdio)
+            assert (done.stdout.strip(), done.exit.exit_code) == (b"x", number % 7)
+
+    repeat(quiet_agent, target, 300, work)
+
+
+def test_fifty_execs_that_fail(quiet_agent: RunningAgent, target: Target) -> None:
+    """A missing program, a bad directory, a deadline anywhere between start and end, a cancel likewise."""
+
+    async def work(client: Client, number: int) -> None:
+        missing = number % 5 == 0
+        spec = {
+            "args": ["no-such-program" if missing else "true"],
+            "cwd": "/none" if number % 5 == 1 else "/",
+        }
+        stdio = (OUTPUT, PIPES, terminal())[number % 3]
+        params = Exec(target.box, name("p"), spec, stdio)
+        if number % 5 < 2:
+            with pytest.raises(RpcError):
+                await client.exec_process(params)
+            return
+        soon = 0.001 + number % 7 * 0.01
+        with contextlib.suppress(RpcError, TimeoutError):
+            if number % 5 == 4:
+                async with asyncio.timeout(soon):
+                    await client.exec_process(params)
+            else:
+                await client.exec_process(params, deadline=soon)
+        await forget_whatever_became_of_it(client, params)
+
+    repeat(quiet_agent, target, 50, work)
+
+
+async def forget_whatever_became_of_it(client: Client, params: Exec) -> None:
+    """A deadline or cancel may come after the commit point: then it ran, and has a record to delete."""
+    with contextlib.suppress(RpcError):
+        await client.wait_process(params.container, params.process)
+    with contextlib.suppress(RpcError):
+        await client.delete_process(params.container, params.process)
+
+
+def test_thirty_containers(quiet_agent: RunningAgent, target: Target) -> None:
+    async def work(client: Client, number: int) -> None:
+        args = ("true",) if number % 3 else ("sleep", "100000")
+        stdio = terminal() if number % 2 else PIPES
+        async with running(target, client, *args, stdio=stdio, overlay=number % 5 > 0) as init:
+            if number % 3:
+                assert (await init.wait()).exit_code == 0
+
+    repeat(quiet_agent, target, 30, work)
+
+
+def test_creates_cut_off_anywhere(quiet_agent: RunningAgent, target: Target) -> None:
+    """Wherever the deadline falls: before, in, or after runc."""
+
+    async def work(client: Client, number: int) -> None:
+        params = creation(target, name("c"), ("true",), stdio=(PIPES, terminal())[number % 2])
+        try:
+            await client.create_container(params, deadline=0.001 + number * 0.004)
+        except RpcError:
+            return
+        await client.delete_container(params.container)
+
+    repeat(quiet_agent, target, 30, work)
