@@ -19,6 +19,7 @@ from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.reload import reload
 from gcsagent.agent.runc import Runc
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
@@ -50,8 +51,13 @@ async def _run(settings: Settings, generation: int) -> int:
     os.set_inheritable(channel.fileno(), False)
     supervisor = SupervisorClient(channel, gone.set)
     held = set(await supervisor.everything("names"))
-    counters = await _counters(supervisor, held)
-    registry, agent = _assemble(settings, generation, supervisor, counters)
+    counters = CounterSlots(await _memory(supervisor, held, "counters"))
+    events = EventLog(await _memory(supervisor, held, "events"))
+    for name, fd in (("counters", counters.fd), ("events", events.fd)):
+        if name not in held:
+            supervisor.hold(name, fd)
+    registry, agent = _assemble(settings, generation, supervisor, Keeper(supervisor, counters), events)
+    await reload(registry, supervisor)
     dispatcher = Dispatcher(methods.build(registry, agent))
 
     def make_session(sock: socket.socket, peer: str, closed: Callable[[Session], None]) -> Session:
@@ -60,7 +66,6 @@ async def _run(settings: Settings, generation: int) -> int:
     server = Server(settings.peer_cid, make_session)
     for address in settings.listen:
         server.serve(await _listener(supervisor, held, address))
-    supervisor.topics["exit"] = registry.on_exit
     supervisor.topics["shutdown"] = lambda data: agent.begin_shutdown(data["action"], data["grace_ms"])
     await supervisor.call("ready", {})
     _log.info("serving", extra={"listen": list(settings.listen), "generation": generation})
@@ -70,24 +75,22 @@ async def _run(settings: Settings, generation: int) -> int:
 
 
 def _assemble(
-    settings: Settings, generation: int, supervisor: SupervisorClient, counters: CounterSlots
+    settings: Settings, generation: int, supervisor: SupervisorClient, keeper: Keeper, events: EventLog
 ) -> tuple[Registry, AgentService]:
     caller = Caller(supervisor, {"PATH": os.environ["PATH"]}, f"g{generation}")
     runtime = Runc(caller, settings.runtime, settings.state, os.path.join(settings.state, "console"))
-    keeper = Keeper(supervisor, counters)
-    registry = Registry(settings.state, settings.guest, runtime, caller, keeper, EventLog(), CgroupMounts())
+    registry = Registry(settings.state, settings.guest, runtime, caller, keeper, events, CgroupMounts())
     registry.tear_down = functools.partial(teardown.tear_down, registry)
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
     return registry, agent
 
 
-async def _counters(supervisor: SupervisorClient, held: set[str]) -> CounterSlots:
-    if "counters" in held:
-        _, fds = await supervisor.request("fetch", {"names": ["counters"]})
-        return CounterSlots(fds[0])
-    counters = CounterSlots()
-    supervisor.hold("counters", counters.fd)
-    return counters
+async def _memory(supervisor: SupervisorClient, held: set[str], name: str) -> int | None:
+    """The memfd an earlier agent left under ``name``, if it did."""
+    if name not in held:
+        return None
+    _, fds = await supervisor.request("fetch", {"names": [name]})
+    return int(fds[0])
 
 
 async def _listener(supervisor: SupervisorClient, held: set[str], address: str) -> socket.socket:

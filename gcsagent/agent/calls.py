@@ -54,14 +54,18 @@ class Caller:
         fds: dict[int, int] | None = None,
         hold: dict[str, int] | None = None,
         extra: dict[str, str] | None = None,
+        key: str = "",
     ) -> Outcome:
         """Runs ``argv`` to its end. Cancelled: kills it, waits for that, and only then is cancelled.
+
+        A call with a ``key`` that succeeded is remembered by the supervisor until :meth:`forget`: should
+        this agent be killed before it has written the result down, the next one can :meth:`join` it.
 
         ``fds`` are the child's descriptors (standard error is captured unless given, the rest /dev/null);
         ``hold`` goes to the supervisor's store in the same packet; ``extra`` are further arguments of the
         supervisor's ``spawn``. Raises CannotStart.
         """
-        key = f"{self._prefix}.{next(self._numbers)}"
+        kept, key = bool(key), key or f"{self._prefix}.{next(self._numbers)}"
         wanted, captured = dict(fds or {}), -1
         if 2 not in wanted:
             captured = wanted[2] = os.memfd_create("stderr", os.MFD_CLOEXEC)
@@ -77,20 +81,24 @@ class Caller:
                 **(extra or {}),
             }
             result, received = await self._finish(key, argv, arguments, tuple(packet_fds))
-            self._supervisor.tell("forget_call", {"call": key})
-            stderr = _tail(captured) if captured >= 0 else ""
-            return Outcome(
-                status=os.waitstatus_to_exitcode(result["status"]),
-                timed_out=result["timed_out"],
-                stderr=stderr,
-                pid=result["pid"],
-                pid_error=result.get("pid_error", ""),
-                exit=result.get("exit"),
-                pidfd=received[0] if received else None,
-            )
+            outcome = _outcome(result, received, _tail(captured) if captured >= 0 else "")
+            if not kept or outcome.status != 0:
+                self.forget(key)
+            return outcome
         finally:
             if captured >= 0:
                 os.close(captured)
+
+    async def join(self, key: str) -> Outcome | None:
+        """The outcome of a call an earlier agent made, when it has ended; None if there is no such call."""
+        try:
+            result, received = await self._supervisor.request("join", {"call": key})
+        except SupervisorError:
+            return None
+        return _outcome(result, received, "")
+
+    def forget(self, key: str) -> None:
+        self._supervisor.tell("forget_call", {"call": key})
 
     async def _finish(
         self, key: str, argv: list[str], arguments: dict[str, Any], fds: tuple[int, ...]
@@ -112,7 +120,19 @@ class Caller:
             return
         for fd in future.result()[1]:
             kill_and_close(fd)
-        self._supervisor.tell("forget_call", {"call": key})
+        self.forget(key)
+
+
+def _outcome(result: dict[str, Any], received: list[int], stderr: str) -> Outcome:
+    return Outcome(
+        status=os.waitstatus_to_exitcode(result["status"]),
+        timed_out=result["timed_out"],
+        stderr=stderr,
+        pid=result["pid"],
+        pid_error=result.get("pid_error", ""),
+        exit=result.get("exit"),
+        pidfd=received[0] if received else None,
+    )
 
 
 def kill_and_close(pidfd: int) -> None:

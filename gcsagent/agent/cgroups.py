@@ -66,6 +66,14 @@ class Cgroup:
                 return
             signal_all(pids, signal.SIGKILL)
 
+    def children(self) -> set[str]:
+        """Names of the cgroups directly below it."""
+        names: set[str] = set()
+        for directory in self._mounts.directories(self.path):
+            with os.scandir(directory) as entries:
+                names.update(entry.name for entry in entries if entry.is_dir())
+        return names
+
     def oom_kills(self) -> int:
         """Processes the kernel has killed in it for want of memory."""
         for directory in self._mounts.directories(self.path):

@@ -67,6 +67,10 @@ class Container:
             raise RpcError(Code.NOT_FOUND, f"container {self.ident} has no process {ident}")
         return process
 
+    def save(self) -> None:
+        """Writes container.json. Raises OSError."""
+        self.directory.write("container.json", self.document())
+
     def state(self) -> ContainerState:
         init = self.processes.get(INIT)
         return ContainerState(

@@ -19,7 +19,7 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import write_json
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.runtime import RuntimeFailure
+from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.methods import (
@@ -51,14 +51,20 @@ class Lifecycle:
         try:
             process = await self._make(container, params, spec, call)
         except BaseException:
-            await _bounded(self._undo_create(container))
+            await _bounded(self.undo_create(container))
             raise
         call.commit()
+        self.created(container, process)
+        return Created(process.pid)
+
+    def created(self, container: Container, process: Process) -> None:
+        """The runtime has made it: that is written down, told, and no longer the supervisor's to remember."""
         container.status = process.status = Status.CREATED
-        container.directory.write("container.json", container.document())
+        container.directory.update(process.pid, process.document())
+        container.save()
+        self._registry.caller.forget(launch_call(process.key))
         self._registry.events.publish("container.created", container.ident, INIT, pid=process.pid)
         self._registry.take_early_exit(container, process)
-        return Created(process.pid)
 
     async def _make(
         self, container: Container, params: CreateContainer, spec: dict[str, Any], call: Call
@@ -71,12 +77,15 @@ class Lifecycle:
         )
         process = Process(container.ident, INIT, args, params.stdio, False)
         container.processes[INIT] = process
+        container.root, container.owns_pids = spec["root"]["path"], bundle.owns_pid_namespace(spec)
+        container.overlay = params.overlay
+        container.save()
         if params.overlay:
             spec["root"]["path"] = await overlay.mount(
                 registry.caller, container.directory, spec["root"]["path"]
             )
-            container.overlay = True
-        container.root, container.owns_pids = spec["root"]["path"], bundle.owns_pid_namespace(spec)
+            container.root = spec["root"]["path"]
+            container.save()
         container.directory.write("config.json", bundle.finish(spec, params.stdio, container.cgroup.path))
         prepared = self._prepare(container, process)
         directory = container.directory.begin(INIT, process.document())
@@ -89,10 +98,16 @@ class Lifecycle:
             raise explain_launch(failure, container.root, args, env, cwd) from failure
         finally:
             prepared.close_child()
-        registry.process_started(container, process, launched)
+        await self.take_up(container, process, prepared, launched)
+        return process
+
+    async def take_up(
+        self, container: Container, process: Process, prepared: stdio.PreparedStdio, launched: Launched
+    ) -> None:
+        """Makes a process that the runtime has just launched one of ours."""
+        self._registry.process_started(container, process, launched)
         process.early_exit = launched.exit or process.early_exit
         await self._take_terminal(container, process, prepared)
-        return process
 
     def _make_directory(self, container: Container) -> None:
         """Raises FAILED_PRECONDITION, or what the disk says, with nothing made."""
@@ -107,7 +122,7 @@ class Lifecycle:
                 f"{container.directory.path} is in the way, left by an earlier agent: remove it first",
             ) from error
 
-    async def _undo_create(self, container: Container) -> None:
+    async def undo_create(self, container: Container) -> None:
         """Leaves nothing of a create that failed; what resists stays visible as a FAILED container."""
         init = container.processes.get(INIT)
         if init is not None and init.pid and init.early_exit is not None:
@@ -158,9 +173,15 @@ class Lifecycle:
                 raise explain_launch(error, container.root, process.args, [], "/") from error
             raise
         call.commit()
-        container.status = Status.RUNNING
-        self._registry.running(container, process, started_at_ns)
+        self.started(container, process, started_at_ns)
         return Created(process.pid)
+
+    def started(self, container: Container, process: Process, started_at_ns: int) -> None:
+        container.status = Status.RUNNING
+        container.save()
+        self._registry.events.publish("container.started", container.ident, INIT, pid=process.pid)
+        self._registry.running(container, process, started_at_ns)
+        self._registry.caller.forget(start_call(container.ident))
 
     def _start_failed(self, container: Container, process: Process) -> None:
         """Whatever became of init, it is not what was asked for: it is killed and its end recorded."""
@@ -221,11 +242,15 @@ class Lifecycle:
         try:
             await self._launch_exec(container, process, spec, call)
         except BaseException:
-            await _bounded(self._undo_exec(container, process))
+            await _bounded(self.undo_exec(container, process))
             raise
         call.commit()
-        self._registry.running(container, process, started_at_ns)
+        self.executed(container, process, started_at_ns)
         return Created(process.pid)
+
+    def executed(self, container: Container, process: Process, started_at_ns: int) -> None:
+        self._registry.running(container, process, started_at_ns)
+        self._registry.caller.forget(launch_call(process.key))
 
     async def _launch_exec(
         self, container: Container, process: Process, spec: dict[str, Any], call: Call
@@ -243,11 +268,9 @@ class Lifecycle:
             raise explain_launch(failure, root, process.args, spec["env"], spec["cwd"]) from failure
         finally:
             prepared.close_child()
-        registry.process_started(container, process, launched)
-        process.early_exit = launched.exit or process.early_exit
-        await self._take_terminal(container, process, prepared)
+        await self.take_up(container, process, prepared, launched)
 
-    async def _undo_exec(self, container: Container, process: Process) -> None:
+    async def undo_exec(self, container: Container, process: Process) -> None:
         if process.pid and process.early_exit is None:
             process.signal(signal.SIGKILL)
         self._registry.keeper.supervisor.tell("forget_process", {"process": process.key})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from gcsagent.agent.calls import Caller, CannotStart
 from gcsagent.agent.process_dir import ContainerDir
 from protocol.errors import Code, RpcError
@@ -24,8 +26,9 @@ async def mount(caller: Caller, directory: ContainerDir, lower: str) -> str:
 
 async def unmount(caller: Caller, directory: ContainerDir) -> None:
     """Raises RpcError when it is in use."""
-    _, _, root = directory.overlay_directories()
-    await _run(caller, ["umount", root], "unmount the overlay")
+    root = os.path.join(directory.path, "root")
+    if os.path.ismount(root):
+        await _run(caller, ["umount", root], "unmount the overlay")
 
 
 async def _run(caller: Caller, argv: list[str], what: str) -> None:

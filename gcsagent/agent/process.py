@@ -73,6 +73,11 @@ class Process:
             raise RpcError(Code.NOT_FOUND, f"process {self.ident} has no stream {name}; it has {there}")
         return stream
 
+    def restore_exit(self, record: ExitRecord) -> None:
+        """It had ended before this agent began."""
+        self.exit, self.status = record, Status.STOPPED
+        self._exited.set_result(record)
+
     def end(self, record: dict[str, Any], oom: Oom | None) -> ExitRecord:
         """Takes the supervisor's record of the exit; waiters are answered."""
         code = os.waitstatus_to_exitcode(record["status"])
@@ -141,6 +146,11 @@ class Process:
             "args": list(self.args),
             "stdio": to_wire(self.stdio),
             "slots": self.slots,
+            "closing_at": {
+                name: offset
+                for name, stream in self.streams.items()
+                if (offset := stream.closing_at()) is not None
+            },
             "auto_delete": self.auto_delete,
             "created_at_ns": self.created_at_ns,
             "started_at_ns": self.started_at_ns,

@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from typing import Any
 
 VERSION = 1
@@ -82,12 +83,16 @@ class ContainerDir:
         for name in names:
             shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
 
-    def remove(self) -> None:
-        """Raises OSError when something in it cannot be removed."""
+    def move_to_trash(self) -> str | None:
+        """Takes it out of the way in one step; returns where it is now, None if it was not there."""
+        trash = os.path.join(os.path.dirname(os.path.dirname(self.path)), "trash")
+        os.makedirs(trash, mode=0o700, exist_ok=True)
+        target = os.path.join(trash, f"{os.path.basename(self.path)}.{time.time_ns()}")
         try:
-            shutil.rmtree(self.path)
+            os.rename(self.path, target)
         except FileNotFoundError:
-            return
+            return None
+        return target
 
 
 def write_json(path: str, document: dict[str, Any]) -> None:

@@ -34,8 +34,11 @@ class ProcessService:
         return Empty()
 
     def close_stdin(self, params: CloseStdin, call: Call) -> Empty:
-        process = self._find(params.container, params.process)
+        container = self._registry.get(params.container)
+        process = container.process(params.process)
         process.stream("tty" if process.stdio.terminal else "stdin").close_input(params.offset)
+        if process.alive:
+            container.directory.update(process.pid, process.document())  # the next agent is to know, too
         call.commit()
         return Empty()
 

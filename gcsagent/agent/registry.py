@@ -65,11 +65,18 @@ class Registry:
         """A container in status CREATING. Raises ALREADY_EXISTS."""
         if ident in self.containers:
             raise RpcError(Code.ALREADY_EXISTS, f"there is a container {ident} already")
-        cgroup = Cgroup(self.cgroups, f"{self._cgroup_root}/{ident}")
+        cgroup = self.cgroup_of(ident)
         directory = ContainerDir(self.directory, ident)
         container = Container(ident, directory, cgroup, auto_delete=auto_delete, labels=labels)
         self.containers[ident] = container
         return container
+
+    def cgroup_children(self) -> set[str]:
+        """Names of the containers that have a cgroup of ours, known here or not."""
+        return Cgroup(self.cgroups, self._cgroup_root).children()
+
+    def cgroup_of(self, ident: str) -> Cgroup:
+        return Cgroup(self.cgroups, f"{self._cgroup_root}/{ident}")
 
     def remove_cgroup_root(self) -> None:
         """The parent of all our containers' cgroups, when the last of them is gone."""

@@ -8,7 +8,7 @@ import os
 
 from gcsagent.agent import runc_argv
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, kill_and_close
-from gcsagent.agent.runtime import Launch, Launched, RuntimeFailure, RuntimeMissing
+from gcsagent.agent.runtime import Launch, Launched, RuntimeFailure, RuntimeMissing, launch_call, start_call
 
 LOG_TAIL = 64 * 1024
 
@@ -48,9 +48,8 @@ class Runc:
 
     async def start(self, container: str, timeout: float) -> None:
         with _Files(self) as files:
-            await self._run(
-                "start", runc_argv.start(self._globals, files.log, container), timeout, log=files.log
-            )
+            argv = runc_argv.start(self._globals, files.log, container)
+            await self._run("start", argv, timeout, log=files.log, key=start_call(container))
 
     async def exec(self, container: str, process_file: str, launch: Launch, timeout: float) -> Launched:
         with _Files(self, bool(launch.console_name)) as files:
@@ -70,6 +69,13 @@ class Runc:
             argv = runc_argv.delete(self._globals, files.log, container, force=True)
             await self._run("delete", argv, timeout, log=files.log)
 
+    def leftovers(self) -> set[str]:
+        """Containers that runc has a state for: a directory each below its root."""
+        try:
+            return set(os.listdir(self._globals.root))
+        except FileNotFoundError:
+            return set()
+
     async def _launch(
         self, action: str, argv: list[str], launch: Launch, files: _Files, timeout: float
     ) -> Launched:
@@ -80,10 +86,12 @@ class Runc:
         if 2 not in fds:
             # The process inherits runc's standard error; a captured file there would be its own for good.
             fds[2] = files.null
+        key = launch_call(launch.process)
         outcome = await self._run(
-            action, argv, timeout, fds=fds, hold=launch.hold, extra=extra, log=files.log
+            action, argv, timeout, fds=fds, hold=launch.hold, extra=extra, log=files.log, key=key
         )
         if not outcome.pid:
+            self._caller.forget(key)
             raise RuntimeFailure(action, outcome.status, outcome.pid_error or "no pid file was written")
         return Launched(outcome.pid, outcome.pidfd, outcome.exit)
 
@@ -97,9 +105,10 @@ class Runc:
         hold: dict[str, int] | None = None,
         extra: dict[str, str] | None = None,
         log: str = "",
+        key: str = "",
     ) -> Outcome:
         try:
-            outcome = await self._caller.run(argv, timeout, fds=fds, hold=hold, extra=extra)
+            outcome = await self._caller.run(argv, timeout, fds=fds, hold=hold, extra=extra, key=key)
         except CannotStart as error:
             raise RuntimeMissing(action, self.binary, error.errno, str(error)) from error
         if outcome.status != 0:

@@ -57,10 +57,21 @@ class Launched:
     exit: dict[str, Any] | None
 
 
+def launch_call(process: str) -> str:
+    """The supervisor's name for the call that creates or execs the process with this key."""
+    return f"launch/{process}"
+
+
+def start_call(container: str) -> str:
+    return f"start/{container}"
+
+
 class Runtime(Protocol):
     """Every method raises RuntimeFailure; cancelling one kills the runtime call it made.
 
-    ``timeout`` is in seconds and is enforced by the supervisor, whether or not the agent lives.
+    ``timeout`` is in seconds and is enforced by the supervisor, whether or not the agent lives. The
+    supervisor remembers a create, exec or start that succeeded, under the names above, until the caller
+    has written the result down and forgets the call (calls.Caller).
     """
 
     name: str
@@ -71,3 +82,4 @@ class Runtime(Protocol):
     async def start(self, container: str, timeout: float) -> None: ...
     async def exec(self, container: str, process_file: str, launch: Launch, timeout: float) -> Launched: ...
     async def delete(self, container: str, timeout: float) -> None: ...
+    def leftovers(self) -> set[str]: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -110,6 +111,39 @@ async def take_terminal(prepared: PreparedStdio, keeper: Keeper, ended: Ended) -
         prepared.streams["tty"] = DiscardedTty(stream)
     else:
         prepared.streams["tty"] = stream
+
+
+def restore(
+    keeper: Keeper,
+    key: str,
+    stdio: Stdio,
+    slots: dict[str, list[int]],
+    held: dict[str, dict[str, int]],
+    ended: Ended,
+) -> dict[str, Stream]:
+    """The streams of a process an earlier agent started.
+
+    ``held`` maps stream names to what is held for them: ``""`` the guest's end, ``conn``, ``out.r``, ...
+    """
+    streams: dict[str, Stream] = {}
+    for name in ("tty",) if stdio.terminal else ("stdin", "stdout", "stderr"):
+        full_name, fds = stream_name(key, name), held.get(name, {})
+        if getattr(stdio, name).mode is StreamMode.NULL and not stdio.terminal:
+            streams[name] = NullStream()
+            continue
+        tell = functools.partial(ended, name)
+        fd, own = fds.pop("", -1), slots[name]
+        real: InputStream | OutputStream | TtyStream
+        if name == "tty":
+            real = TtyStream(keeper, full_name, fd, (own[0], own[1]), tell)
+        elif name == "stdin":
+            real = InputStream(keeper, full_name, fd, own[0], tell, stdio.stdin_once)
+        else:
+            real = OutputStream(keeper, full_name, fd, own[0], tell)
+        real.restore(fds)
+        discard = isinstance(real, TtyStream) and stdio.tty.mode is StreamMode.NULL
+        streams[name] = DiscardedTty(real) if discard and isinstance(real, TtyStream) else real
+    return streams
 
 
 def close_all(streams: dict[str, Stream]) -> None:

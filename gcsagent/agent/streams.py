@@ -41,6 +41,7 @@ class Stream(Protocol):
     def attach(self, connection: socket.socket, take: bool) -> None: ...
     def check_attachable(self, take: bool) -> int: ...
     def close_input(self, offset: int | None) -> None: ...
+    def closing_at(self) -> int | None: ...
     def state(self) -> StreamState: ...
     def produced(self) -> int: ...
     def process_ended(self) -> None: ...
@@ -58,6 +59,9 @@ class NullStream:
 
     def close_input(self, offset: int | None) -> None:
         return  # it reads end of file already
+
+    def closing_at(self) -> int | None:
+        return None
 
     def state(self) -> StreamState:
         return StreamState(mode=StreamMode.NULL, ended=True)
@@ -77,13 +81,14 @@ class _Attachable:
 
     def __init__(self, keeper: Keeper, name: str, fd: int, ended: Callable[[int], None]) -> None:
         """``name`` is the stream's in the supervisor's store, where ``fd`` is held already; ``ended`` gets
-        the number of bytes, once, when no more will come."""
+        the number of bytes, once, when no more will come. ``fd`` is -1 when that was before."""
         self._keeper, self._name, self._fd, self._tell_end = keeper, name, fd, ended
         self._loop = asyncio.get_running_loop()
         self._connection: socket.socket | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self.ended = False
-        os.set_blocking(fd, False)
+        self.ended = fd < 0
+        if fd >= 0:
+            os.set_blocking(fd, False)
 
     # -- the connection -------------------------------------------------------------------------
 
@@ -102,8 +107,23 @@ class _Attachable:
     def attach(self, connection: socket.socket, take: bool) -> None:
         self.check_attachable(take)
         self.detach()
-        self._connection = connection
         self._keeper.supervisor.hold(f"{self._name}.conn", connection.fileno())
+        self._serve(connection)
+
+    def restore(self, held: dict[str, int]) -> None:
+        """Goes on where an earlier agent was killed, with what it held under names below this stream's.
+
+        ``held`` maps those suffixes (``conn``, ``out.r``, ...) to descriptors, now this stream's.
+        """
+        self._restore_middles(held)
+        connection = held.pop("conn", None)
+        if connection is not None:
+            sock = socket.socket(fileno=connection)
+            sock.setblocking(False)
+            self._serve(sock)
+
+    def _serve(self, connection: socket.socket) -> None:
+        self._connection = connection
         if self.ended:
             self._start_linger()
             self._watch_peer()
@@ -151,6 +171,17 @@ class _Attachable:
 
     # -- the middle pipe ------------------------------------------------------------------------
 
+    def _held_middle(self, held: dict[str, int], suffix: str) -> MiddlePipe | None:
+        """An earlier agent's. One that had only one end held had not been used: it is given up."""
+        read_end, write_end = held.pop(f"{suffix}.r", -1), held.pop(f"{suffix}.w", -1)
+        if read_end >= 0 and write_end >= 0:
+            return MiddlePipe((read_end, write_end))
+        for fd in (read_end, write_end):
+            if fd >= 0:
+                os.close(fd)
+        self._keeper.supervisor.release(f"{self._name}.{suffix}.r", f"{self._name}.{suffix}.w")
+        return None
+
     def _hold_middle(self, suffix: str) -> MiddlePipe:
         middle = MiddlePipe()
         supervisor = self._keeper.supervisor
@@ -169,6 +200,9 @@ class _Attachable:
             self._keeper.supervisor.release(self._name)
 
     # -- for the kinds --------------------------------------------------------------------------
+
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        raise NotImplementedError
 
     def _offset(self) -> int:
         raise NotImplementedError
@@ -192,6 +226,9 @@ class OutputStream(_Attachable):
     def close_input(self, offset: int | None) -> None:
         raise RpcError(Code.INVALID_ARGUMENT, "this stream is an output")
 
+    def closing_at(self) -> int | None:
+        return None
+
     def state(self) -> StreamState:
         return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
 
@@ -212,18 +249,26 @@ class OutputStream(_Attachable):
         self._keeper.counters.free(self._slot)
 
     def _offset(self) -> int:
-        return self._pump.delivered if self._pump else 0
+        return self._pump.delivered if self._pump else self._keeper.counters.delivered(self._slot, 0)
+
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        self._middle = self._held_middle(held, "out")
+        if self._middle is not None:
+            self._pump = self._make_pump(self._middle)
+
+    def _make_pump(self, middle: MiddlePipe) -> Pump:
+        return Pump(
+            self._keeper.counters,
+            self._slot,
+            middle,
+            on_source_end=self._on_source_end,
+            on_sink_broken=lambda _code: self.detach(),
+        )
 
     def _start(self, connection: int) -> None:
         if self._pump is None:
             self._middle = self._hold_middle("out")
-            self._pump = Pump(
-                self._keeper.counters,
-                self._slot,
-                self._middle,
-                on_source_end=self._on_source_end,
-                on_sink_broken=lambda _code: self.detach(),
-            )
+            self._pump = self._make_pump(self._middle)
         self._pump.attach(self._fd, connection)
         self._watch_peer()
 
@@ -256,6 +301,10 @@ class InputStream(_Attachable):
         self._close_at = self._offset() if offset is None else offset
         self._check_end(self._offset())
 
+    def closing_at(self) -> int | None:
+        """Where input is to end, once that is known and has not been reached."""
+        return None if self.ended else self._close_at
+
     def state(self) -> StreamState:
         return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
 
@@ -280,19 +329,27 @@ class InputStream(_Attachable):
             self._finish()
 
     def _offset(self) -> int:
-        return self._pump.delivered if self._pump else 0
+        return self._pump.delivered if self._pump else self._keeper.counters.delivered(self._slot, 0)
+
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        self._middle = self._held_middle(held, "in")
+        if self._middle is not None:
+            self._pump = self._make_pump(self._middle)
+
+    def _make_pump(self, middle: MiddlePipe) -> Pump:
+        return Pump(
+            self._keeper.counters,
+            self._slot,
+            middle,
+            on_source_end=lambda _code: self.detach(),
+            on_sink_broken=lambda _code: self._finish(),
+            on_progress=self._check_end,
+        )
 
     def _start(self, connection: int) -> None:
         if self._pump is None:
             self._middle = self._hold_middle("in")
-            self._pump = Pump(
-                self._keeper.counters,
-                self._slot,
-                self._middle,
-                on_source_end=lambda _code: self.detach(),
-                on_sink_broken=lambda _code: self._finish(),
-                on_progress=self._check_end,
-            )
+            self._pump = self._make_pump(self._middle)
         self._pump.attach(connection, self._fd)
 
     def _stop(self) -> None:
@@ -340,6 +397,9 @@ class TtyStream(_Attachable):
         self._eof_at = self._taken() if offset is None else offset
         self._check_eof(self._taken())
 
+    def closing_at(self) -> int | None:
+        return None if self.ended else self._eof_at
+
     def state(self) -> StreamState:
         return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
 
@@ -360,15 +420,17 @@ class TtyStream(_Attachable):
             self._keeper.counters.free(slot)
 
     def _offset(self) -> int:
-        return self._output.delivered if self._output else 0
+        return self._output.delivered if self._output else self._keeper.counters.delivered(self._slots[0], 0)
 
     def _taken(self) -> int:
-        return self._input.delivered if self._input else 0
+        return self._input.delivered if self._input else self._keeper.counters.delivered(self._slots[1], 0)
 
     def discard_into(self, null: int) -> None:
         """Moves all output to ``null``, an open /dev/null, from now on."""
-        self._output, self._input = self._make_pumps()
-        self._output.attach(self._fd, null)
+        if self._output is None or self._input is None:
+            self._output, self._input = self._make_pumps()
+        if not self.ended:
+            self._output.attach(self._fd, null)
 
     def _start(self, connection: int) -> None:
         if self._output is None or self._input is None:
@@ -376,8 +438,15 @@ class TtyStream(_Attachable):
         self._output.attach(self._fd, connection)
         self._input.attach(connection, self._fd)
 
-    def _make_pumps(self) -> tuple[Pump, Pump]:
-        out, into = self._hold_middle("out"), self._hold_middle("in")
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        out, into = self._held_middle(held, "out"), self._held_middle(held, "in")
+        if out is not None or into is not None:
+            # With one of them missing nothing had been moved either way: both are held before any byte is.
+            self._output, self._input = self._make_pumps(out, into)
+
+    def _make_pumps(self, out: MiddlePipe | None = None, into: MiddlePipe | None = None) -> tuple[Pump, Pump]:
+        out = self._hold_middle("out") if out is None else out
+        into = self._hold_middle("in") if into is None else into
         self._middles = [(out, "out"), (into, "in")]
         counters, (out_slot, in_slot) = self._keeper.counters, self._slots
         output = Pump(
@@ -457,6 +526,9 @@ class DiscardedTty:
 
     def close_input(self, offset: int | None) -> None:
         self._tty.close_input(None)
+
+    def closing_at(self) -> int | None:
+        return self._tty.closing_at()
 
     def state(self) -> StreamState:
         return StreamState(StreamMode.NULL, self._tty.state().bytes, False, self._tty.ended)

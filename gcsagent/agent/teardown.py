@@ -34,12 +34,15 @@ async def tear_down(registry: Registry, container: Container) -> None:
     container.status = Status.DELETING
     log = context(_log, container=container.ident)
     try:
+        container.save()  # an agent that finds this goes on from here
+    except OSError as error:
+        log.warning("a deletion cannot be written down", extra={"error": str(error)})
+    try:
         await _kill_processes(container)
         await _delete_in_runtime(registry, container)
         await _remove_cgroups(container)
         if container.overlay:
             await overlay.unmount(registry.caller, container.directory)
-            container.overlay = False
         for process in list(container.processes.values()):
             process.close()
             registry.keeper.supervisor.tell("forget_process", {"process": process.key})
@@ -101,7 +104,11 @@ async def _try_remove_cgroups(container: Container) -> list[str]:
 
 
 async def _remove_directory(registry: Registry, container: Container) -> None:
-    """An upper layer may hold any number of files: ``rm`` removes them without holding up the agent."""
-    outcome = await registry.caller.run(["rm", "-rf", "--", container.directory.path], DELETE_SECONDS)
+    """Renamed first, so that it is there whole or not at all. An upper layer may hold any number of files:
+    ``rm`` removes them without holding up the agent."""
+    trash = container.directory.move_to_trash()
+    if trash is None:
+        return
+    outcome = await registry.caller.run(["rm", "-rf", "--", trash], DELETE_SECONDS)
     if outcome.status != 0:
         raise OSError(f"rm: {outcome.stderr}")

@@ -19,7 +19,7 @@ from gcsagent.supervisor.exits import ExitRecords
 from gcsagent.supervisor.log import boot_stage, log
 from gcsagent.supervisor.loop import READ, WRITE, Loop, Timer
 from gcsagent.supervisor.reaper import Call, Reaper
-from gcsagent.supervisor.store import FdStore, StoreError
+from gcsagent.supervisor.store import MAX_HELD, FdStore, StoreError
 
 GRACE_SECONDS = 10.0
 """Between TERM and KILL for containers when the supervisor is told to stop."""
@@ -28,6 +28,15 @@ STOP_SECONDS = GRACE_SECONDS + 20.0
 """After that the agent is taken to be stuck, and what is left is killed from here."""
 
 KILL_SECONDS = 10.0
+BURST = 64
+"""Packets taken in one wake-up: a busy agent must not keep exits from being seen."""
+
+MAX_UNREAD = 1024
+"""Answers the agent may leave unread before its next requests are left unread, too."""
+
+MAX_ERROR = 4096
+"""Characters of a refusal; it must fit a packet, whatever the agent sent."""
+
 CRASH_LOOP = 5
 """Deaths in a row before READY after which a guest gives up, unless it is told to hold."""
 
@@ -39,22 +48,26 @@ class Supervisor:
         self._guest, self._on_failure = guest, on_failure
         self._action = ""
         self._exit_code = 0
+        self._stopping = ""
         self._stop_timer: Timer | None = None
         self._channel: socket.socket | None = None
         self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self.loop = Loop()
-        self.store = FdStore()
+        self.store = FdStore(_room_for_descriptors())
         self.console_directory = os.path.join(state, "console")
         os.makedirs(self.console_directory, mode=0o700, exist_ok=True)
         self.exits = ExitRecords(self.loop, os.path.join(state, "exits"))
-        self.reaper = Reaper(self.loop, self.exits, self._call_ended, self._process_ended)
+        self.reaper = Reaper(self.loop, self.exits, self.answer_call, self._process_ended)
         self.agent = AgentProcess(self.loop, self.reaper, agent_env, self._agent_connected, self._agent_ended)
         self.waiting: dict[str, int] = {}  # call key -> id of the request that waits for it
         self._install_signals()
 
     def run(self) -> int:
         """Runs until stopped; returns the exit status (outside a guest)."""
-        self.agent.start()
+        try:
+            self.agent.start()
+        except OSError as error:
+            self._give_up(f"the agent cannot be started: {error}")
         self.loop.run()
         return self._exit_code
 
@@ -65,15 +78,20 @@ class Supervisor:
         if self._guest and self.agent.generation == 1:
             boot_stage("ready")
         log("info", "agent ready", generation=self.agent.generation, pid=self.agent.pid)
+        if self._stopping:
+            self._ask_agent_to_stop()  # the one that had been asked is dead
 
     def _agent_connected(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._channel = sock
         self.loop.watch(sock.fileno(), self._on_channel)
 
-    def _agent_ended(self, status: int, was_ready: bool) -> None:
+    def _agent_ended(self, status: int) -> None:
         code = os.waitstatus_to_exitcode(status)
+        while self._take_packet():
+            pass  # what it said before it died counts: descriptors to hold, above all
         self._drop_channel()
+        was_ready = self.agent.ready
         if self._action:
             self._end_if_done()
             return
@@ -102,37 +120,57 @@ class Supervisor:
     def _on_channel(self, events: int) -> None:
         if events & WRITE:
             self._flush()
-        while self._channel is not None:
-            try:
-                received = channel.receive(self._channel)
-            except BlockingIOError:
+        hung_up = events & ~(READ | WRITE)
+        for _ in range(BURST):
+            if len(self._outbox) >= MAX_UNREAD and not hung_up:
                 return
-            except channel.ChannelError as error:
-                log("error", "a broken packet from the agent; it is killed", error=str(error))
-                self._drop_channel()
-                self.agent.kill()
+            if not self._take_packet():
                 return
-            except OSError:
-                received = None  # reset: it was killed with packets of ours unread
-            if received is None:
-                self._drop_channel()
-                return
-            self._on_request(*received)
+
+    def _take_packet(self) -> bool:
+        """Carries out one packet; False when there is none now, or there will be none any more."""
+        if self._channel is None:
+            return False
+        try:
+            received = channel.receive(self._channel)
+        except BlockingIOError:
+            return False
+        except ConnectionResetError:
+            return True  # it died with packets of ours unread: said once, before what it had sent
+        except (channel.ChannelError, OSError) as error:
+            log("error", "a broken packet from the agent; it is killed", error=str(error))
+            self._drop_channel()
+            self.agent.kill()
+            return False
+        if received is None:
+            self._drop_channel()
+            self.agent.expect_end()
+            return False
+        self._on_request(*received)
+        return True
 
     def _on_request(self, message: list[Any], fds: list[int]) -> None:
         ident, operation, arguments = message
         if type(ident) is not int:
             channel.close_all(fds)
             return
+        name = operation if isinstance(operation, str) else "a request"
         try:
             reply = requests.handle(self, ident, operation, arguments, fds)
         except OSError as error:
-            self._send([ident, {"errno": error.errno or 0, "message": f"{operation}: {error}"}, None])
+            self._refuse(ident, name, str(error), error.errno or 0)
         except (requests.RequestError, StoreError) as error:
-            self._send([ident, {"errno": 0, "message": f"{operation}: {error}"}, None])
+            self._refuse(ident, name, str(error))
+        except Exception as error:  # a fault of ours must not end PID 1, and with it the machine
+            log("error", "a fault in the supervisor", operation=name[:64], error=repr(error))
+            self._refuse(ident, name, f"a fault in the supervisor: {error!r}")
         else:
             if reply.now:
                 self._send([ident, None, reply.result], reply.fds)
+
+    def _refuse(self, ident: int, operation: str, problem: str, errno: int = 0) -> None:
+        message = f"{operation[:64]}: {problem}"[:MAX_ERROR]
+        self._send([ident, {"errno": errno, "message": message}, None])
 
     def _send(self, message: list[Any], fds: tuple[int, ...] = ()) -> None:
         """Queues one packet. The queue holds duplicates of the descriptors only while the agent is slow."""
@@ -144,10 +182,21 @@ class Supervisor:
                 channel.send(self._channel, packet, fds)
                 return
             except BlockingIOError:
-                self.loop.watch(self._channel.fileno(), self._on_channel, READ | WRITE)
+                pass
             except OSError:
                 return  # it is dying; its exit will be seen
-        self._outbox.append((packet, tuple(os.dup(fd) for fd in fds)))
+        try:
+            self._outbox.append((packet, _duplicates(fds)))
+        except OSError as error:
+            log("error", "the agent does not read its answers; it is killed", error=str(error))
+            self.agent.kill()
+        self._watch_channel()
+
+    def _watch_channel(self) -> None:
+        """Nothing is read from an agent that leaves our answers unread."""
+        if self._channel is not None:
+            events = (WRITE if self._outbox else 0) | (READ if len(self._outbox) < MAX_UNREAD else 0)
+            self.loop.watch(self._channel.fileno(), self._on_channel, events)
 
     def _flush(self) -> None:
         while self._outbox and self._channel is not None:
@@ -155,34 +204,40 @@ class Supervisor:
             try:
                 channel.send(self._channel, packet, fds)
             except BlockingIOError:
-                return
-            except OSError:
-                self._drop_channel()
-                return
+                break
+            except OSError:  # it is dying: what it still said is read first
+                self._clear_outbox()
+                break
             del self._outbox[0]
             channel.close_all(fds)
-        if self._channel is not None:
-            self.loop.watch(self._channel.fileno(), self._on_channel)
+        self._watch_channel()
 
     def _drop_channel(self) -> None:
         if self._channel is not None:
             self.loop.forget(self._channel.fileno())
             self._channel.close()
             self._channel = None
+        self._clear_outbox()
+        self.waiting.clear()
+
+    def _clear_outbox(self) -> None:
         for _, fds in self._outbox:
             channel.close_all(fds)
         self._outbox.clear()
-        self.waiting.clear()
 
     # -- what the reaper reports ----------------------------------------------------------------
 
-    def _call_ended(self, call: Call) -> None:
+    def answer_call(self, call: Call) -> None:
+        """Tells the agent how a call ended, if it waits for it."""
         ident = self.waiting.pop(call.key, None)
-        if ident is None:
-            return
         process = self.reaper.processes.get(call.process) if call.process else None
-        fds = (process.pidfd,) if process is not None and process.pidfd >= 0 else ()
-        self._send([ident, None, {**(call.result or {}), "exit": self.exits.records.get(call.process)}], fds)
+        if process is not None and self._action:
+            signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)  # it came while all others were killed
+        if ident is not None:
+            fds = (process.pidfd,) if process is not None else ()
+            result = {**(call.result or {}), "exit": self.exits.records.get(call.process)}
+            self._send([ident, None, result], fds)
+        self._end_if_done()
 
     def _process_ended(self, key: str, record: dict[str, Any]) -> None:
         self._send([None, "exit", {"process": key, **record}])
@@ -209,21 +264,27 @@ class Supervisor:
 
     def ask_to_stop(self, action: str) -> None:
         """Has the agent stop the containers; it answers with ``stop``, or time runs out."""
-        if self._stop_timer is not None or self._action:
+        if self._stopping or self._action:
             return
         log("info", "stopping", action=action)
-        if self._channel is None or not self.agent.ready:
+        if not self.agent.ready and not self.reaper.processes:
             self.finish(action)
             return
+        self._stopping = action
         self._stop_timer = self.loop.after(STOP_SECONDS, lambda: self.finish(action))
-        self._send([None, "shutdown", {"action": action, "grace_ms": int(GRACE_SECONDS * 1000)}])
+        if self.agent.ready:
+            self._ask_agent_to_stop()
+
+    def _ask_agent_to_stop(self) -> None:
+        grace_ms = int(GRACE_SECONDS * 1000)
+        self._send([None, "shutdown", {"action": self._stopping, "grace_ms": grace_ms}])
 
     def finish(self, action: str) -> None:
         """Kills the agent and every process still alive, then ends as ``action`` says."""
         if self._action:
             return
         self._action = action
-        self.agent.kill()
+        self.agent.stop()
         for call in self.reaper.calls.values():
             self.reaper.cancel_call(call.key)
         for process in self.reaper.processes.values():
@@ -232,7 +293,7 @@ class Supervisor:
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._action and not self.agent.pid and not self.reaper.processes:
+        if self._action and not self.agent.pid and not self.reaper.busy:
             self._end()
 
     def _end(self) -> None:
@@ -243,10 +304,45 @@ class Supervisor:
         self.loop.stop()
 
 
+def keep_descriptors_to_ourselves() -> None:
+    """What we were started with is no child's business: a pipe's end in a container would keep it open."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
+        except OSError:
+            continue  # the listing's own
+
+
 def raise_limits() -> None:
-    """As many descriptors as the hard limit allows: they are what this program is for."""
+    """As many descriptors as we may have: they are what this program is for.
+
+    The kernel starts PID 1 with a hard limit of 4,096; raising that takes CAP_SYS_RESOURCE.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = max(hard, 2 * MAX_HELD)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _room_for_descriptors() -> int:
+    """How many the agent may have held, so that there are always some left for our own work."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft - min(1024, soft // 2)
+
+
+def _duplicates(fds: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises OSError, and then has made none."""
+    made: list[int] = []
+    try:
+        for fd in fds:
+            made.append(os.dup(fd))
+    except OSError:
+        channel.close_all(made)
+        raise
+    return tuple(made)
 
 
 def protect_from_oom() -> None:

@@ -2,6 +2,7 @@
 
     spawn    run the runtime; answered when it has ended, its result kept until ``forget_call``
     cancel   kill a running call
+    join     as spawn, for a call that an earlier agent made
     forget_call, forget_process   the agent has taken the result
     hold, fetch, release          descriptors by name
     list     everything kept: names, calls, processes, exit records
@@ -18,6 +19,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import msgpack
+
 from gcsagent.common import channel
 from gcsagent.supervisor.console import ConsoleSocket
 from gcsagent.supervisor.store import StoreError
@@ -27,6 +30,13 @@ if TYPE_CHECKING:
 
 MAX_CALL_SECONDS = 24 * 3600.0
 MAX_TARGET_FD = 63
+_TARGETS = frozenset(str(number) for number in range(MAX_TARGET_FD + 1))
+
+MAX_KEY = 512
+"""Characters of a call's or a process's key."""
+
+MAX_CALLS = 4096
+"""Calls running or not forgotten yet; far more than a machine runs at a time."""
 
 
 class RequestError(ValueError):
@@ -48,7 +58,7 @@ def handle(supervisor: Supervisor, ident: int, operation: Any, arguments: Any, f
     try:
         handler = _OPERATIONS.get(operation) if isinstance(operation, str) else None
         if handler is None:
-            raise RequestError(f"there is no operation {operation!r}")
+            raise RequestError("there is no such operation")
         if not isinstance(arguments, dict):
             raise RequestError("arguments are a map")
         return handler(supervisor, ident, arguments, fds, kept)
@@ -57,7 +67,7 @@ def handle(supervisor: Supervisor, ident: int, operation: Any, arguments: Any, f
 
 
 def _spawn(supervisor: Supervisor, ident: int, args: dict[str, Any], fds: list[int], kept: set[int]) -> Reply:
-    key, argv, env = _text(args, "call"), _texts(args, "argv"), args.get("env", {})
+    key, argv, env = _text(args, "call", None, MAX_KEY), _texts(args, "argv"), args.get("env", {})
     if (
         not argv
         or not isinstance(env, dict)
@@ -66,7 +76,9 @@ def _spawn(supervisor: Supervisor, ident: int, args: dict[str, Any], fds: list[i
         raise RequestError("spawn takes argv, a list of strings, and env, a map of strings")
     if key in supervisor.reaper.calls:
         raise RequestError(f"call {key} exists already")
-    process = _text(args, "process", "")
+    process, pid_file = _text(args, "process", "", MAX_KEY), _text(args, "pid_file", "")
+    if len(supervisor.reaper.calls) >= MAX_CALLS:
+        raise RequestError(f"{MAX_CALLS} calls are running or wait to be forgotten")
     if process and (process in supervisor.reaper.processes or process in supervisor.exits.records):
         raise RequestError(f"process {process} exists already")
     timeout = args.get("timeout", 60.0)
@@ -81,14 +93,16 @@ def _spawn(supervisor: Supervisor, ident: int, args: dict[str, Any], fds: list[i
             argv,
             env,
             child,
-            pid_file=_text(args, "pid_file", ""),
+            pid_file=pid_file,
             process=process,
             console=console,
             timeout=float(timeout),
         )
-    except OSError:
+    except (OSError, ValueError) as error:  # ValueError: no environment variable, no program name
         if console is not None:
             console.finish()
+        if isinstance(error, ValueError):
+            raise RequestError(f"{argv[0]}: {error}") from error
         raise
     for name, fd in holds.items():
         supervisor.store.put(name, fd)
@@ -102,8 +116,8 @@ def _child_fds(wanted: Any, fds: list[int]) -> dict[int, int]:
         raise RequestError("fds maps descriptor numbers, as strings, to indexes")
     result: dict[int, int] = {}
     for target, index in wanted.items():
-        if not (isinstance(target, str) and target.isdigit() and int(target) <= MAX_TARGET_FD):
-            raise RequestError(f"a descriptor number is 0 to {MAX_TARGET_FD}, not {target!r}")
+        if not (isinstance(target, str) and target in _TARGETS):
+            raise RequestError(f"a descriptor number is 0 to {MAX_TARGET_FD}, not {target[:16]!r}")
         result[int(target)] = fds[_index(index, fds)]
     return result
 
@@ -115,8 +129,8 @@ def _holds(supervisor: Supervisor, wanted: Any, fds: list[int]) -> dict[str, int
     for name, index in wanted.items():
         if not isinstance(name, str):
             raise RequestError("a name is a string")
-        supervisor.store.check_new(name)
         result[name] = fds[_index(index, fds)]
+    supervisor.store.check_new(*result)
     if len(set(result.values())) != len(result):
         raise RequestError("each descriptor is held under one name")
     return result
@@ -147,6 +161,18 @@ def _cancel(
 ) -> Reply:
     supervisor.reaper.cancel_call(_text(args, "call"))
     return Reply()
+
+
+def _join(
+    supervisor: Supervisor, ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    call = supervisor.reaper.calls.get(_text(args, "call"))
+    if call is None:
+        raise RequestError(f"there is no call {args['call']}")
+    supervisor.waiting[call.key] = ident
+    if call.result is not None:
+        supervisor.answer_call(call)
+    return Reply(now=False)
 
 
 def _forget_call(
@@ -189,7 +215,8 @@ def _release(
     return Reply(supervisor.store.release(_texts(args, "names")))
 
 
-_PAGE = 500
+PAGE_BYTES = channel.MAX_PACKET // 2
+"""Of a list's items in one packet; one item is never half as large."""
 
 
 def _list(
@@ -206,8 +233,17 @@ def _list(
     kind, start = kinds.get(_text(args, "kind")), args.get("start", 0)
     if kind is None or not isinstance(start, int) or start < 0:
         raise RequestError("list takes kind (names, calls, processes or exits) and start, an index")
-    size = _PAGE // 5 if args["kind"] == "exits" else _PAGE
-    return Reply(kind()[start : start + size])
+    return Reply(_page(kind(), start))
+
+
+def _page(items: list[Any], start: int) -> list[Any]:
+    """What fits a packet of ``items`` from ``start`` on: at least one, if there is any."""
+    size = 0
+    for end in range(start, len(items)):
+        size += len(msgpack.packb(items[end], use_bin_type=True))
+        if size > PAGE_BYTES:
+            return items[start : max(end, start + 1)]
+    return items[start:]
 
 
 def _pidfd(
@@ -239,6 +275,7 @@ def _stop(
 _OPERATIONS: dict[str, Callable[[Supervisor, int, dict[str, Any], list[int], set[int]], Reply]] = {
     "spawn": _spawn,
     "cancel": _cancel,
+    "join": _join,
     "forget_call": _forget_call,
     "forget_process": _forget_process,
     "hold": _hold,
@@ -255,10 +292,10 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str) and "\0" not in value
 
 
-def _text(args: dict[str, Any], name: str, default: str | None = None) -> str:
+def _text(args: dict[str, Any], name: str, default: str | None = None, longest: int = 4096) -> str:
     value = args.get(name, default)
-    if not isinstance(value, str) or "\0" in value or len(value) > 4096:
-        raise RequestError(f"{name} is a string")
+    if not isinstance(value, str) or "\0" in value or len(value) > longest:
+        raise RequestError(f"{name} is a string of at most {longest} characters")
     return value
 
 
@@ -271,5 +308,5 @@ def _texts(args: dict[str, Any], name: str) -> list[str]:
 
 def _index(index: Any, fds: list[int]) -> int:
     if type(index) is not int or not 0 <= index < len(fds):
-        raise RequestError(f"descriptor index {index!r}: the packet carries {len(fds)}")
+        raise RequestError(f"a descriptor index is a number below {len(fds)}, as many as the packet carries")
     return index

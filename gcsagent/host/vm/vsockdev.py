@@ -220,7 +220,7 @@ def _claim_cid(fd: int, cid: int) -> bool:
 
 
 async def _connect_when_there(watch: DirectoryWatch, control: Path) -> int:
-    while not control.is_socket():  # noqa: ASYNC240 -- one stat
+    while not control.is_socket():
         await watch.changed()
     # Between the daemon's bind and its listen the socket exists and refuses; nothing announces the listen.
     retrying = tenacity.AsyncRetrying(

@@ -1,0 +1,398 @@
+"""What an agent does first: finds out what its predecessor left, and goes on with it.
+
+Three sources say what there is: the state directory (what was wanted, and what had been written down),
+the supervisor (what is alive, what has ended, what is held, which runtime calls ended meanwhile), and the
+runtime's and kernel's own traces (runc's state, cgroups). Where they differ the supervisor is right about
+processes, and the state directory about what they are for:
+
+* a launch that was under way is waited for, and then done or undone as a whole;
+* a process whose exit came meanwhile is ended now, with the record kept for it;
+* a live process nobody knows, a held descriptor nobody claims, a runc container or cgroup without a
+  directory is removed;
+* a directory that cannot be read is kept, and its container is FAILED, saying why.
+
+Every difference that is put right is logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import time
+from typing import Any
+
+from gcsagent.agent import stdio
+from gcsagent.agent.calls import Outcome
+from gcsagent.agent.container import Container
+from gcsagent.agent.lifecycle import Lifecycle
+from gcsagent.agent.logs import context
+from gcsagent.agent.process import Process
+from gcsagent.agent.process_dir import VERSION, read_json
+from gcsagent.agent.registry import Registry
+from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
+from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
+from gcsagent.common.channel import MAX_FDS
+from protocol.checks import INIT, identifier
+from protocol.errors import RpcError
+from protocol.schema import SchemaError, from_wire
+from protocol.types import ExitRecord, Reason, Status, Stdio
+
+_log = logging.getLogger("agent.reload")
+
+_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SchemaError)
+"""What reading a state file that is missing, truncated or not ours can raise."""
+
+
+class Reloader:
+    def __init__(self, registry: Registry, supervisor: SupervisorClient) -> None:
+        self._registry, self._supervisor = registry, supervisor
+        self._lifecycle = Lifecycle(registry)
+        self._held: dict[str, dict[str, dict[str, int]]] = {}  # process key -> stream -> suffix -> fd
+        self._alive: dict[str, int] = {}
+        self._exits: dict[str, dict[str, Any]] = {}
+        self._calls: set[str] = set()
+        self._told: set[tuple[str, str, str, Any]] = set()
+
+    async def run(self) -> None:
+        """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
+        await self._ask_supervisor()
+        self._told = {
+            (event.type, event.container, event.process, event.data.get("stream", event.data.get("pid")))
+            for event in self._registry.events.all()
+        }
+        documents = self._read_documents()
+        slots = {slot for _, found in documents for document in found.values() for slot in _slots(document)}
+        self._registry.keeper.counters.claim(slots)
+        for container, found in documents:
+            await self._restore(container, found)
+        await self._drop_leftovers()
+        self._registry.spawn(self._clean_up())
+
+    # -- what there is --------------------------------------------------------------------------
+
+    async def _ask_supervisor(self) -> None:
+        self._calls = {key for key, _ in await self._supervisor.everything("calls")}
+        self._alive = dict(await self._supervisor.everything("processes"))
+        self._exits = dict(await self._supervisor.everything("exits"))
+        names = [name for name in await self._supervisor.everything("names") if name.startswith("fd/")]
+        for start in range(0, len(names), MAX_FDS):
+            batch = names[start : start + MAX_FDS]
+            _, fds = await self._supervisor.request("fetch", {"names": batch})
+            for name, fd in zip(batch, fds, strict=True):
+                _, container, process, stream = name.split("/")
+                stream, _, suffix = stream.partition(".")
+                self._held.setdefault(f"{container}/{process}", {}).setdefault(stream, {})[suffix] = fd
+
+    def _read_documents(self) -> list[tuple[Container, dict[str, dict[str, Any]]]]:
+        """Every container directory, as a container and its processes' documents by directory name."""
+        found = []
+        for name in sorted(os.listdir(self._registry.directory)):
+            if identifier(name) is not None:
+                _log.warning("a directory that is no container's is left alone", extra={"directory": name})
+                continue
+            container = self._registry.new(name, False, {})
+            try:
+                documents = self._read_container(container)
+            except _BROKEN as error:
+                self._set_aside(container, error)
+                continue
+            found.append((container, documents))
+        return found
+
+    def _read_container(self, container: Container) -> dict[str, dict[str, Any]]:
+        path = container.directory.path
+        if not os.path.exists(os.path.join(path, "container.json")):
+            container.status = Status.DELETING  # killed between mkdir and the first write: nothing was made
+            return {}
+        document = read_json(os.path.join(path, "container.json"))
+        if document["version"] > VERSION:
+            raise ValueError(
+                f"container.json is of version {document['version']}, this agent knows {VERSION}"
+            )
+        container.status = Status(document["status"])
+        container.overlay, container.owns_pids = bool(document["overlay"]), bool(document["owns_pids"])
+        container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
+        container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
+        return {
+            where: read_json(os.path.join(path, where, "process.json"))
+            for where in _process_directories(path)
+        }
+
+    def _set_aside(self, container: Container, error: BaseException) -> None:
+        """Its files are kept as they are; a forced delete removes it, processes and all."""
+        container.status = Status.FAILED
+        container.problem = (
+            f"its state in {container.directory.path} cannot be read ({type(error).__name__}: {error})"
+        )
+        _log.error("a container's state is broken", extra={"container": container.ident, "error": str(error)})
+
+    # -- containers -----------------------------------------------------------------------------
+
+    async def _restore(self, container: Container, documents: dict[str, dict[str, Any]]) -> None:
+        try:
+            for where, document in sorted(documents.items(), key=lambda item: item[1]["created_at_ns"]):
+                await self._restore_process(container, where, document)
+        except (*_BROKEN, SupervisorError) as error:
+            self._set_aside(container, error)
+            return
+        if container.status is Status.DELETING:
+            self._note(container, "a deletion goes on")
+            self._registry.spawn(self._undo(container))
+        elif container.status is Status.CREATING:
+            self._registry.spawn(self._finish_create(container))
+        elif container.status is Status.CREATED and start_call(container.ident) in self._calls:
+            container.status = container.init.status = Status.CREATING
+            self._registry.spawn(self._finish_start(container))
+        else:
+            self._end_what_has_ended(container)
+
+    async def _restore_process(self, container: Container, where: str, document: dict[str, Any]) -> None:
+        process = Process(
+            container.ident,
+            str(document["process"]),
+            tuple(document["args"]),
+            from_wire(Stdio, document["stdio"]),
+            bool(document["auto_delete"]),
+        )
+        process.created_at_ns, process.started_at_ns = document["created_at_ns"], document["started_at_ns"]
+        process.slots = {name: list(slots) for name, slots in document["slots"].items()}
+        container.processes[process.ident] = process
+        if where.startswith(".new-"):
+            self._resume_exec(container, process)
+            return
+        process.pid = document["pid"] or int(where)
+        process.status = Status.RUNNING if process.started_at_ns else Status.CREATED
+        if process.key in self._alive:
+            _, fds = await self._supervisor.request("pidfd", {"process": process.key})
+            process.pidfd = fds[0]
+        self._restore_streams(container, process)
+        for name, offset in document.get("closing_at", {}).items():
+            process.stream(name).close_input(offset)
+        if document["exit"] is not None:
+            process.restore_exit(from_wire(ExitRecord, document["exit"]))
+            self._publish_once("process.exited", container, process, process.pid, document["exit"])
+
+    def _restore_streams(self, container: Container, process: Process) -> None:
+        held = self._held.pop(process.key, {})
+        if process.stdio.terminal and "tty" not in process.slots:
+            # Killed before the terminal's counters were written down: not a byte had been moved.
+            process.slots["tty"] = [self._registry.keeper.counters.allocate() for _ in range(2)]
+        process.streams = stdio.restore(
+            self._registry.keeper,
+            process.key,
+            process.stdio,
+            process.slots,
+            held,
+            lambda name, count: self._registry.stream_ended(container, process, name, count),
+        )
+        for name, stream in process.streams.items():
+            state = stream.state()
+            if state.ended and name in process.slots:
+                self._publish_once(
+                    "stream.end", container, process, name, {"stream": name, "bytes": state.bytes}
+                )
+
+    def _publish_once(
+        self, kind: str, container: Container, process: Process, mark: Any, data: dict[str, Any]
+    ) -> None:
+        """An event that may have been published, and may not, before the agent was killed."""
+        if (kind, container.ident, process.ident, mark) not in self._told:
+            self._note(container, f"{kind} had not been told", process=process.ident)
+            self._registry.events.publish(kind, container.ident, process.ident, **data)
+
+    def _end_what_has_ended(self, container: Container) -> None:
+        """Ends, execs first, what ended while no agent was there; LOST is what nobody has seen end."""
+        for process in sorted(container.processes.values(), key=lambda process: process.is_init):
+            if process.exit is not None or process.status is Status.CREATING or process.pidfd >= 0:
+                continue
+            record = self._exits.get(process.key)
+            if record is not None:
+                self._note(container, "an exit came meanwhile", process=process.ident)
+                self._registry.on_exit({"process": process.key, **record})
+            else:
+                self._note(container, "a process is gone without a trace", process=process.ident)
+                self._lose(container, process)
+        init = container.processes.get(INIT)
+        if init is not None and init.exit is not None and container.status is not Status.FAILED:
+            container.status = Status.STOPPED
+
+    def _lose(self, container: Container, process: Process) -> None:
+        record = ExitRecord(255, 0, Reason.LOST, process.pid, process.started_at_ns, time.time_ns())
+        process.restore_exit(record)
+        self._publish_once(
+            "process.exited",
+            container,
+            process,
+            process.pid,
+            {"exit_code": 255, "reason": "lost", "pid": process.pid},
+        )
+
+    # -- launches that were under way -------------------------------------------------------------
+
+    def _resume_exec(self, container: Container, process: Process) -> None:
+        process.status = Status.CREATING
+        if not process.is_init:
+            self._registry.spawn(self._finish_exec(container, process))
+
+    async def _finish_create(self, container: Container) -> None:
+        init = container.processes.get(INIT)
+        outcome = None if init is None else await self._registry.caller.join(launch_call(init.key))
+        if init is None or outcome is None or outcome.status != 0 or not outcome.pid:
+            self._note(container, "a create that did not succeed is undone")
+            await self._undo(container)
+            return
+        self._note(container, "a create had succeeded")
+        try:
+            await self._take_up(container, init, outcome)
+            self._lifecycle.created(container, init)
+        except (*_BROKEN, RpcError, SupervisorError) as error:
+            context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
+            await self._undo(container)
+
+    async def _finish_start(self, container: Container) -> None:
+        outcome = await self._registry.caller.join(start_call(container.ident))
+        init = container.init
+        if outcome is not None and outcome.status == 0:
+            self._note(container, "a start had succeeded")
+            self._lifecycle.started(container, init, time.time_ns())
+        else:
+            self._note(container, "a start did not succeed")
+            self._registry.caller.forget(start_call(container.ident))
+            container.status = init.status = Status.CREATED
+            if init.pidfd >= 0:
+                init.signal(signal.SIGKILL)
+        self._end_what_has_ended(container)
+
+    async def _finish_exec(self, container: Container, process: Process) -> None:
+        outcome = await self._registry.caller.join(launch_call(process.key))
+        if outcome is None or outcome.status != 0 or not outcome.pid:
+            self._note(container, "an exec that did not succeed is undone", process=process.ident)
+            self._drop_held(process.key)
+            await self._lifecycle.undo_exec(container, process)
+            return
+        self._note(container, "an exec had succeeded", process=process.ident)
+        try:
+            await self._take_up(container, process, outcome)
+            self._lifecycle.executed(container, process, process.created_at_ns)
+        except (*_BROKEN, RpcError, SupervisorError) as error:
+            context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
+            await self._lifecycle.undo_exec(container, process)
+
+    async def _take_up(self, container: Container, process: Process, outcome: Outcome) -> None:
+        launched = Launched(outcome.pid, outcome.pidfd, outcome.exit or self._exits.get(process.key))
+        if os.path.isdir(os.path.join(container.directory.path, f".new-{process.ident}")):
+            self._registry.process_started(container, process, launched)
+        else:  # it had been renamed already
+            process.pid = launched.pid
+            process.pidfd = launched.pidfd if launched.pidfd is not None else -1
+        process.early_exit = launched.exit
+        if not process.streams:
+            self._restore_streams(container, process)
+
+    async def _undo(self, container: Container) -> None:
+        for process in container.processes.values():
+            if process.key in self._alive and process.pidfd < 0:
+                process.pid = self._alive[process.key]
+        await self._lifecycle.undo_create(container)
+
+    # -- what belongs to nobody -------------------------------------------------------------------
+
+    async def _drop_leftovers(self) -> None:
+        known = {
+            process.key
+            for container in self._registry.containers.values()
+            for process in container.processes.values()
+        }
+        for key in set(self._held) - known:
+            _log.warning("descriptors of an unknown process are closed", extra={"fields": {"process": key}})
+            self._drop_held(key)
+        for key in set(self._exits) - known:
+            self._supervisor.tell("forget_process", {"process": key})
+        broken = {
+            container.ident
+            for container in self._registry.containers.values()
+            if container.status is Status.FAILED
+        }
+        for key in set(self._alive) - known:
+            if key.partition("/")[0] not in broken:
+                await self._kill_unknown(key)
+        expected = {launch_call(key) for key in known} | {
+            start_call(ident) for ident in self._registry.containers
+        }
+        for key in self._calls - expected:
+            self._registry.spawn(self._drain_call(key))
+
+    def _drop_held(self, key: str) -> None:
+        for stream, fds in self._held.pop(key, {}).items():
+            for suffix, fd in fds.items():
+                os.close(fd)
+                name = stdio.stream_name(key, stream)
+                self._supervisor.release(f"{name}.{suffix}" if suffix else name)
+
+    async def _kill_unknown(self, key: str) -> None:
+        _log.warning("a process nobody knows is killed", extra={"fields": {"process": key}})
+        try:
+            _, fds = await self._supervisor.request("pidfd", {"process": key})
+        except SupervisorError:
+            return  # it has ended by itself
+        try:
+            signal.pidfd_send_signal(fds[0], signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        finally:
+            os.close(fds[0])
+
+    async def _drain_call(self, key: str) -> None:
+        """A mount, an rm, a delete: it may finish; what it did is found by looking."""
+        await self._registry.caller.join(key)
+        self._registry.caller.forget(key)
+
+    async def _clean_up(self) -> None:
+        """What only the runtime, the kernel or the disk still know of."""
+        registry = self._registry
+        known = registry.containers.keys()
+        for ident in registry.runtime.leftovers() - known:
+            _log.warning("a container only the runtime knows is deleted", extra={"container": ident})
+            try:
+                await registry.runtime.delete(ident, 60.0)
+            except RuntimeFailure as error:
+                _log.error("that failed", extra={"container": ident, "error": str(error)})
+        for ident in registry.cgroup_children() - known:
+            _log.warning("a cgroup without a container is removed", extra={"container": ident})
+            cgroup = registry.cgroup_of(ident)
+            cgroup.kill()
+            cgroup.remove()
+        trash = os.path.join(os.path.dirname(registry.directory), "trash")
+        if os.path.isdir(trash) and os.listdir(trash):
+            await registry.caller.run(["rm", "-rf", "--", trash], 60.0)
+
+    def _note(self, container: Container, what: str, process: str = "") -> None:
+        context(_log, container=container.ident, process=process).info(what)
+
+
+def _process_directories(path: str) -> list[str]:
+    """Directories of processes below a container's: live, being started, ended."""
+    live = [name for name in os.listdir(path) if name.isdigit() or name.startswith(".new-")]
+    ended = os.path.join(path, "exited")
+    retired = os.listdir(ended) if os.path.isdir(ended) else []
+    found = live + [os.path.join("exited", name) for name in retired]
+    return [where for where in found if os.path.exists(os.path.join(path, where, "process.json"))]
+
+
+def _slots(document: dict[str, Any]) -> list[int]:
+    slots = document.get("slots")
+    lists = slots.values() if isinstance(slots, dict) else ()
+    return [slot for entry in lists if isinstance(entry, list) for slot in entry if isinstance(slot, int)]
+
+
+async def reload(registry: Registry, supervisor: SupervisorClient) -> None:
+    """Restores what an earlier agent left. Exits that arrive meanwhile are taken up afterwards."""
+    early: list[dict[str, Any]] = []
+    supervisor.topics["exit"] = early.append
+    await Reloader(registry, supervisor).run()
+    supervisor.topics["exit"] = registry.on_exit
+    for record in early:
+        registry.on_exit(record)
+    await asyncio.sleep(0)  # let what was put in the background begin before anybody is served
