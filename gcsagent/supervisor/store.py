@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 
-MAX_NAME = 256
+MAX_NAME = 512
+"""Characters: two ids of 128 and what tells a process's descriptors apart."""
+
 MAX_HELD = 65_536
 """More than RLIMIT_NOFILE's usual hard limit would run into; the bound is there so that a broken agent
 cannot grow the supervisor's memory for ever."""
@@ -19,20 +21,23 @@ class StoreError(ValueError):
 
 
 class FdStore:
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_HELD) -> None:
+        """``limit`` leaves room below RLIMIT_NOFILE for what the supervisor itself opens."""
         self._held: dict[str, int] = {}
+        self._limit = min(limit, MAX_HELD)
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def check_new(self, name: str) -> None:
-        """Raises StoreError when nothing could be put under ``name``."""
-        if not name or len(name) > MAX_NAME:
-            raise StoreError(f"a name is 1 to {MAX_NAME} characters")
-        if name in self._held:
-            raise StoreError(f"{name} is already held")
-        if len(self._held) >= MAX_HELD:
-            raise StoreError(f"{MAX_HELD} descriptors are held already")
+    def check_new(self, *names: str) -> None:
+        """Raises StoreError when something could not be put under each of ``names``, all different."""
+        for name in names:
+            if not name or len(name) > MAX_NAME:
+                raise StoreError(f"a name is 1 to {MAX_NAME} characters")
+            if name in self._held:
+                raise StoreError(f"{name} is already held")
+        if len(self._held) + len(names) > self._limit:
+            raise StoreError(f"at most {self._limit} descriptors are held, and {len(self._held)} are")
 
     def put(self, name: str, fd: int) -> None:
         """Takes ``fd`` over. Raises StoreError, and leaves it the caller's."""
