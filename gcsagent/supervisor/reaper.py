@@ -102,7 +102,11 @@ class Reaper:
         """Raises OSError when the program cannot be started. ``process`` is the key to claim its child by."""
         call = Call(key, next(self._numbers), pid_file, process, console)
         call.pid = spawn(argv, env, fds)
-        call.pidfd = os.pidfd_open(call.pid)
+        try:
+            call.pidfd = os.pidfd_open(call.pid)
+        except OSError:  # out of descriptors: it runs, but its end would go unseen
+            _kill_group(call.pid)
+            raise
         call.timer = self._loop.after(timeout, lambda: self._time_out(call))
         self.calls[key] = call
         self._loop.watch(call.pidfd, lambda _events: self._finish_call(call))
@@ -139,16 +143,20 @@ class Reaper:
     def _claim(self, call: Call) -> dict[str, Any]:
         """Makes the pid in the call's pid file a process of ours, dead or alive."""
         try:
-            with open(call.pid_file, encoding="ascii") as file:
-                pid = int(file.read(32))
+            pid = _read_pid(call.pid_file)
         except (OSError, ValueError) as error:
             return {"pid_error": f"pid file: {error}"}
+        if pid in self._known():
+            return {"pid_error": f"process {pid} named by the pid file is another's already"}
         try:
             ended = os.waitid(os.P_PID, pid, _PEEK) is not None
-        except (ChildProcessError, OverflowError):
+            pidfd = os.pidfd_open(pid)
+        except ChildProcessError:
             return {"pid_error": f"process {pid} named by the pid file is not our child"}
+        except OSError as error:
+            return {"pid_error": f"process {pid} cannot be watched: {error}"}
         self._held.pop(pid, None)
-        process = Process(call.process, pid, os.pidfd_open(pid))
+        process = Process(call.process, pid, pidfd)
         self.processes[call.process] = process
         if ended:
             self._finish_process(process)
@@ -171,16 +179,25 @@ class Reaper:
 
     def reap_orphans(self) -> None:
         """Reaps every ended child that nobody can claim any more. Called on SIGCHLD and after each call."""
-        running = [call for call in self.calls.values() if call.result is None]
-        known = self.own.union(call.pid for call in running)
-        known.update(process.pid for process in self.processes.values())
-        claiming = [call.number for call in running if call.process]
+        known = self._known()
+        claiming = [call.number for call in self.calls.values() if call.process and call.result is None]
         oldest, newest = (min(claiming), max(claiming)) if claiming else (0, 0)
         for pid in self._ended_children(known):
             if oldest and self._held.setdefault(pid, newest) >= oldest:
                 continue
             self._held.pop(pid, None)
             os.waitpid(pid, 0)
+
+    @property
+    def busy(self) -> bool:
+        """Something we started, or claimed, is alive."""
+        return bool(self.processes) or any(call.result is None for call in self.calls.values())
+
+    def _known(self) -> set[int]:
+        """Children that are waited for by pid: never an orphan, never to be claimed by somebody else."""
+        known = self.own.union(call.pid for call in self.calls.values() if call.result is None)
+        known.update(process.pid for process in self.processes.values())
+        return known
 
     def _ended_children(self, known: set[int]) -> list[int]:
         """Zombies that are not ``known``. WNOWAIT shows only the first one, so /proc lists the rest."""
@@ -193,6 +210,18 @@ class Reaper:
         except FileNotFoundError:  # CONFIG_PROC_CHILDREN is off: one at a time, as the head is freed
             children = [first]
         return [pid for pid in children if pid not in known and _peek(os.P_PID, pid) is not None]
+
+
+def _read_pid(path: str) -> int:
+    """What a pid file says. Raises OSError or ValueError; never waits, not even for a FIFO's writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        text = os.read(fd, 32).decode("ascii").strip()
+    finally:
+        os.close(fd)
+    if not 0 < len(text) <= 10 or not text.isdigit() or not 0 < int(text) < 1 << 31:
+        raise ValueError(f"{text!r} is no pid")
+    return int(text)
 
 
 def _peek(kind: int, pid: int) -> int | None:
