@@ -73,6 +73,7 @@ def _run(settings: Settings) -> int:
     from gcsagent.supervisor import log, main
 
     log.set_level(settings.log_level)
+    main.keep_descriptors_to_ourselves()
     main.raise_limits()
     main.protect_from_oom()
     if not settings.guest:

@@ -23,6 +23,8 @@ EX_CONFIG = 78
 
 CHANNEL_FD = 3
 FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0
+END_SECONDS = 5.0
+"""What an agent may take to exit once its channel is closed; its exit status is worth waiting for."""
 
 
 class AgentProcess:
@@ -32,9 +34,9 @@ class AgentProcess:
         reaper: Reaper,
         env: dict[str, str],
         connected: Callable[[socket.socket], None],
-        ended: Callable[[int, bool], None],
+        ended: Callable[[int], None],
     ) -> None:
-        """``connected`` gets each new agent's channel; ``ended`` its wait status and whether it was READY."""
+        """``connected`` gets each new agent's channel; ``ended`` its wait status."""
         self._loop, self._reaper, self._env = loop, reaper, env
         self._connected, self._ended = connected, ended
         self._pidfd = -1
@@ -52,13 +54,14 @@ class AgentProcess:
         env = {**self._env, "GCS_CHANNEL_FD": str(CHANNEL_FD), "GCS_GENERATION": str(self.generation)}
         argv = [sys.executable, "-P", "-m", "gcsagent.agent"]
         try:
-            self.pid = spawn(argv, env, {1: 2, 2: 2, CHANNEL_FD: theirs.fileno()})
+            pid = spawn(argv, env, {1: 2, 2: 2, CHANNEL_FD: theirs.fileno()})
+            self._pidfd = _pidfd_or_kill(pid)
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
-        self._pidfd = os.pidfd_open(self.pid)
+        self.pid = pid
         self._reaper.own.add(self.pid)
         self._loop.watch(self._pidfd, self._on_exit)
         self._connected(ours)
@@ -71,15 +74,34 @@ class AgentProcess:
         if self.pid:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
+    def stop(self) -> None:
+        """Kills it and starts no other."""
+        if self._retry is not None:
+            self._retry.cancel()
+        self.kill()
+
+    def expect_end(self) -> None:
+        """It has closed its channel, which a dying agent does: one that lives on is of no use."""
+        if self.pid:
+            generation = self.generation
+            self._loop.after(END_SECONDS, lambda: self.kill() if self.generation == generation else None)
+
     def restart(self) -> None:
         """Starts the next agent, at once or after the back-off the last failures have earned."""
         if self.ready:
-            self.start()
+            self._start_again()
             return
         self._failures += 1
         delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
         log("warning", "the agent ended before it was ready", failures=self._failures, retry_in_s=delay)
-        self._retry = self._loop.after(delay, self.start)
+        self._retry = self._loop.after(delay, self._start_again)
+
+    def _start_again(self) -> None:
+        try:
+            self.start()
+        except OSError as error:
+            log("error", "the agent cannot be started", error=str(error))
+            self.restart()
 
     def _on_exit(self, _events: int) -> None:
         _, status = os.waitpid(self.pid, 0)
@@ -87,9 +109,17 @@ class AgentProcess:
         os.close(self._pidfd)
         self._reaper.own.discard(self.pid)
         self._pidfd, self.pid = -1, 0
-        self._ended(status, self.ready)
+        self._ended(status)
 
     @property
     def failures(self) -> int:
         """Deaths in a row before READY."""
         return self._failures
+
+
+def _pidfd_or_kill(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)  # its end would go unseen; as an orphan it is reaped
+        raise
