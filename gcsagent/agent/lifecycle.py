@@ -179,7 +179,6 @@ class Lifecycle:
     def started(self, container: Container, process: Process, started_at_ns: int) -> None:
         container.status = Status.RUNNING
         container.save()
-        self._registry.events.publish("container.started", container.ident, INIT, pid=process.pid)
         self._registry.running(container, process, started_at_ns)
         self._registry.caller.forget(start_call(container.ident))
 
