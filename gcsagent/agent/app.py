@@ -58,7 +58,7 @@ async def _run(settings: Settings, generation: int) -> int:
             supervisor.hold(name, fd)
     registry, agent = _assemble(settings, generation, supervisor, Keeper(supervisor, counters), events)
     await reload(registry, supervisor)
-    dispatcher = Dispatcher(methods.build(registry, agent))
+    dispatcher = Dispatcher(methods.build(registry, agent), registry.journal)
 
     def make_session(sock: socket.socket, peer: str, closed: Callable[[Session], None]) -> Session:
         return Session(sock, peer, dispatcher, registry, agent, closed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.logs import ContextLogger
 from protocol.errors import Code, RpcError
 
@@ -22,6 +23,7 @@ class Call:
         self._deadline = None if deadline_ms is None else self._loop.time() + deadline_ms / 1000
         self._timer: asyncio.TimerHandle | None = None
         self._committed = False
+        self.mark: RequestMark | None = None
         self.task: asyncio.Task[Any] | None = None
         self.aborted: RpcError | None = None
 

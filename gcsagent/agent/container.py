@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from gcsagent.agent.cgroups import Cgroup
+from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
 from protocol.checks import INIT
@@ -41,6 +42,7 @@ class Container:
         self.root = ""
         self.created_at_ns = time.time_ns()
         self.oom_kills = 0
+        self.start_request: RequestMark | None = None
         self.processes: dict[str, Process] = {}
 
     @property
@@ -97,5 +99,6 @@ class Container:
             "cgroup": self.cgroup.path,
             "auto_delete": self.auto_delete,
             "labels": self.labels,
+            "start_request": self.start_request,
             "created_at_ns": self.created_at_ns,
         }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -17,30 +16,20 @@ import msgpack
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.failures import to_rpc_error
+from gcsagent.agent.journal import UNDONE, Journal, RequestMark
 from gcsagent.agent.methods import Handler
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
 from protocol.methods import METHODS, Envelope
 
-MAX_STORED = 4096
-"""Answers kept for repeated requests; the oldest go first."""
-
 Answer = Callable[[Any], None]
 
 
-class _Stored:
-    __slots__ = ("digest", "future")
-
-    def __init__(self, digest: bytes, future: asyncio.Future[Any]) -> None:
-        self.digest, self.future = digest, future
-
-
 class Dispatcher:
-    def __init__(self, table: dict[str, Handler]) -> None:
-        self._table = table
+    def __init__(self, table: dict[str, Handler], journal: Journal) -> None:
+        self._table, self._journal = table, journal
         self._inline = {name for name, handler in table.items() if not inspect.iscoroutinefunction(handler)}
-        self._stored: OrderedDict[str, _Stored] = OrderedDict()
 
     def run(self, call: Call, raw: dict[str, Any], params: Any, envelope: Envelope, answer: Answer) -> None:
         """Calls ``answer`` once with the result or the RpcError, now or later."""
@@ -86,36 +75,28 @@ class Dispatcher:
         return rpc_error
 
     def _run_once(self, call: Call, raw: dict[str, Any], params: Any, ident: str, answer: Answer) -> None:
-        digest = _digest(call.method, raw)
-        stored = self._stored.get(ident)
-        if stored is None:
-            future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            stored = self._stored[ident] = _Stored(digest, future)
-            self._trim()
-            self._run(call, params, lambda result: self._store(ident, future, result))
-        elif stored.digest != digest:
+        mark = RequestMark(ident, _digest(call.method, raw))
+        entry = self._journal.find(ident)
+        if entry is not None and entry.digest != mark.digest:
             answer(RpcError(Code.ALREADY_EXISTS, f"request_id {ident!r} was used for another request"))
             return
-        if stored.future.done():
-            answer(stored.future.result())
+        if entry is None:
+            call.mark = mark
+            entry = self._journal.begin(mark)
+            entry.future.add_done_callback(lambda future: answer(future.result()))
+            self._run(call, params, lambda result: self._journal.finish(mark, result))
         else:
-            stored.future.add_done_callback(lambda future: answer(future.result()))
 
-    def _store(self, ident: str, future: asyncio.Future[Any], result: Any) -> None:
-        future.set_result(result)
-        if isinstance(result, RpcError):
-            self._stored.pop(ident, None)  # it changed nothing: asked again, it is tried again
+            def joined(future: asyncio.Future[Any]) -> None:
+                if future.result() is UNDONE:  # an agent was killed over it: now it is done for real
+                    self._run_once(call, raw, params, ident, answer)
+                else:
+                    answer(future.result())
 
-    def _trim(self) -> None:
-        while len(self._stored) > MAX_STORED:
-            ident, stored = next(iter(self._stored.items()))
-            if not stored.future.done():
-                self._stored.move_to_end(ident)
-                return
-            del self._stored[ident]
+            entry.future.add_done_callback(joined)
 
 
-def _digest(method: str, raw: dict[str, Any]) -> bytes:
+def _digest(method: str, raw: dict[str, Any]) -> str:
     """Of what is asked, not of how long the caller will wait for it."""
     asked = {key: raw[key] for key in sorted(raw) if key not in ("deadline_ms", "request_id")}
-    return hashlib.sha256(method.encode() + b"\0" + msgpack.packb(asked)).digest()
+    return hashlib.sha256(method.encode() + b"\0" + msgpack.packb(asked)).hexdigest()

@@ -76,6 +76,7 @@ class Lifecycle:
             spec["process"]["cwd"],
         )
         process = Process(container.ident, INIT, args, params.stdio, False)
+        process.request = call.mark
         container.processes[INIT] = process
         container.root, container.owns_pids = spec["root"]["path"], bundle.owns_pid_namespace(spec)
         container.overlay = params.overlay
@@ -161,6 +162,8 @@ class Lifecycle:
     async def start(self, params: ContainerRef, call: Call) -> Created:
         container = self._registry.get(params.container)
         container.check("start")
+        container.start_request = call.mark
+        container.save()
         container.status = Status.CREATING  # nobody else may start, exec or delete it meanwhile
         started_at_ns = time.time_ns()
         process = container.init
@@ -236,6 +239,7 @@ class Lifecycle:
         process = Process(
             container.ident, params.process, tuple(spec["args"]), params.stdio, params.auto_delete
         )
+        process.request = call.mark
         container.processes[process.ident] = process
         started_at_ns = time.time_ns()
         try:

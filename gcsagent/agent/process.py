@@ -8,6 +8,7 @@ import signal
 import time
 from typing import Any
 
+from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.stdio import close_all
 from gcsagent.agent.streams import DiscardedTty, Stream, TtyStream
 from protocol.checks import INIT
@@ -34,6 +35,7 @@ class Process:
         self.started_at_ns = 0
         self.exit: ExitRecord | None = None
         self.early_exit: dict[str, Any] | None = None
+        self.request: RequestMark | None = None
         self._exited: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
 
     @property
@@ -152,6 +154,7 @@ class Process:
                 if (offset := stream.closing_at()) is not None
             },
             "auto_delete": self.auto_delete,
+            "request": self.request,
             "created_at_ns": self.created_at_ns,
             "started_at_ns": self.started_at_ns,
             "exit": to_wire(self.exit) if self.exit is not None else None,

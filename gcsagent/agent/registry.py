@@ -13,6 +13,7 @@ from gcsagent.agent.calls import Caller
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import EventLog
+from gcsagent.agent.journal import Journal
 from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
@@ -49,6 +50,7 @@ class Registry:
         own = "" if guest else "-" + hashlib.sha256(state.encode()).hexdigest()[:8]
         self._cgroup_root = f"/gcs{own}"
         self._background: set[asyncio.Task[None]] = set()
+        self.journal = Journal(state)
         self.tear_down: Callable[[Container], Awaitable[None]]  # wired in gcsagent.agent.app
         self.containers: dict[str, Container] = {}
         os.makedirs(self.directory, mode=0o711, exist_ok=True)

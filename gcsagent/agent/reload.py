@@ -26,6 +26,7 @@ from typing import Any
 from gcsagent.agent import stdio
 from gcsagent.agent.calls import Outcome
 from gcsagent.agent.container import Container
+from gcsagent.agent.journal import UNDONE, RequestMark
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
@@ -36,6 +37,7 @@ from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.common.channel import MAX_FDS
 from protocol.checks import INIT, identifier
 from protocol.errors import RpcError
+from protocol.methods import Created
 from protocol.schema import SchemaError, from_wire
 from protocol.types import ExitRecord, Reason, Status, Stdio
 
@@ -114,6 +116,7 @@ class Reloader:
         container.status = Status(document["status"])
         container.overlay, container.owns_pids = bool(document["overlay"]), bool(document["owns_pids"])
         container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
+        container.start_request = _mark(document.get("start_request"))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
         return {
             where: read_json(os.path.join(path, where, "process.json"))
@@ -141,12 +144,37 @@ class Reloader:
             self._note(container, "a deletion goes on")
             self._registry.spawn(self._undo(container))
         elif container.status is Status.CREATING:
+            self._pend(container.processes[INIT].request if INIT in container.processes else None)
             self._registry.spawn(self._finish_create(container))
         elif container.status is Status.CREATED and start_call(container.ident) in self._calls:
             container.status = container.init.status = Status.CREATING
+            self._pend(container.start_request)
             self._registry.spawn(self._finish_start(container))
         else:
+            self._answered(container)
             self._end_what_has_ended(container)
+
+    def _pend(self, mark: RequestMark | None) -> None:
+        """A request that was under way: its repeat waits for what becomes of it."""
+        if mark is not None and self._registry.journal.find(mark.ident) is None:
+            self._registry.journal.begin(mark)
+
+    def _answer(self, mark: RequestMark | None, pid: int) -> None:
+        """That request is known to have succeeded; its repeat is answered (``pid`` 0: it failed)."""
+        if mark is None:
+            return
+        entry = self._registry.journal.find(mark.ident)
+        if entry is None or not entry.future.done():
+            self._registry.journal.finish(mark, Created(pid) if pid else UNDONE)
+
+    def _answered(self, container: Container) -> None:
+        """Requests whose outcome had been written down, and perhaps not that they had been answered."""
+        init = container.processes.get(INIT)
+        if container.status is Status.RUNNING and init is not None:
+            self._answer(container.start_request, init.pid)
+        for process in container.processes.values():
+            if process.pid:
+                self._answer(process.request, process.pid)
 
     async def _restore_process(self, container: Container, where: str, document: dict[str, Any]) -> None:
         process = Process(
@@ -157,6 +185,7 @@ class Reloader:
             bool(document["auto_delete"]),
         )
         process.created_at_ns, process.started_at_ns = document["created_at_ns"], document["started_at_ns"]
+        process.request = _mark(document.get("request"))
         process.slots = {name: list(slots) for name, slots in document["slots"].items()}
         container.processes[process.ident] = process
         if where.startswith(".new-"):
@@ -234,6 +263,7 @@ class Reloader:
     def _resume_exec(self, container: Container, process: Process) -> None:
         process.status = Status.CREATING
         if not process.is_init:
+            self._pend(process.request)
             self._registry.spawn(self._finish_exec(container, process))
 
     async def _finish_create(self, container: Container) -> None:
@@ -242,11 +272,13 @@ class Reloader:
         if init is None or outcome is None or outcome.status != 0 or not outcome.pid:
             self._note(container, "a create that did not succeed is undone")
             await self._undo(container)
+            self._answer(init.request if init is not None else None, 0)
             return
         self._note(container, "a create had succeeded")
         try:
             await self._take_up(container, init, outcome)
             self._lifecycle.created(container, init)
+            self._answer(init.request, init.pid)
         except (*_BROKEN, RpcError, SupervisorError) as error:
             context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
             await self._undo(container)
@@ -257,12 +289,14 @@ class Reloader:
         if outcome is not None and outcome.status == 0:
             self._note(container, "a start had succeeded")
             self._lifecycle.started(container, init, time.time_ns())
+            self._answer(container.start_request, init.pid)
         else:
             self._note(container, "a start did not succeed")
             self._registry.caller.forget(start_call(container.ident))
             container.status = init.status = Status.CREATED
             if init.pidfd >= 0:
                 init.signal(signal.SIGKILL)
+            self._answer(container.start_request, 0)
         self._end_what_has_ended(container)
 
     async def _finish_exec(self, container: Container, process: Process) -> None:
@@ -271,11 +305,13 @@ class Reloader:
             self._note(container, "an exec that did not succeed is undone", process=process.ident)
             self._drop_held(process.key)
             await self._lifecycle.undo_exec(container, process)
+            self._answer(process.request, 0)
             return
         self._note(container, "an exec had succeeded", process=process.ident)
         try:
             await self._take_up(container, process, outcome)
             self._lifecycle.executed(container, process, process.created_at_ns)
+            self._answer(process.request, process.pid)
         except (*_BROKEN, RpcError, SupervisorError) as error:
             context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
             await self._lifecycle.undo_exec(container, process)
@@ -379,6 +415,10 @@ def _process_directories(path: str) -> list[str]:
     retired = os.listdir(ended) if os.path.isdir(ended) else []
     found = live + [os.path.join("exited", name) for name in retired]
     return [where for where in found if os.path.exists(os.path.join(path, where, "process.json"))]
+
+
+def _mark(document: Any) -> RequestMark | None:
+    return None if document is None else RequestMark(str(document[0]), str(document[1]))
 
 
 def _slots(document: dict[str, Any]) -> list[int]:

@@ -17,7 +17,6 @@ from gcsagent import __version__
 from gcsagent.agent.call import Call
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
-from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
@@ -281,22 +280,24 @@ class Session:
                 offset=offset,
             )
         self._attaching = (params, msgid)
-        self._answer(msgid, Attached(offset))
         if not self._out:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        """The connection becomes the stream's; this session ends without closing it."""
+        """The connection becomes the stream's, which answers first; this session ends without closing it."""
         assert self._attaching is not None
-        params, _ = self._attaching
+        params, msgid = self._attaching
         if self._closing:
             return
-        self._closing = True
-        self._let_go()
         try:
             stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
-            stream.attach(self._sock, params.take)
-        except RpcError as error:  # it changed while the answer was on its way out
-            self._log.info("attach came too late", extra={"error": str(to_rpc_error(error))})
-            self._sock.close()
+            offset = stream.check_attachable(params.take)
+        except RpcError as error:  # it changed while earlier answers were on their way out
+            self._attaching = None
+            self._answer(msgid, error)
+            return
+        reply = self._connection.respond(msgid, to_wire(Attached(offset)))
+        self._closing = True
+        self._let_go()
+        stream.attach(self._sock, params.take, reply)
         self._closed(self)

@@ -22,6 +22,9 @@ from gcsagent.agent.supervisor_client import SupervisorClient
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
 
+REPLY_SIZE = 65_536
+"""Bytes of a reply at the most: what a pipe holds."""
+
 LINGER_SECONDS = 30.0
 """How long an output connection stays open after the stream's end for its peer to close first: a guest's
 close can overtake data that still sits in the VMM (hybrid vsock)."""
@@ -38,7 +41,7 @@ class Keeper:
 class Stream(Protocol):
     """What the method table sees of a stream."""
 
-    def attach(self, connection: socket.socket, take: bool) -> None: ...
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None: ...
     def check_attachable(self, take: bool) -> int: ...
     def close_input(self, offset: int | None) -> None: ...
     def closing_at(self) -> int | None: ...
@@ -54,7 +57,7 @@ class NullStream:
     def check_attachable(self, take: bool) -> int:
         raise RpcError(Code.FAILED_PRECONDITION, "this stream is null; ask for mode 'stream' when creating")
 
-    def attach(self, connection: socket.socket, take: bool) -> None:
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
         self.check_attachable(take)
 
     def close_input(self, offset: int | None) -> None:
@@ -86,6 +89,7 @@ class _Attachable:
         self._loop = asyncio.get_running_loop()
         self._connection: socket.socket | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._reply = -1
         self.ended = fd < 0
         if fd >= 0:
             os.set_blocking(fd, False)
@@ -104,11 +108,49 @@ class _Attachable:
             )
         return self._offset()
 
-    def attach(self, connection: socket.socket, take: bool) -> None:
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
+        """Sends ``reply``, the answer to the request to attach, and from then on the stream's own bytes.
+
+        The reply goes through a pipe that the supervisor holds together with the connection: an agent
+        that takes over finds in it what has not been sent. Without that, a client might be answered twice,
+        or never, when the agent is killed right here.
+        """
         self.check_attachable(take)
         self.detach()
-        self._keeper.supervisor.hold(f"{self._name}.conn", connection.fileno())
-        self._serve(connection)
+        read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(write_end, reply)
+        os.close(write_end)
+        names = {f"{self._name}.conn": 0, f"{self._name}.reply": 1}
+        self._keeper.supervisor.tell("hold", {"hold": names}, (connection.fileno(), read_end))
+        self._connection = connection
+        self._send_reply(read_end)
+
+    def _send_reply(self, reply: int) -> None:
+        """Moves what is left of the reply to the connection, then begins with the stream."""
+        assert self._connection is not None
+        try:
+            while queued(reply):
+                os.splice(reply, self._connection.fileno(), REPLY_SIZE, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            self._reply = reply
+            self._loop.add_writer(self._connection, self._resume_reply)
+            return
+        except OSError:
+            self._drop_reply(reply)
+            self.detach()
+            return
+        self._drop_reply(reply)
+        self._serve(self._connection)
+
+    def _resume_reply(self) -> None:
+        if self._connection is not None and self._reply >= 0:
+            self._loop.remove_writer(self._connection)
+            reply, self._reply = self._reply, -1
+            self._send_reply(reply)
+
+    def _drop_reply(self, reply: int) -> None:
+        os.close(reply)
+        self._keeper.supervisor.release(f"{self._name}.reply")
 
     def restore(self, held: dict[str, int]) -> None:
         """Goes on where an earlier agent was killed, with what it held under names below this stream's.
@@ -116,14 +158,17 @@ class _Attachable:
         ``held`` maps those suffixes (``conn``, ``out.r``, ...) to descriptors, now this stream's.
         """
         self._restore_middles(held)
-        connection = held.pop("conn", None)
-        if connection is not None:
-            sock = socket.socket(fileno=connection)
-            sock.setblocking(False)
-            self._serve(sock)
+        connection, reply = held.pop("conn", None), held.pop("reply", None)
+        if connection is None:
+            return
+        self._connection = socket.socket(fileno=connection)
+        self._connection.setblocking(False)
+        if reply is not None:
+            self._send_reply(reply)
+        else:
+            self._serve(self._connection)
 
     def _serve(self, connection: socket.socket) -> None:
-        self._connection = connection
         if self.ended:
             self._start_linger()
             self._watch_peer()
@@ -140,6 +185,10 @@ class _Attachable:
             self._linger = None
         self._stop()
         self._loop.remove_reader(connection)
+        if self._reply >= 0:
+            self._loop.remove_writer(connection)
+            self._drop_reply(self._reply)
+            self._reply = -1
         connection.close()
         self._keeper.supervisor.release(f"{self._name}.conn")
 
@@ -518,7 +567,7 @@ class DiscardedTty:
     def check_attachable(self, take: bool) -> int:
         return NullStream().check_attachable(take)
 
-    def attach(self, connection: socket.socket, take: bool) -> None:
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
         self.check_attachable(take)
 
     def resize(self, rows: int, cols: int) -> None:

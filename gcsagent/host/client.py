@@ -28,6 +28,9 @@ from protocol.address import parse_dial
 from protocol.methods import METHODS
 from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
 
+_IDEMPOTENT = frozenset({"process.resize", "process.close_stdin", "agent.shutdown"})
+"""Mutating methods that come to the same when they are carried out twice."""
+
 CONNECT_SECONDS = 30.0
 """How long connect waits for an agent to come up."""
 
@@ -87,20 +90,23 @@ class Client:
         """One request; the result is the dataclass ``protocol.methods.METHODS[method].result``.
 
         ``deadline`` is in seconds; without it the method's own applies, and some have none. Cancelling the
-        caller cancels the request. ``request_id`` makes a mutating request safe to send again.
+        caller cancels the request. A connection that is lost is made again and the request repeated; a
+        mutating one gets a ``request_id`` if none is given, so that it is carried out once.
 
         Raises:
             RpcError: how the agent says it failed; :class:`AgentSilent` when it says nothing in time.
-            ConnectionLost: the connection went before the answer and the request may not be repeated.
+            ConnectionLost: the connection was lost again and again.
             RemoteProtocolError: the agent broke the contract.
         """
+        repeatable = method in METHODS and (not METHODS[method].mutating or method in _IDEMPOTENT)
+        if request_id is None and not repeatable:
+            request_id = secrets.token_hex(
+                8
+            )  # an agent that restarts is not to be asked the same thing twice
         wire = encode_params(method, params, deadline=deadline, request_id=request_id)
         limit = _limit(method, deadline)
-        repeatable = not METHODS[method].mutating or request_id is not None
         try:
             async with asyncio.timeout(limit):
-                if not repeatable:
-                    return decode_result(method, await (await self._linked()).call(method, wire))
                 async for attempt in despite_losses():
                     with attempt:
                         return decode_result(method, await (await self._linked()).call(method, wire))

@@ -9,12 +9,13 @@ stops exactly there, whoever still holds the other end of the pipe open.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from gcsagent.host.dialogue import encode_params, greet
+from gcsagent.host.dialogue import despite_losses, encode_params, greet
 from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken, OutputTruncated
 from gcsagent.host.transport import Address
 from protocol.methods import ATTACH, Attach, Attached
@@ -46,6 +47,15 @@ class Stream:
     @classmethod
     async def open(cls, address: Address, wanted: Attach, *, timeout: float, client_name: str) -> Self:
         encode_params(ATTACH, wanted)
+        async for attempt in despite_losses():
+            with attempt:
+                return await cls._open_once(address, wanted, timeout, client_name)
+            # Our earlier connection may have been granted before it was lost; it is in nobody's way.
+            wanted = dataclasses.replace(wanted, take=True)
+        raise AssertionError("ends only by returning or raising")
+
+    @classmethod
+    async def _open_once(cls, address: Address, wanted: Attach, timeout: float, client_name: str) -> Self:
         dialogue, _ = await greet(address, timeout=timeout, client_name=client_name)
         try:
             async with asyncio.timeout(_ATTACH_SECONDS):
