@@ -22,7 +22,7 @@ EX_CONFIG = 78
 """sysexits.h: the agent cannot work with the settings it was given."""
 
 CHANNEL_FD = 3
-FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0
+FIRST_DELAY, LONGEST_DELAY = 0.1, 2.0
 END_SECONDS = 5.0
 """What an agent may take to exit once its channel is closed; its exit status is worth waiting for."""
 
