@@ -1,0 +1,354 @@
+"""gcsctl as people use it: a subprocess, its exit code, what it prints, and on a terminal."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cases.agents import REPO, RunningAgent
+from tests.cases.target import name
+
+SECONDS = 30.0
+
+
+class Gcsctl:
+    """Runs it against one agent. ``box`` is a container that runs all the while."""
+
+    def __init__(self, address: str, rootfs: str) -> None:
+        self.rootfs = rootfs
+        self.env = {**os.environ, "GCS_ADDRESS": address}
+        self.box = name("box")
+
+    def argv(self, *args: str) -> list[str]:
+        return [sys.executable, "-m", "gcsagent.host", *args]
+
+    def __call__(self, *args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            self.argv(*args),
+            input=stdin,
+            cwd=REPO,
+            env=self.env,
+            capture_output=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    def run(self, *args: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        """``run --rm`` with a throw-away layer; ``args`` are further options, ``--`` and the command."""
+        return self("run", "--rm", "--overlay", "--rootfs", self.rootfs, *args, stdin=stdin)
+
+    def json(self, *args: str) -> Any:
+        done = self("--json", *args)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def gcsctl(agent: RunningAgent, rootfs: str) -> Iterator[Gcsctl]:
+    before = agent.holdings()
+    gcsctl = Gcsctl(agent.address, rootfs)
+    options = ("-d", "--id", gcsctl.box, "--overlay", "--rootfs", rootfs)
+    started = gcsctl("run", *options, "--", "sleep", "100000")
+    assert (started.returncode, started.stdout, started.stderr) == (0, f"{gcsctl.box}\n".encode(), b"")
+    yield gcsctl
+    assert gcsctl("delete", "--force", gcsctl.box).returncode == 0
+    agent.assert_holds(before)
+
+
+def one_line(error: bytes) -> str:
+    """The one line on stderr that an error is."""
+    assert error.startswith(b"gcsctl: ")
+    assert error.endswith(b"\n")
+    assert error.count(b"\n") == 1, error.decode()
+    return error.decode()
+
+
+@pytest.mark.parametrize("code", [0, 7, 255])
+def test_the_exit_code_is_the_commands(gcsctl: Gcsctl, code: int) -> None:
+    done = gcsctl.run("--", "sh", "-c", f"echo out; echo err >&2; exit {code}")
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"out\n", b"err\n")
+    done = gcsctl("exec", gcsctl.box, "--", "sh", "-c", f"echo -n out; exit {code}")
+    assert (done.returncode, done.stdout, done.stderr) == (code, b"out", b"")
+
+
+def test_a_signal_becomes_128_and_its_number(gcsctl: Gcsctl) -> None:
+    assert gcsctl("exec", gcsctl.box, "--", "sh", "-c", "kill -KILL $$").returncode == 137
+
+
+@pytest.mark.parametrize(
+    "command, code, word",
+    [
+        (["no-such-program"], 127, "no-such-program"),
+        (["/etc/passwd"], 126, "/etc/passwd"),
+        (["/etc"], 126, "/etc"),
+    ],
+)
+def test_what_cannot_be_executed(gcsctl: Gcsctl, command: list[str], code: int, word: str) -> None:
+    for done in (gcsctl("exec", gcsctl.box, "--", *command), gcsctl.run("--", *command)):
+        assert (done.returncode, done.stdout) == (code, b"")
+        assert word in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "args, word",
+    [
+        (["state", "nobody"], "nobody"),
+        (["exec", "nobody", "--", "true"], "nobody"),
+        (["start", "../x"], "id"),
+        (["run", "--rootfs", "/no/such/directory", "--", "true"], "/no/such/directory"),
+        (["run", "--", "true"], "--rootfs"),
+        (["--address", "unix:/no/such/socket", "ping"], "/no/such/socket"),
+        (["--address", "nonsense", "ping"], "nonsense"),
+        (["no-such-command"], "no-such-command"),
+    ],
+)
+def test_own_failures_are_125_and_one_line(gcsctl: Gcsctl, args: list[str], word: str) -> None:
+    done = gcsctl(*args)
+    assert (done.returncode, done.stdout) == (125, b"")
+    assert word in one_line(done.stderr)
+
+
+def test_delete_of_a_running_container_is_refused(gcsctl: Gcsctl) -> None:
+    done = gcsctl("delete", gcsctl.box)
+    assert done.returncode == 125
+    assert "running" in one_line(done.stderr)
+    assert gcsctl("exec", gcsctl.box, "--", "true").returncode == 0
+
+
+def test_stdin_reaches_the_command_and_ends(gcsctl: Gcsctl) -> None:
+    data = os.urandom(3_000_000)
+    done = gcsctl("exec", "-i", gcsctl.box, "--", "cat", stdin=data)
+    assert (done.returncode, done.stdout == data, done.stderr) == (0, True, b"")
+    done = gcsctl.run("-i", "--", "wc", "-c", stdin=data)
+    assert (done.returncode, done.stdout.strip()) == (0, b"3000000")
+
+
+def test_without_i_the_command_has_no_input(gcsctl: Gcsctl) -> None:
+    done = gcsctl("exec", gcsctl.box, "--", "cat", stdin=b"not for it")
+    assert (done.returncode, done.stdout) == (0, b"")
+
+
+def test_a_closed_output_ends_the_command(gcsctl: Gcsctl) -> None:
+    """``gcsctl exec … yes | head -1``"""
+    with subprocess.Popen(
+        gcsctl.argv("exec", gcsctl.box, "--", "yes"), cwd=REPO, env=gcsctl.env, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"y\n"
+        process.stdout.close()
+        assert process.wait(SECONDS) == 141
+    assert [each["process"] for each in gcsctl.json("ps", gcsctl.box)] == ["init"]
+
+
+def test_options_of_the_process(gcsctl: Gcsctl) -> None:
+    script = 'echo "$A $(pwd) $(id -u):$(id -g)"'
+    options = ("-e", "A=b c", "-w", "/usr", "-u", "7:8")
+    for done in (
+        gcsctl("exec", *options, gcsctl.box, "--", "sh", "-c", script),
+        gcsctl.run(*options, "--", "sh", "-c", script),
+    ):
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"b c /usr 7:8\n", b"")
+
+
+def test_the_life_of_a_container_step_by_step(gcsctl: Gcsctl) -> None:
+    ident = name("steps")
+    create = ("create", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs)
+    assert gcsctl(*create, "--", "sh", "-c", "exit 9").stdout == f"{ident}\n".encode()
+    assert gcsctl(*create, "--", "true").returncode == 125
+    assert gcsctl.json("state", ident)["status"] == "created"
+    assert gcsctl("start", ident).returncode == 0
+    assert gcsctl("wait", ident).returncode == 9
+    state = gcsctl.json("state", ident)
+    assert (state["status"], state["processes"][0]["exit"]["exit_code"]) == ("stopped", 9)
+    assert ident in [each["container"] for each in gcsctl.json("ps")]
+    assert gcsctl("delete", ident).returncode == 0
+    assert gcsctl("state", ident).returncode == 125
+
+
+def test_kill_and_its_exit_record(gcsctl: Gcsctl) -> None:
+    ident = name("victim")
+    gcsctl("run", "-d", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs, "--", "sleep", "100000")
+    assert gcsctl("kill", "-s", "KILL", ident).returncode == 0
+    waited = gcsctl("--json", "wait", ident)
+    record = json.loads(waited.stdout)
+    assert (waited.returncode, record["signal"], record["reason"]) == (137, 9, "signalled")
+    assert gcsctl.json("delete", ident)["exit"] == record
+
+
+def test_json_documents(gcsctl: Gcsctl) -> None:
+    assert gcsctl.json("ping")["generation"] >= 1
+    assert gcsctl.json("info")["runtime"]["name"] == "runc"
+    assert [each["process"] for each in gcsctl.json("ps", gcsctl.box)] == ["init"]
+    started = gcsctl.json("exec", "-d", gcsctl.box, "--", "true")
+    assert started["container"] == gcsctl.box
+    assert started["pid"] > 0
+    done = gcsctl("--json", "exec", gcsctl.box, "--", "sh", "-c", "echo out; exit 4")
+    assert (done.returncode, done.stdout, json.loads(done.stderr)["exit_code"]) == (4, b"out\n", 4)
+
+
+def test_detached_with_rm_cleans_up_after_itself(gcsctl: Gcsctl) -> None:
+    ident = name("brief")
+    options = ("--rm", "-d", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs)
+    with subprocess.Popen(
+        gcsctl.argv("--json", "events"), cwd=REPO, env=gcsctl.env, stdout=subprocess.PIPE
+    ) as events:
+        assert events.stdout is not None
+        # Until it shows an event it may not have subscribed: the box is poked till it does.
+        while not select.select([events.stdout], [], [], 0)[0]:
+            gcsctl("exec", gcsctl.box, "--", "true")
+        assert gcsctl("run", *options, "--", "true").stdout == f"{ident}\n".encode()
+        for line in events.stdout:
+            event = json.loads(line)
+            if (event["type"], event["container"]) == ("container.deleted", ident):
+                break
+        events.send_signal(signal.SIGINT)
+        assert events.wait(SECONDS) == 130
+    assert gcsctl("state", ident).returncode == 125
+
+
+def test_sigterm_is_passed_on(gcsctl: Gcsctl) -> None:
+    script = "trap 'echo got it; exit 12' TERM; echo ready; while :; do sleep 0.02; done"
+    with subprocess.Popen(
+        gcsctl.argv("exec", gcsctl.box, "--", "bash", "-c", script),
+        cwd=REPO,
+        env=gcsctl.env,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == b"got it\n"
+        assert process.wait(SECONDS) == 12
+
+
+def test_a_bundle_directory(gcsctl: Gcsctl, tmp_path: Path) -> None:
+    config = {
+        "ociVersion": "1.0.2",
+        "process": {"args": ["/bin/echo", "from a bundle"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
+        "root": {"path": os.path.relpath(gcsctl.rootfs, tmp_path), "readonly": True},
+        "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    done = gcsctl("run", "--rm", "--bundle", str(tmp_path))
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"from a bundle\n", b"")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+# -- on a terminal --------------------------------------------------------------------------------
+
+
+class Terminal:
+    """gcsctl on a pseudo-terminal of ours."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], rows: int, cols: int) -> None:
+        self.master, slave = pty.openpty()
+        self.resize(rows, cols)
+        self.before = termios.tcgetattr(slave)
+        self.process = subprocess.Popen(
+            argv, cwd=REPO, env=env, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+        )
+        self.slave = slave
+        self.seen = b""
+
+    def resize(self, rows: int, cols: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
+
+    def expect(self, wanted: bytes) -> None:
+        deadline = time.monotonic() + SECONDS
+        while wanted not in self.seen:
+            left = deadline - time.monotonic()
+            assert left > 0, f"{wanted!r} never came: {self.seen!r}"
+            if select.select([self.master], [], [], left)[0]:
+                self.seen += os.read(self.master, 65536)
+        self.seen = self.seen.partition(wanted)[2]
+
+    def type(self, text: bytes) -> None:
+        os.write(self.master, text)
+
+    def end(self) -> int:
+        """Its exit status; the terminal must be as it was."""
+        status = self.process.wait(SECONDS)
+        assert termios.tcgetattr(self.slave) == self.before
+        return status
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+        os.close(self.slave)
+
+
+@pytest.fixture
+def open_terminal(gcsctl: Gcsctl) -> Iterator[Any]:
+    terminals: list[Terminal] = []
+
+    def start(*args: str, rows: int = 24, cols: int = 80) -> Terminal:
+        terminals.append(Terminal(gcsctl.argv(*args), gcsctl.env, rows, cols))
+        return terminals[-1]
+
+    yield start
+    for each in terminals:
+        each.close()
+
+
+def test_a_shell_on_a_terminal(gcsctl: Gcsctl, open_terminal: Any) -> None:
+    run = ("run", "--rm", "-it", "--overlay", "--rootfs", gcsctl.rootfs, "--", "bash", "--norc")
+    terminal = open_terminal(*run, rows=31, cols=101)
+    terminal.type(b"stty size; echo $((6*7))\n")
+    terminal.expect(b"31 101\r\n42\r\n")
+    terminal.resize(41, 141)
+    terminal.process.send_signal(signal.SIGWINCH)
+    terminal.type(b"until [ \"$(stty size)\" = '41 141' ]; do :; done; echo re''sized\n")
+    terminal.expect(b"resized\r\n")
+    terminal.type(b"sleep 100000\n")
+    terminal.expect(b"sleep 100000\r\n")
+    terminal.type(b"\x03")
+    terminal.type(b"exit 21\n")
+    assert terminal.end() == 21
+
+
+def test_ctrl_d_ends_an_exec_on_a_terminal(gcsctl: Gcsctl, open_terminal: Any) -> None:
+    terminal = open_terminal("exec", "-it", gcsctl.box, "--", "cat")
+    terminal.type(b"line\n")
+    terminal.expect(b"line\r\nline\r\n")
+    terminal.type(b"\x04")
+    assert terminal.end() == 0
+
+
+def test_attach_to_a_process_started_elsewhere(gcsctl: Gcsctl, open_terminal: Any) -> None:
+    ident = name("shell")
+    create = ("create", "-it", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs)
+    assert gcsctl(*create, "--", "sh").returncode == 0
+    try:
+        assert gcsctl("start", ident).returncode == 0
+        terminal = open_terminal("attach", ident)
+        terminal.type(b"echo at''tached; exit 5\n")
+        terminal.expect(b"attached\r\n")
+        assert terminal.end() == 5
+    finally:
+        gcsctl("delete", "--force", ident)
+
+
+def test_the_terminal_is_restored_when_the_container_is_killed(gcsctl: Gcsctl, open_terminal: Any) -> None:
+    ident = name("doomed")
+    run = ("run", "--id", ident, "-it", "--overlay", "--rootfs", gcsctl.rootfs)
+    terminal = open_terminal(*run, "--", "sh", "-c", "echo ready; exec sleep 100000")
+    terminal.expect(b"ready")
+    assert gcsctl("kill", "-s", "9", ident).returncode == 0
+    assert terminal.end() == 137
+    assert gcsctl("delete", ident).returncode == 0
