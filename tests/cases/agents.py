@@ -64,8 +64,19 @@ class Holdings:
     threads: tuple[int, int]
     children: int
     mounts: int
-    cgroups: tuple[str, ...]
-    files: tuple[str, ...]
+    cgroups: frozenset[str]
+    files: frozenset[str]
+
+    def differences(self, before: Holdings) -> list[str]:
+        """What is not as it was; empty is right."""
+        found = [
+            f"{what}: {now}, before {then}"
+            for what in ("fds", "threads", "children", "mounts")
+            if (now := getattr(self, what)) != (then := getattr(before, what))
+        ]
+        now_there, there_before = self.cgroups | self.files, before.cgroups | before.files
+        found += [f"new: {path}" for path in sorted(now_there - there_before)]
+        return found + [f"gone: {path}" for path in sorted(there_before - now_there)]
 
 
 class RunningAgent:
@@ -119,9 +130,15 @@ class RunningAgent:
             threads=(len(os.listdir(f"/proc/{pids[0]}/task")), len(os.listdir(f"/proc/{pids[1]}/task"))),
             children=len(children(self.pid)),
             mounts=Path(f"/proc/{self.pid}/mounts").read_text().count("\n"),
-            cgroups=tuple(path for path in self.cgroups() if not path.endswith(self._cgroup)),
-            files=tuple(sorted(str(path) for path in walk(self.state_dir) if path.parent != self.state_dir)),
+            cgroups=frozenset(path for path in self.cgroups() if not path.endswith(self._cgroup)),
+            files=frozenset(str(path) for path in self.state() if path.parent != self.state_dir),
         )
+
+    def assert_holds(self, before: Holdings) -> None:
+        """Exactly what it held before, once what is under way is through."""
+        eventually(lambda: not self.holdings().differences(before))
+        different = self.holdings().differences(before)
+        assert not different, "\n".join(different)
 
     def memory_kib(self) -> tuple[int, int]:
         """Resident anonymous memory of supervisor and agent."""
@@ -135,6 +152,16 @@ class RunningAgent:
         tops = [top for root in roots if (top := Path(root, self._cgroup)).is_dir()]
         return sorted(str(path) for top in tops for path in [top, *(p for p in walk(top) if p.is_dir())])
 
+    def state(self) -> list[Path]:
+        """What is in the state directory.
+
+        Not counted: the answers kept for repeated requests, a bounded ring, and the copy of itself that a
+        killed runc leaves beside a container's state, which goes with the container.
+        """
+        kept = self.state_dir / "requests"
+        found = [path for path in walk(self.state_dir) if kept not in (path, *path.parents)]
+        return [path for path in found if not path.match("runtime/*/runc.*")]
+
     def leftovers(self) -> list[str]:
         """Traces after the end: processes, mounts, cgroups, sockets, files. Empty is right."""
         mine = str(self.directory)
@@ -146,9 +173,13 @@ class RunningAgent:
             if mine.encode() in (command := _cmdline(pid))
         ]
         left += [f"socket {path}" for path in walk(self.directory) if path.is_socket()]
-        left += [f"file {path}" for path in walk(self.state_dir) if not path.is_dir()]
+        left += [f"file {path}" for path in self.state() if not path.is_dir()]
         left += [f"container {path}" for path in walk(self.state_dir / "containers")]
         return left
+
+    def assert_nothing_left(self) -> None:
+        left = self.leftovers()
+        assert not left, "\n".join(left)
 
     def stop(self, timeout: float = STOP_SECONDS) -> int:
         """SIGTERM; the exit status. Raises TimeoutExpired."""
@@ -173,7 +204,7 @@ def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:
     try:
         yield running
         assert running.stop() == 0
-        assert running.leftovers() == []
+        running.assert_nothing_left()
         shutil.rmtree(running.directory)
     finally:
         running.destroy()

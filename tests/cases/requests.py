@@ -30,12 +30,14 @@ from tests.cases.target import (
     running,
 )
 
+WAITS = ["python3", "-c", "import signal; signal.pause()"]
+
 
 def hanging(target: Target) -> CreateContainer:
     """A create that does not end by itself: its spec has a hook that sleeps."""
 
     def with_hook(spec: dict[str, Any]) -> None:
-        spec["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "100000"]}]}
+        spec["hooks"] = {"createRuntime": [{"path": "/usr/bin/python3", "args": WAITS}]}
 
     return creation(target, name("c"), ("true",), spec=with_hook, stdio=OUTPUT)
 

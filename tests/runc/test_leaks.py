@@ -11,7 +11,7 @@ import pytest
 from gcsagent.host.client import Client
 from protocol.errors import RpcError
 from protocol.methods import Exec
-from tests.cases.agents import RunningAgent, eventually, stopped_clean
+from tests.cases.agents import RunningAgent, stopped_clean
 from tests.cases.spine import close_box, open_box
 from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, name, run, running, terminal
 
@@ -39,7 +39,7 @@ def target(quiet_agent: RunningAgent, rootfs: str) -> Iterator[Target]:
 
 
 def repeat(agent: RunningAgent, target: Target, count: int, work: Work) -> None:
-    """Warms up, counts, works, counts again."""
+    """Counts, warms up, weighs, works, counts and weighs again."""
 
     async def several(numbers: range) -> None:
         async with asyncio.timeout(SECONDS), await connect(target) as client:
@@ -53,11 +53,11 @@ def repeat(agent: RunningAgent, target: Target, count: int, work: Work) -> None:
                 for _ in range(AT_ONCE):
                     tasks.create_task(worker())
 
+    held = agent.holdings()
     asyncio.run(several(range(count // 5)))
-    held, memory = agent.holdings(), agent.memory_kib()
+    memory = agent.memory_kib()
     asyncio.run(several(range(count)))
-    eventually(lambda: agent.holdings() == held)
-    assert agent.holdings() == held, agent.log_tail()
+    agent.assert_holds(held)
     grown = [after - before for before, after in zip(memory, agent.memory_kib(), strict=True)]
     assert max(grown) < GROWTH_KIB, f"supervisor and agent grew by {grown} KiB"
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.cases.agents import RunningAgent, eventually
+from tests.cases.agents import RunningAgent
 from tests.cases.spine import NAMES, check, close_box, open_box
 from tests.cases.target import Target
 
@@ -25,5 +25,4 @@ async def _run(target: Target, name: str) -> None:
 def test_case(agent: RunningAgent, rootfs: str, name: str) -> None:
     before = agent.holdings()
     asyncio.run(_run(Target(agent.address, rootfs, box="box", pace=1.0, execs=30), name))
-    eventually(lambda: agent.holdings() == before, 5.0)
-    assert agent.holdings() == before
+    agent.assert_holds(before)

@@ -56,7 +56,7 @@ def test_a_killed_agent_is_replaced_and_connections_made_meanwhile_wait(own: Run
                 assert now == generation
         assert own.agent_pid not in (0, agent)
     assert own.stop() == 0
-    assert own.leftovers() == []
+    own.assert_nothing_left()
 
 
 def test_an_agent_that_dies_again_and_again_is_started_again(own: RunningAgent) -> None:
@@ -70,7 +70,7 @@ def test_sigterm_ends_containers_first(own: RunningAgent, rootfs: str) -> None:
     asyncio.run(two_containers(target_of(own, rootfs)))
     assert own.cgroups()
     assert own.stop() == 0
-    assert own.leftovers() == []
+    own.assert_nothing_left()
     log = own.log_tail()
     assert '"container": "polite", "process_id": "init", "exit_code": 3' in log
 
@@ -84,7 +84,7 @@ def test_shutdown_by_request_ends_both(own: RunningAgent, rootfs: str) -> None:
 
     asyncio.run(shut_down())
     assert own.wait() == 0
-    assert own.leftovers() == []
+    own.assert_nothing_left()
 
 
 def test_sigterm_while_the_agent_is_stopped_still_ends(own: RunningAgent, rootfs: str) -> None:
