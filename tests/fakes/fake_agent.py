@@ -47,8 +47,15 @@ class FakeAgent:
         return f"unix:{self.path}"
 
     def named(self, method: str) -> list[dict[str, Any]]:
-        """The parameters of each call of ``method``."""
-        return [params for name, params in self.calls if name == method]
+        """The parameters of each call of ``method``, without the client's own ``request_id``."""
+        return [
+            {key: value for key, value in params.items() if key != "request_id"}
+            for name, params in self.calls
+            if name == method
+        ]
+
+    def request_ids(self, method: str) -> list[str | None]:
+        return [params.get("request_id") for name, params in self.calls if name == method]
 
     def publish(self, event: Event) -> None:
         for served in self.subscribers:
