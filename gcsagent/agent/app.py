@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable
 
 from gcsagent.agent import logs, methods, teardown
+from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.calls import Caller
 from gcsagent.agent.cgroups import CgroupMounts
 from gcsagent.agent.counters import CounterSlots
@@ -23,7 +24,6 @@ from gcsagent.agent.reload import reload
 from gcsagent.agent.runc import Runc
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
-from gcsagent.agent.streams import Keeper
 from gcsagent.agent.supervisor_client import SupervisorClient
 from gcsagent.common.config import Settings
 

@@ -8,9 +8,10 @@ import signal
 import time
 from typing import Any
 
+from gcsagent.agent.attachable import Stream
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.stdio import close_all
-from gcsagent.agent.streams import DiscardedTty, Stream, TtyStream
+from gcsagent.agent.terminal import DiscardedTty, TtyStream
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.schema import to_wire

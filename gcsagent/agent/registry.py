@@ -9,6 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.calls import Caller
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
 from gcsagent.agent.container import Container
@@ -18,7 +19,6 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
-from gcsagent.agent.streams import Keeper
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.schema import to_wire

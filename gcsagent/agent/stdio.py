@@ -7,17 +7,11 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gcsagent.agent.attachable import Keeper, NullStream, Stream
 from gcsagent.agent.runtime import Launch
-from gcsagent.agent.streams import (
-    DiscardedTty,
-    InputStream,
-    Keeper,
-    NullStream,
-    OutputStream,
-    Stream,
-    TtyStream,
-)
+from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
+from gcsagent.agent.terminal import DiscardedTty, TtyStream
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode
 

@@ -1,0 +1,261 @@
+"""What all streams of a process share: one connection at a time, and what outlives the agent.
+
+A stream outlives the connections attached to it. Its guest end (a pipe's end, or the pty master), its
+middle pipe and the connection now attached are all held by the supervisor under names derived from the
+stream's, because closing any of them is an event that somebody sees: the last copy must be closed when
+the stream says so, and not when an agent dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from typing import Protocol
+
+from gcsagent.agent.counters import CounterSlots, queued
+from gcsagent.agent.relay import MiddlePipe
+from gcsagent.agent.supervisor_client import SupervisorClient
+from protocol.errors import Code, RpcError
+from protocol.types import StreamMode, StreamState
+
+REPLY_SIZE = 65_536
+"""Bytes of a reply at the most: what a pipe holds."""
+
+LINGER_SECONDS = 30.0
+"""How long an output connection stays open after the stream's end for its peer to close first: a guest's
+close can overtake data that still sits in the VMM (hybrid vsock)."""
+
+
+class Keeper:
+    """Where streams keep descriptors and counts: the supervisor's store and the counter slots."""
+
+    def __init__(self, supervisor: SupervisorClient, counters: CounterSlots) -> None:
+        self.supervisor = supervisor
+        self.counters = counters
+
+
+class Stream(Protocol):
+    """What the method table sees of a stream."""
+
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None: ...
+    def check_attachable(self, take: bool) -> int: ...
+    def close_input(self, offset: int | None) -> None: ...
+    def closing_at(self) -> int | None: ...
+    def state(self) -> StreamState: ...
+    def produced(self) -> int: ...
+    def process_ended(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class NullStream:
+    """/dev/null: nothing to attach to."""
+
+    def check_attachable(self, take: bool) -> int:
+        raise RpcError(Code.FAILED_PRECONDITION, "this stream is null; ask for mode 'stream' when creating")
+
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
+        self.check_attachable(take)
+
+    def close_input(self, offset: int | None) -> None:
+        return  # it reads end of file already
+
+    def closing_at(self) -> int | None:
+        return None
+
+    def state(self) -> StreamState:
+        return StreamState(mode=StreamMode.NULL, ended=True)
+
+    def produced(self) -> int:
+        return 0
+
+    def process_ended(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+class Attachable:
+    """What all real streams share: one connection at a time, and the pumps that serve it."""
+
+    def __init__(self, keeper: Keeper, name: str, fd: int, ended: Callable[[int], None]) -> None:
+        """``name`` is the stream's in the supervisor's store, where ``fd`` is held already; ``ended`` gets
+        the number of bytes, once, when no more will come. ``fd`` is -1 when that was before."""
+        self._keeper, self._name, self._fd, self._tell_end = keeper, name, fd, ended
+        self._loop = asyncio.get_running_loop()
+        self._connection: socket.socket | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self._reply = -1
+        self.ended = fd < 0
+        if fd >= 0:
+            os.set_blocking(fd, False)
+
+    # -- the connection -------------------------------------------------------------------------
+
+    @property
+    def attached(self) -> bool:
+        return self._connection is not None
+
+    def check_attachable(self, take: bool) -> int:
+        """The offset an attach now would report. Raises FAILED_PRECONDITION when somebody is attached."""
+        if self.attached and not take:
+            raise RpcError(
+                Code.FAILED_PRECONDITION, "somebody is attached to this stream; ask with take to replace them"
+            )
+        return self._offset()
+
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
+        """Sends ``reply``, the answer to the request to attach, and from then on the stream's own bytes.
+
+        The reply goes through a pipe that the supervisor holds together with the connection: an agent
+        that takes over finds in it what has not been sent. Without that, a client might be answered twice,
+        or never, when the agent is killed right here.
+        """
+        self.check_attachable(take)
+        self.detach()
+        read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        os.write(write_end, reply)
+        os.close(write_end)
+        names = {f"{self._name}.conn": 0, f"{self._name}.reply": 1}
+        self._keeper.supervisor.tell("hold", {"hold": names}, (connection.fileno(), read_end))
+        self._connection = connection
+        self._send_reply(read_end)
+
+    def _send_reply(self, reply: int) -> None:
+        """Moves what is left of the reply to the connection, then begins with the stream."""
+        assert self._connection is not None
+        try:
+            while queued(reply):
+                os.splice(reply, self._connection.fileno(), REPLY_SIZE, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            self._reply = reply
+            self._loop.add_writer(self._connection, self._resume_reply)
+            return
+        except OSError:
+            self._drop_reply(reply)
+            self.detach()
+            return
+        self._drop_reply(reply)
+        self._serve(self._connection)
+
+    def _resume_reply(self) -> None:
+        if self._connection is not None and self._reply >= 0:
+            self._loop.remove_writer(self._connection)
+            reply, self._reply = self._reply, -1
+            self._send_reply(reply)
+
+    def _drop_reply(self, reply: int) -> None:
+        os.close(reply)
+        self._keeper.supervisor.release(f"{self._name}.reply")
+
+    def restore(self, held: dict[str, int]) -> None:
+        """Goes on where an earlier agent was killed, with what it held under names below this stream's.
+
+        ``held`` maps those suffixes (``conn``, ``out.r``, ...) to descriptors, now this stream's.
+        """
+        self._restore_middles(held)
+        connection, reply = held.pop("conn", None), held.pop("reply", None)
+        if connection is None:
+            return
+        self._connection = socket.socket(fileno=connection)
+        self._connection.setblocking(False)
+        if reply is not None:
+            self._send_reply(reply)
+        else:
+            self._serve(self._connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        if self.ended:
+            self._start_linger()
+            self._watch_peer()
+        else:
+            self._start(connection.fileno())
+
+    def detach(self) -> None:
+        """Lets the connection go, whoever wants it; the stream itself stays as it is. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        self._stop()
+        self._loop.remove_reader(connection)
+        if self._reply >= 0:
+            self._loop.remove_writer(connection)
+            self._drop_reply(self._reply)
+            self._reply = -1
+        connection.close()
+        self._keeper.supervisor.release(f"{self._name}.conn")
+
+    def _start_linger(self) -> None:
+        if self.attached and self._linger is None:
+            self._linger = self._loop.call_later(LINGER_SECONDS, self.detach)
+
+    def _watch_peer(self) -> None:
+        """Notices that the peer of an output connection is gone, which splicing into it may never tell."""
+        if self._connection is not None:
+            self._loop.add_reader(self._connection, self._on_peer)
+
+    def _on_peer(self) -> None:
+        """Drops what the peer sends where nothing may be sent (or nobody reads any more); sees it leave."""
+        assert self._connection is not None
+        try:
+            gone = not self._connection.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            gone = True
+        if gone:
+            self.detach()
+
+    def _end(self, count: int) -> None:
+        if not self.ended:
+            self.ended = True
+            self._tell_end(count)
+
+    # -- the middle pipe ------------------------------------------------------------------------
+
+    def _held_middle(self, held: dict[str, int], suffix: str) -> MiddlePipe | None:
+        """An earlier agent's. One that had only one end held had not been used: it is given up."""
+        read_end, write_end = held.pop(f"{suffix}.r", -1), held.pop(f"{suffix}.w", -1)
+        if read_end >= 0 and write_end >= 0:
+            return MiddlePipe((read_end, write_end))
+        for fd in (read_end, write_end):
+            if fd >= 0:
+                os.close(fd)
+        self._keeper.supervisor.release(f"{self._name}.{suffix}.r", f"{self._name}.{suffix}.w")
+        return None
+
+    def _hold_middle(self, suffix: str) -> MiddlePipe:
+        middle = MiddlePipe()
+        supervisor = self._keeper.supervisor
+        supervisor.hold(f"{self._name}.{suffix}.r", middle.read_end)
+        supervisor.hold(f"{self._name}.{suffix}.w", middle.write_end)
+        return middle
+
+    def _drop_middle(self, middle: MiddlePipe, suffix: str) -> None:
+        middle.close()
+        self._keeper.supervisor.release(f"{self._name}.{suffix}.r", f"{self._name}.{suffix}.w")
+
+    def _drop_fd(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._keeper.supervisor.release(self._name)
+
+    # -- for the kinds --------------------------------------------------------------------------
+
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        raise NotImplementedError
+
+    def _offset(self) -> int:
+        raise NotImplementedError
+
+    def _start(self, connection: int) -> None:
+        raise NotImplementedError
+
+    def _stop(self) -> None:
+        raise NotImplementedError

@@ -1,0 +1,189 @@
+"""The terminal of a process: a pty master, one duplex connection."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import termios
+from collections.abc import Callable
+
+from gcsagent.agent.attachable import Attachable, Keeper, NullStream
+from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
+from protocol.errors import Code, RpcError
+from protocol.types import StreamMode, StreamState
+
+
+class TtyStream(Attachable):
+    """A pty master: one connection, both directions."""
+
+    def __init__(
+        self, keeper: Keeper, name: str, fd: int, slots: tuple[int, int], ended: Callable[[int], None]
+    ) -> None:
+        super().__init__(keeper, name, fd, ended)
+        self._slots = slots
+        self._output: Pump | None = None
+        self._input: Pump | None = None
+        self._middles: list[tuple[MiddlePipe, str]] = []
+        self._eof_at: int | None = None
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Raises FAILED_PRECONDITION when the terminal has ended."""
+        if self._fd < 0:
+            raise RpcError(Code.FAILED_PRECONDITION, "the terminal has ended")
+        termios.tcsetwinsize(self._fd, (rows, cols))
+
+    def close_input(self, offset: int | None) -> None:
+        """Types the terminal's end-of-file character once ``offset`` bytes of input have reached it."""
+        if self.ended:
+            return
+        self._eof_at = self._taken() if offset is None else offset
+        self._check_eof(self._taken())
+
+    def closing_at(self) -> int | None:
+        return None if self.ended else self._eof_at
+
+    def state(self) -> StreamState:
+        return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
+
+    def produced(self) -> int:
+        return self._offset() + (self._output.in_middle if self._output else 0)
+
+    def process_ended(self) -> None:
+        return  # the kernel hangs the terminal up when its session leader ends; EIO tells
+
+    def close(self) -> None:
+        self.detach()
+        self._stop()
+        self._drop_fd()
+        for middle, suffix in self._middles:
+            self._drop_middle(middle, suffix)
+        self._middles.clear()
+        for slot in self._slots:
+            self._keeper.counters.free(slot)
+
+    def _offset(self) -> int:
+        return self._output.delivered if self._output else self._keeper.counters.delivered(self._slots[0], 0)
+
+    def _taken(self) -> int:
+        return self._input.delivered if self._input else self._keeper.counters.delivered(self._slots[1], 0)
+
+    def discard_into(self, null: int) -> None:
+        """Moves all output to ``null``, an open /dev/null, from now on."""
+        if self._output is None or self._input is None:
+            self._output, self._input = self._make_pumps()
+        if not self.ended:
+            self._output.attach(self._fd, null)
+
+    def _start(self, connection: int) -> None:
+        if self._output is None or self._input is None:
+            self._output, self._input = self._make_pumps()
+        self._output.attach(self._fd, connection)
+        self._input.attach(connection, self._fd)
+
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        out, into = self._held_middle(held, "out"), self._held_middle(held, "in")
+        if out is not None or into is not None:
+            # With one of them missing nothing had been moved either way: both are held before any byte is.
+            self._output, self._input = self._make_pumps(out, into)
+
+    def _make_pumps(self, out: MiddlePipe | None = None, into: MiddlePipe | None = None) -> tuple[Pump, Pump]:
+        out = self._hold_middle("out") if out is None else out
+        into = self._hold_middle("in") if into is None else into
+        self._middles = [(out, "out"), (into, "in")]
+        counters, (out_slot, in_slot) = self._keeper.counters, self._slots
+        output = Pump(
+            counters,
+            out_slot,
+            out,
+            on_source_end=self._on_hangup,
+            on_sink_broken=lambda _code: self.detach(),
+        )
+        incoming = Pump(
+            counters,
+            in_slot,
+            into,
+            on_source_end=lambda _code: self.detach(),
+            on_sink_broken=self._on_input_broken,
+            on_progress=self._check_eof,
+        )
+        return output, incoming
+
+    def _stop(self) -> None:
+        for pump in (self._output, self._input):
+            if pump is not None:
+                pump.detach()
+
+    def _on_hangup(self, _code: int) -> None:
+        """The last slave was closed and everything written to it has been delivered."""
+        if self._input is not None:
+            self._input.detach()
+        self._drop_fd()
+        self._end(self._offset())
+        self._start_linger()
+        self._watch_peer()
+
+    def _on_input_broken(self, code: int) -> None:
+        """Input to a hung-up terminal fails with EIO; its output may still be on the way out."""
+        if code != errno.EIO or self._output is None or self._output.state is not PumpState.ATTACHED:
+            self.detach()
+
+    def _check_eof(self, taken: int) -> None:
+        if self._eof_at is None or taken < self._eof_at or self._fd < 0:
+            return
+        self._eof_at = None
+        character = termios.tcgetattr(self._fd)[6][termios.VEOF]
+        try:
+            os.write(self._fd, character)
+        except BlockingIOError:
+            self._loop.add_writer(self._fd, self._retry_eof, character)
+        except OSError:
+            return  # hung up: there is nobody to tell
+
+    def _retry_eof(self, character: bytes) -> None:
+        if self._fd < 0:
+            return
+        self._loop.remove_writer(self._fd)
+        try:
+            os.write(self._fd, character)
+        except OSError:
+            return
+
+
+class DiscardedTty:
+    """A terminal in mode null: what the process writes to it is dropped, as /dev/null would."""
+
+    def __init__(self, tty: TtyStream) -> None:
+        self._tty = tty
+        self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        tty.discard_into(self._null)
+
+    def check_attachable(self, take: bool) -> int:
+        return NullStream().check_attachable(take)
+
+    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
+        self.check_attachable(take)
+
+    def resize(self, rows: int, cols: int) -> None:
+        self._tty.resize(rows, cols)
+
+    def close_input(self, offset: int | None) -> None:
+        self._tty.close_input(None)
+
+    def closing_at(self) -> int | None:
+        return self._tty.closing_at()
+
+    def state(self) -> StreamState:
+        return StreamState(StreamMode.NULL, self._tty.state().bytes, False, self._tty.ended)
+
+    def produced(self) -> int:
+        return self._tty.produced()
+
+    def process_ended(self) -> None:
+        self._tty.process_ended()
+
+    def close(self) -> None:
+        self._tty.close()
+        if self._null >= 0:
+            os.close(self._null)
+            self._null = -1
