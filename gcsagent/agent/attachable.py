@@ -87,6 +87,7 @@ class Attachable:
         self._loop = asyncio.get_running_loop()
         self._connection: socket.socket | None = None
         self._linger: asyncio.TimerHandle | None = None
+        self._freed = False
         self._reply = -1
         self.ended = fd < 0
         if fd >= 0:
@@ -239,6 +240,13 @@ class Attachable:
     def _drop_middle(self, middle: MiddlePipe, suffix: str) -> None:
         middle.close()
         self._keeper.supervisor.release(f"{self._name}.{suffix}.r", f"{self._name}.{suffix}.w")
+
+    def _free(self, *slots: int) -> None:
+        """Gives the counters back, once: the second time they would be another stream's."""
+        if not self._freed:
+            self._freed = True
+            for slot in slots:
+                self._keeper.counters.free(slot)
 
     def _drop_fd(self) -> None:
         if self._fd >= 0:

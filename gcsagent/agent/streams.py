@@ -43,7 +43,7 @@ class OutputStream(Attachable):
         if self._middle is not None:
             self._drop_middle(self._middle, "out")
             self._middle = None
-        self._keeper.counters.free(self._slot)
+        self._free(self._slot)
 
     def _offset(self) -> int:
         return self._pump.delivered if self._pump else self._keeper.counters.delivered(self._slot, 0)
@@ -117,7 +117,7 @@ class InputStream(Attachable):
         if self._middle is not None:
             self._drop_middle(self._middle, "in")
             self._middle = None
-        self._keeper.counters.free(self._slot)
+        self._free(self._slot)
 
     def detach(self) -> None:
         was_attached = self.attached

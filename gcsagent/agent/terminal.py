@@ -59,8 +59,7 @@ class TtyStream(Attachable):
         for middle, suffix in self._middles:
             self._drop_middle(middle, suffix)
         self._middles.clear()
-        for slot in self._slots:
-            self._keeper.counters.free(slot)
+        self._free(*self._slots)
 
     def _offset(self) -> int:
         return self._output.delivered if self._output else self._keeper.counters.delivered(self._slots[0], 0)
