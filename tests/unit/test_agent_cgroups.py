@@ -1,0 +1,149 @@
+"""Cgroups on a made-up tree: v2, v1, and both at once, found through the mounts file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gcsagent.agent.cgroups import Cgroup, CgroupMounts, signal_all
+
+
+class Tree:
+    def __init__(self, root: Path, **kinds: str) -> None:
+        """``kinds`` maps the name of each hierarchy to its file system type."""
+        self.root, self.kinds = root, kinds
+        lines = ["proc /proc proc rw 0 0", f"tmpfs {root} tmpfs rw,size=1k 0 0"]
+        for name, kind in kinds.items():
+            (root / name).mkdir()
+            lines.append(f"cgroup {root}/{name} {kind} rw,nosuid,{name} 0 0")
+        mounts = root / "mounts"
+        mounts.write_text("\n".join(lines) + "\n")
+        self.mounts = CgroupMounts(str(mounts))
+
+    def make(self, hierarchy: str, path: str, **files: str) -> Path:
+        directory = self.root / hierarchy / path.lstrip("/")
+        directory.mkdir(parents=True)
+        for name, text in files.items():
+            (directory / name.replace("__", ".")).write_text(text)
+        return directory
+
+
+@pytest.fixture
+def sleepers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    made = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
+    yield made
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+def ended(process: subprocess.Popen[bytes]) -> int:
+    return process.wait(10)
+
+
+@pytest.mark.parametrize(
+    "kinds, version",
+    [
+        ({"unified": "cgroup2"}, "v2"),
+        ({"memory": "cgroup", "pids": "cgroup"}, "v1"),
+        ({"memory": "cgroup", "unified": "cgroup2"}, "hybrid"),
+        ({}, "none"),
+    ],
+)
+def test_the_version_is_what_is_mounted(tmp_path: Path, kinds: dict[str, str], version: str) -> None:
+    assert Tree(tmp_path, **kinds).mounts.version == version
+
+
+def test_this_machines_own_mounts_can_be_read() -> None:
+    assert CgroupMounts().version in ("v1", "v2", "hybrid", "none")
+
+
+def test_processes_are_found_wherever_any_are_below_it_too(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, memory="cgroup", pids="cgroup", unified="cgroup2")
+    tree.make("memory", "/gcs/c", cgroup__procs="10\n11\n")
+    tree.make("pids", "/gcs/c", cgroup__procs="11\n12\n")
+    tree.make("pids", "/gcs/c/child", cgroup__procs="13\n")
+    tree.make("pids", "/gcs/other", cgroup__procs="99\n")
+    assert Cgroup(tree.mounts, "/gcs/c").pids() == {10, 11, 12, 13}
+    assert Cgroup(tree.mounts, "/gcs/missing").pids() == set()
+
+
+def test_v2_is_killed_by_its_one_file(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, unified="cgroup2")
+    directory = tree.make("unified", "/gcs/c", cgroup__procs="1\n", cgroup__kill="")
+    Cgroup(tree.mounts, "/gcs/c").kill()
+    assert (directory / "cgroup.kill").read_text() == "1"
+
+
+def test_v1_is_killed_process_by_process_and_no_file_is_made(
+    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    tree = Tree(tmp_path, memory="cgroup", pids="cgroup")
+    directory = tree.make("memory", "/gcs/c", cgroup__procs=f"{sleepers[0].pid}\n")
+    tree.make("pids", "/gcs/c/child", cgroup__procs=f"{sleepers[1].pid}\n")
+    Cgroup(tree.mounts, "/gcs/c").kill()
+    assert [ended(process) for process in sleepers[:2]] == [-signal.SIGKILL] * 2
+    assert sleepers[2].poll() is None
+    assert os.listdir(directory) == ["cgroup.procs"]
+
+
+def test_a_hybrid_machine_uses_each_file_where_it_is(
+    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    """The v2 hierarchy exists and has no such cgroup: v1's processes must still be reached."""
+    tree = Tree(tmp_path, memory="cgroup", unified="cgroup2")
+    tree.make("memory", "/gcs/c", cgroup__procs=f"{sleepers[0].pid}\n", memory__oom_control="oom_kill 2\n")
+    cgroup = Cgroup(tree.mounts, "/gcs/c")
+    cgroup.kill()
+    assert ended(sleepers[0]) == -signal.SIGKILL
+    assert cgroup.oom_kills() == 2
+
+
+def test_killing_what_is_not_there_does_nothing(tmp_path: Path) -> None:
+    Cgroup(Tree(tmp_path, unified="cgroup2").mounts, "/gcs/c").kill()
+
+
+@pytest.mark.parametrize(
+    "kind, files, kills",
+    [
+        ("cgroup2", {"memory__events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"}, 2),
+        ("cgroup", {"memory__oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"}, 7),
+        ("cgroup", {"memory__oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, 0),
+        ("cgroup2", {"memory__events": "oom_kill rubbish\n"}, 0),
+        ("cgroup2", {}, 0),
+    ],
+)
+def test_oom_kills_are_counted_where_the_kernel_counts_them(
+    tmp_path: Path, kind: str, files: dict[str, str], kills: int
+) -> None:
+    tree = Tree(tmp_path, memory=kind)
+    tree.make("memory", "/gcs/c", **files)
+    assert Cgroup(tree.mounts, "/gcs/c").oom_kills() == kills
+
+
+def test_removal_goes_deepest_first_in_every_hierarchy_and_names_what_resists(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, memory="cgroup", pids="cgroup")
+    tree.make("memory", "/gcs/c/deep/deeper")
+    stuck = tree.make("pids", "/gcs/c/busy", cgroup__procs="")  # a file: this tree's way to be populated
+    tree.make("pids", "/gcs/other")
+    assert Cgroup(tree.mounts, "/gcs/c").remove() == [str(stuck), str(stuck.parent)]
+    assert not (tmp_path / "memory/gcs/c").exists()
+    assert (tmp_path / "pids/gcs/other").exists()
+    (stuck / "cgroup.procs").unlink()
+    assert Cgroup(tree.mounts, "/gcs/c").remove() == []
+    assert not (tmp_path / "pids/gcs/c").exists()
+    assert Cgroup(tree.mounts, "/gcs/c").remove() == []
+
+
+def test_signals_reach_the_living_and_pass_over_the_dead(sleepers: list[subprocess.Popen[bytes]]) -> None:
+    before = os.listdir("/proc/self/fd")
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    assert signal_all({sleepers[0].pid, sleepers[1].pid, dead.pid}, signal.SIGTERM) == 2
+    assert [ended(process) for process in sleepers[:2]] == [-signal.SIGTERM] * 2
+    assert os.listdir("/proc/self/fd") == before
