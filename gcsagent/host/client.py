@@ -100,19 +100,21 @@ class Client:
         """
         repeatable = method in METHODS and (not METHODS[method].mutating or method in _IDEMPOTENT)
         if request_id is None and not repeatable:
-            request_id = secrets.token_hex(
-                8
-            )  # an agent that restarts is not to be asked the same thing twice
+            # An agent that was restarted must not carry out the same request twice.
+            request_id = secrets.token_hex(8)
         wire = encode_params(method, params, deadline=deadline, request_id=request_id)
         limit = _limit(method, deadline)
         try:
             async with asyncio.timeout(limit):
-                async for attempt in despite_losses():
+                async for attempt in despite_losses(self._generation):
                     with attempt:
                         return decode_result(method, await (await self._linked()).call(method, wire))
         except TimeoutError:
             raise AgentSilent(method, limit or 0) from None
         raise AssertionError("AsyncRetrying ends only by returning or raising")
+
+    def _generation(self) -> int | None:
+        return self.welcome.generation if self.welcome is not None else None
 
     async def _linked(self) -> Link:
         """The link in use; a new one when the last was lost."""

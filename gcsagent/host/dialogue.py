@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,9 +17,9 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_exception_type,
-    stop_after_attempt,
     wait_random_exponential,
 )
+from tenacity.stop import stop_base
 
 from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectFailed, ConnectionBroken, NotReady
 from gcsagent.host.text import printable
@@ -150,14 +151,34 @@ class Dialogue:
         self.sock.close()
 
 
-def despite_losses() -> AsyncRetrying:
-    """Attempts at something that may be repeated: a few losses of the connection in a row are overcome."""
+def despite_losses(generation: Callable[[], int | None] = lambda: None) -> AsyncRetrying:
+    """Attempts at something that may be repeated: a few losses of the connection in a row are overcome.
+
+    ``generation`` says which agent was spoken to last: an agent that was restarted meanwhile begins with a
+    clean record, so that a wait goes on however often that happens.
+    """
     return AsyncRetrying(
         retry=retry_if_exception_type((ClosedByPeer, ConnectionBroken)),
-        stop=stop_after_attempt(_LOSSES),
+        stop=_Losses(generation),
         wait=wait_random_exponential(multiplier=0.02, max=1.0),
         reraise=True,
     )
+
+
+class _Losses(stop_base):
+    """Stops after _LOSSES by one and the same agent."""
+
+    def __init__(self, generation: Callable[[], int | None]) -> None:
+        self._generation = generation
+        self._last: int | None = None
+        self._count = 0
+
+    def __call__(self, retry_state: RetryCallState) -> bool:
+        now = self._generation()
+        if now != self._last:
+            self._last, self._count = now, 0
+        self._count += 1
+        return self._count >= _LOSSES
 
 
 async def greet(address: Address, *, timeout: float, client_name: str) -> tuple[Dialogue, Welcome]:

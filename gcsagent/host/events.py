@@ -39,6 +39,7 @@ class EventStream:
         self._client_name = client_name
         self._dialogue: Dialogue | None = None
         self._closed = False
+        self._generation: int | None = None
         self._after = wanted.after
         self.dropped = 0
 
@@ -52,7 +53,7 @@ class EventStream:
         return self
 
     async def __anext__(self) -> Event:
-        async for attempt in despite_losses():
+        async for attempt in despite_losses(lambda: self._generation):
             with attempt:
                 return await self._advance()
         raise AssertionError("ends only by returning or raising")
@@ -87,7 +88,7 @@ class EventStream:
             raise
 
     async def _subscribe(self) -> None:
-        dialogue, _ = await greet(self._address, timeout=self._timeout, client_name=self._client_name)
+        dialogue, welcome = await greet(self._address, timeout=self._timeout, client_name=self._client_name)
         try:
             async with asyncio.timeout(_SUBSCRIBE_SECONDS):
                 reply: Subscribed = await dialogue.ask(
@@ -103,6 +104,7 @@ class EventStream:
             self._after = reply.last
         self.dropped += reply.dropped
         self._dialogue = dialogue
+        self._generation = welcome.generation
 
     def _drop(self) -> None:
         if self._dialogue is not None:
