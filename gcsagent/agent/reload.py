@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import time
 from typing import Any
@@ -409,12 +410,19 @@ class Reloader:
 
 
 def _process_directories(path: str) -> list[str]:
-    """Directories of processes below a container's: live, being started, ended."""
+    """Directories of processes below a container's: live, being started, ended.
+
+    One without its document was killed before anything had been asked for: it is removed.
+    """
     live = [name for name in os.listdir(path) if name.isdigit() or name.startswith(".new-")]
     ended = os.path.join(path, "exited")
     retired = os.listdir(ended) if os.path.isdir(ended) else []
     found = live + [os.path.join("exited", name) for name in retired]
-    return [where for where in found if os.path.exists(os.path.join(path, where, "process.json"))]
+    whole = [where for where in found if os.path.exists(os.path.join(path, where, "process.json"))]
+    for where in set(found) - set(whole):
+        if where.startswith(".new-"):
+            shutil.rmtree(os.path.join(path, where))
+    return whole
 
 
 def _mark(document: Any) -> RequestMark | None:
