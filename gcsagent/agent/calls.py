@@ -43,7 +43,7 @@ class Outcome:
 class Caller:
     def __init__(self, supervisor: SupervisorClient, env: dict[str, str], prefix: str) -> None:
         """``prefix`` makes call keys unique across agents: the generation."""
-        self._supervisor, self._env, self._prefix = supervisor, env, prefix
+        self._supervisor, self._env, self.prefix = supervisor, env, prefix
         self._numbers = itertools.count(1)
 
     async def run(
@@ -65,7 +65,7 @@ class Caller:
         ``hold`` goes to the supervisor's store in the same packet; ``extra`` are further arguments of the
         supervisor's ``spawn``. Raises CannotStart.
         """
-        kept, key = bool(key), key or f"{self._prefix}.{next(self._numbers)}"
+        kept, key = bool(key), key or f"{self.prefix}.{next(self._numbers)}"
         wanted, captured = dict(fds or {}), -1
         if 2 not in wanted:
             captured = wanted[2] = os.memfd_create("stderr", os.MFD_CLOEXEC)

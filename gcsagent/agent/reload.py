@@ -389,6 +389,7 @@ class Reloader:
     async def _clean_up(self) -> None:
         """What only the runtime, the kernel or the disk still know of."""
         registry = self._registry
+        registry.runtime.forget_earlier_logs()
         known = registry.containers.keys()
         for ident in registry.runtime.leftovers() - known:
             _log.warning("a container only the runtime knows is deleted", extra={"container": ident})

@@ -76,6 +76,12 @@ class Runc:
         except FileNotFoundError:
             return set()
 
+    def forget_earlier_logs(self) -> None:
+        """Removes the logs of calls that an earlier agent was killed over."""
+        for name in os.listdir(self._logs):
+            if not name.startswith(f"{self._caller.prefix}."):
+                os.unlink(os.path.join(self._logs, name))
+
     async def _launch(
         self, action: str, argv: list[str], launch: Launch, files: _Files, timeout: float
     ) -> Launched:
@@ -125,8 +131,8 @@ class _Files:
 
     def __init__(self, runc: Runc, console: bool = False) -> None:
         number = next(runc._numbers)
-        self.log = os.path.join(runc._logs, f"{os.getpid()}.{number}.log")
-        self.console = os.path.join(runc._consoles, f"{os.getpid()}.{number}") if console else ""
+        self.log = os.path.join(runc._logs, f"{runc._caller.prefix}.{number}.log")
+        self.console = os.path.join(runc._consoles, f"{runc._caller.prefix}.{number}") if console else ""
         self.null = -1
 
     def __enter__(self) -> _Files:
