@@ -6,7 +6,15 @@ import json
 import os
 import sys
 
-from gcsagent.common.config import LOG_LEVELS, ConfigError, Settings, is_number, read_guest_settings
+from gcsagent.common.config import (
+    DEFAULT_WATCHDOG,
+    LOG_LEVELS,
+    ConfigError,
+    Settings,
+    is_number,
+    parse_watchdog,
+    read_guest_settings,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +59,12 @@ def _parse(arguments: list[str]) -> Settings:
         metavar="CID|any",
         help="who may connect over vsock, default: 2, the host; 'any' is for loopback tests",
     )
+    parser.add_argument(
+        "--watchdog",
+        default=str(DEFAULT_WATCHDOG),
+        metavar="SECONDS|off",
+        help="restart an agent that is stuck for that long, default: %(default)s",
+    )
     options = parser.parse_args(arguments)
     listen = tuple(options.listen or ("vsock",))
     for address in listen:
@@ -66,6 +80,7 @@ def _parse(arguments: list[str]) -> Settings:
         runtime=options.runtime,
         log_level=options.log_level,
         peer_cid=None if options.peer_cid == "any" else int(options.peer_cid),
+        watchdog=parse_watchdog(options.watchdog, "--watchdog "),
     )
 
 
@@ -81,7 +96,7 @@ def _run(settings: Settings) -> int:
     try:
         os.makedirs(settings.state, mode=0o711, exist_ok=True)
         supervisor = main.Supervisor(
-            settings.state, _agent_env(settings), settings.guest, settings.on_failure
+            settings.state, _agent_env(settings), settings.guest, settings.on_failure, settings.watchdog
         )
     except OSError as error:
         return _refuse(ConfigError(f"state directory {settings.state}: {error}"), settings.guest)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import faulthandler
 import functools
-import json
 import logging
 import os
 import socket
@@ -30,14 +28,16 @@ from gcsagent.common.config import Settings
 EX_CONFIG = 78
 """sysexits.h: starting again will not help; the supervisor knows it (agentproc)."""
 
+WORDS_PER_DEADLINE = 3
+"""How often the event loop tells the supervisor within the watchdog's deadline that it goes round."""
+
 _log = logging.getLogger("agent")
 
 
 def main() -> int:
-    settings = Settings(**json.loads(os.environ["GCS_SETTINGS"]))
+    settings = Settings.from_json(os.environ["GCS_SETTINGS"])
     generation = int(os.environ["GCS_GENERATION"])
     logs.set_up(settings.log_level)
-    faulthandler.enable()
     try:
         return asyncio.run(_run(settings, generation))
     except ListenError as error:
@@ -50,6 +50,8 @@ async def _run(settings: Settings, generation: int) -> int:
     channel = socket.socket(fileno=int(os.environ["GCS_CHANNEL_FD"]))
     os.set_inheritable(channel.fileno(), False)
     supervisor = SupervisorClient(channel, gone.set)
+    if settings.watchdog:
+        supervisor.keep_telling_alive(settings.watchdog / WORDS_PER_DEADLINE)
     held = set(await supervisor.everything("names"))
     counters = CounterSlots(await _memory(supervisor, held, "counters"))
     events = EventLog(await _memory(supervisor, held, "events"))

@@ -61,6 +61,12 @@ class SupervisorClient:
         """A request nobody waits for; a refusal is logged. The channel keeps its order with later ones."""
         self.request(operation, arguments, fds).add_done_callback(_log_refusal)
 
+    def keep_telling_alive(self, interval: float) -> None:
+        """Now and every ``interval`` seconds, as long as the event loop goes round (supervisor.watchdog)."""
+        if not self._outbox:
+            self._send(channel.pack([None, "alive", {}]), ())
+        self._loop.call_later(interval, self.keep_telling_alive, interval)
+
     def hold(self, name: str, fd: int) -> None:
         """Has the supervisor keep a duplicate of ``fd`` beyond this agent's death."""
         self.tell("hold", {"hold": {name: 0}}, (fd,))

@@ -3,6 +3,7 @@
 One SOCK_SEQPACKET socket pair per agent process; a packet is one MessagePack array plus its descriptors:
 
     agent -> supervisor   [id, operation, arguments]
+                          [nil, "alive", {}]              for the watchdog; unanswered
     supervisor -> agent   [id, error or nil, result]       the answer
                           [nil, topic, data]               a notification
 

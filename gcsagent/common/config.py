@@ -9,6 +9,7 @@ line more of them, and the later one wins:
     gcs.log_level=info         debug, info, warning, error
     gcs.runtime=runc           OCI runtime, a name on PATH or a path
     gcs.on_failure=poweroff    what a guest that cannot start does: poweroff, or hold for a look
+    gcs.watchdog=15            seconds of silence after which a stuck agent is restarted, or off
 
 ``gcs.hostname`` and ``gcs.disk.NAME`` are read by initramfs/init. Outside a guest the same settings come
 from ``gcsagent``'s options.
@@ -16,11 +17,15 @@ from ``gcsagent``'s options.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import NamedTuple
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GUEST_STATE = "/run/gcs/state"
+DEFAULT_WATCHDOG = 15
+"""Seconds: a guest without hardware virtualisation, on a busy host, still says three words in that time."""
+
 _INIT_KEYS = ("gcs.hostname",)
 
 
@@ -34,6 +39,13 @@ class Settings(NamedTuple):
     guest: bool = False
     peer_cid: int | None = 2
     on_failure: str = "poweroff"
+    watchdog: int = DEFAULT_WATCHDOG
+    """Seconds; 0 is off."""
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What a supervisor of another version says beyond these settings is passed over."""
+        return cls(**{name: value for name, value in json.loads(text).items() if name in cls._fields})
 
 
 class ConfigError(ValueError):
@@ -81,6 +93,7 @@ def parse_guest_settings(words: list[str]) -> Settings:
         raise ConfigError(f"gcs.log_level={level}: one of {', '.join(LOG_LEVELS)}")
     if not runtime:
         raise ConfigError("gcs.runtime=: a program's name or path")
+    watchdog = parse_watchdog(values.pop("gcs.watchdog", str(DEFAULT_WATCHDOG)), "gcs.watchdog=")
     if on_failure not in ("poweroff", "hold"):
         raise ConfigError(f"gcs.on_failure={on_failure}: poweroff or hold")
     unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith("gcs.disk.")]
@@ -94,7 +107,17 @@ def parse_guest_settings(words: list[str]) -> Settings:
         guest=True,
         peer_cid=None if peer == "any" else int(peer),
         on_failure=on_failure,
+        watchdog=watchdog,
     )
+
+
+def parse_watchdog(text: str, option: str) -> int:
+    """Seconds, 0 for ``off``. Raises ConfigError, in which ``option`` stands before the value."""
+    if text == "off":
+        return 0
+    if not is_number(text) or not 0 < int(text) <= 3600:
+        raise ConfigError(f"{option}{text}: seconds from 1 to 3600, or off")
+    return int(text)
 
 
 def is_number(text: str) -> bool:

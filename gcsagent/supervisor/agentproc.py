@@ -1,4 +1,4 @@
-"""Keeps an agent running: starts it, notices its death, starts it again.
+"""Keeps an agent running: starts it, notices its death or that it is stuck, starts it again.
 
 A death after READY is answered at once. One before READY counts towards a crash loop: each further try
 waits twice as long. An agent that exits with EX_CONFIG says that trying again cannot help.
@@ -17,6 +17,7 @@ from gcsagent.supervisor.log import log
 from gcsagent.supervisor.loop import Loop, Timer
 from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.spawn import spawn
+from gcsagent.supervisor.watchdog import Watchdog
 
 EX_CONFIG = 78
 """sysexits.h: the agent cannot work with the settings it was given."""
@@ -35,11 +36,16 @@ class AgentProcess:
         env: dict[str, str],
         connected: Callable[[socket.socket], None],
         ended: Callable[[int], None],
+        watchdog: float = 0.0,
     ) -> None:
-        """``connected`` gets each new agent's channel; ``ended`` its wait status."""
+        """``connected`` gets each new agent's channel; ``ended`` its wait status.
+
+        ``watchdog``: seconds of silence after which an agent is ended; 0 is never.
+        """
         self._loop, self._reaper, self._env = loop, reaper, env
         self._connected, self._ended = connected, ended
         self._pidfd = -1
+        self._watchdog = Watchdog(loop, watchdog, self._signal)
         self._retry: Timer | None = None
         self._failures = 0
         self.pid = 0
@@ -52,7 +58,8 @@ class AgentProcess:
         self.ready = False
         ours, theirs = channel.pair()
         env = {**self._env, "GCS_CHANNEL_FD": str(CHANNEL_FD), "GCS_GENERATION": str(self.generation)}
-        argv = [sys.executable, "-P", "-m", "gcsagent.agent"]
+        # faulthandler from the first instruction on: an agent may hang in an import, too.
+        argv = [sys.executable, "-P", "-X", "faulthandler", "-m", "gcsagent.agent"]
         try:
             pid = spawn(argv, env, {1: 2, 2: 2, CHANNEL_FD: theirs.fileno()})
             self._pidfd = _pidfd_or_kill(pid)
@@ -64,15 +71,24 @@ class AgentProcess:
         self.pid = pid
         self._reaper.own.add(self.pid)
         self._loop.watch(self._pidfd, self._on_exit)
+        self._watchdog.started()
         self._connected(ours)
 
     def set_ready(self) -> None:
         self.ready = True
         self._failures = 0
+        self._watchdog.ready()
+
+    def alive(self) -> None:
+        """Its event loop goes round."""
+        self._watchdog.alive()
 
     def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
         if self.pid:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(self._pidfd, number)
 
     def stop(self) -> None:
         """Kills it and starts no other."""
@@ -105,6 +121,7 @@ class AgentProcess:
 
     def _on_exit(self, _events: int) -> None:
         _, status = os.waitpid(self.pid, 0)
+        self._watchdog.ended()
         self._loop.forget(self._pidfd)
         os.close(self._pidfd)
         self._reaper.own.discard(self.pid)

@@ -44,7 +44,9 @@ CRASH_LOOP = 5
 class Supervisor:
     """``guest``: this is PID 1 and the machine ends with it."""
 
-    def __init__(self, state: str, agent_env: dict[str, str], guest: bool, on_failure: str) -> None:
+    def __init__(
+        self, state: str, agent_env: dict[str, str], guest: bool, on_failure: str, watchdog: float = 0.0
+    ) -> None:
         self._guest, self._on_failure = guest, on_failure
         self._action = ""
         self._exit_code = 0
@@ -58,7 +60,9 @@ class Supervisor:
         os.makedirs(self.console_directory, mode=0o700, exist_ok=True)
         self.exits = ExitRecords(self.loop, os.path.join(state, "exits"))
         self.reaper = Reaper(self.loop, self.exits, self.answer_call, self._process_ended)
-        self.agent = AgentProcess(self.loop, self.reaper, agent_env, self._agent_connected, self._agent_ended)
+        self.agent = AgentProcess(
+            self.loop, self.reaper, agent_env, self._agent_connected, self._agent_ended, watchdog
+        )
         self.waiting: dict[str, int] = {}  # call key -> id of the request that waits for it
         self._install_signals()
 
@@ -153,6 +157,8 @@ class Supervisor:
         ident, operation, arguments = message
         if type(ident) is not int:
             channel.close_all(fds)
+            if ident is None and operation == "alive":
+                self.agent.alive()
             return
         name = operation if isinstance(operation, str) else "a request"
         try:

@@ -21,6 +21,10 @@ SECONDS = 20.0
 """Bound of every wait: far more than anything here takes, so that only a fault reaches it."""
 
 
+SPIN = 255
+"""What makes a puppet spin (puppet_agent)."""
+
+
 class Refused(Exception):
     """The supervisor answered with an error."""
 
@@ -105,6 +109,10 @@ class Puppet:
             self._strings.send(bytes([status]))
         self.close()
 
+    def spin(self) -> None:
+        """Busy for ever, as a fault in the agent would be."""
+        self._strings.send(bytes([SPIN]))
+
     def close(self) -> None:
         self.channel.close()
         self._strings.close()
@@ -129,7 +137,9 @@ class Supervised:
         self._listener.listen(8)
         self._listener.settimeout(SECONDS)
         puppet = tmp_path / "puppet"
-        puppet.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{HERE / "puppet_agent.py"}"\n')
+        puppet.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" -S -X faulthandler "{HERE / "puppet_agent.py"}"\n'
+        )
         puppet.chmod(0o755)
         self._puppets: list[Puppet] = []
         self.log = tmp_path / "log"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gcsagent.supervisor import agentproc, log, machine, main
+from gcsagent.supervisor import agentproc, log, machine, main, watchdog
 
 
 def end(action: str) -> None:
@@ -22,12 +22,14 @@ def run(state: str, puppet: str, guest: bool) -> int:
     sys.executable = puppet  # what agentproc starts
     machine.end = end
     agentproc.END_SECONDS = 0.2
+    watchdog.DUMP_SECONDS = 0.5
     main.STOP_SECONDS = float(os.environ.get("DRIVER_STOP_SECONDS", "0.2"))
     log.set_level("debug")
     main.keep_descriptors_to_ourselves()
     main.raise_limits()
     main.become_subreaper()
-    return main.Supervisor(state, dict(os.environ), guest, "poweroff").run()
+    seconds = float(os.environ.get("DRIVER_WATCHDOG", "0"))
+    return main.Supervisor(state, dict(os.environ), guest, "poweroff", seconds).run()
 
 
 if __name__ == "__main__":

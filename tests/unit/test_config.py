@@ -102,3 +102,19 @@ def test_a_bad_option_is_one_line_on_standard_error_and_exit_2(arguments: list[s
     assert result.returncode == 2
     assert says in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("text, seconds", [("off", 0), ("1", 1), ("3600", 3600)])
+def test_the_watchdog_is_seconds_or_off(text: str, seconds: int) -> None:
+    assert parse_guest_settings([f"gcs.watchdog={text}"]).watchdog == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "3601", "1.5", "-1", "on"])
+def test_what_is_no_watchdog_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"gcs.watchdog={text}: seconds from 1 to 3600, or off"):
+        parse_guest_settings([f"gcs.watchdog={text}"])
+
+
+def test_settings_of_a_newer_supervisor_are_taken_as_far_as_they_are_known() -> None:
+    settings = Settings.from_json('{"listen": ["unix:/x"], "state": "/s", "weather": "fine"}')
+    assert settings == Settings(["unix:/x"], "/s")  # type: ignore[arg-type]
