@@ -9,6 +9,7 @@ the stream says so, and not when an agent dies.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -26,6 +27,8 @@ REPLY_SIZE = 65_536
 LINGER_SECONDS = 30.0
 """How long an output connection stays open after the stream's end for its peer to close first: a guest's
 close can overtake data that still sits in the VMM (hybrid vsock)."""
+
+_log = logging.getLogger("agent.streams")
 
 
 class Keeper:
@@ -139,7 +142,11 @@ class Attachable:
             self.detach()
             return
         self._drop_reply(reply)
-        self._serve(self._connection)
+        try:
+            self._serve(self._connection)
+        except OSError as error:  # out of descriptors: the client sees its stream close
+            _log.error("a stream cannot be served", extra={"stream": self._name, "error": str(error)})
+            self.detach()
 
     def _resume_reply(self) -> None:
         if self._connection is not None and self._reply >= 0:

@@ -16,7 +16,7 @@ import msgpack
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.failures import to_rpc_error
-from gcsagent.agent.journal import UNDONE, Journal, RequestMark
+from gcsagent.agent.journal import UNDONE, Entry, Journal, RequestMark
 from gcsagent.agent.methods import Handler
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
@@ -86,14 +86,22 @@ class Dispatcher:
             entry.future.add_done_callback(lambda future: answer(future.result()))
             self._run(call, params, lambda result: self._journal.finish(mark, result))
         else:
+            self._join(call, entry, answer, lambda: self._run_once(call, raw, params, ident, answer))
 
-            def joined(future: asyncio.Future[Any]) -> None:
-                if future.result() is UNDONE:  # an agent was killed over it: now it is done for real
-                    self._run_once(call, raw, params, ident, answer)
-                else:
-                    answer(future.result())
+    def _join(self, call: Call, entry: Entry, answer: Answer, run: Callable[[], None]) -> None:
+        """Waits for the answer to the request that came first, within this one's own deadline."""
 
-            entry.future.add_done_callback(joined)
+        async def wait(_params: Any, _call: Call) -> Any:
+            return await asyncio.shield(entry.future)
+
+        def joined(result: Any) -> None:
+            if result is UNDONE:  # an agent was killed over it: now it is done for real
+                run()
+            else:
+                answer(result)
+
+        call.task = asyncio.get_running_loop().create_task(self._run_task(call, wait, None, joined))
+        call.arm()
 
 
 def _digest(method: str, raw: dict[str, Any]) -> str:

@@ -299,5 +299,9 @@ class Session:
         reply = self._connection.respond(msgid, to_wire(Attached(offset)))
         self._closing = True
         self._let_go()
-        stream.attach(self._sock, params.take, reply)
+        try:
+            stream.attach(self._sock, params.take, reply)
+        except OSError as error:  # out of descriptors, before the reply was on its way
+            self._log.error("cannot attach", extra={"error": str(error)})
+            self._sock.close()
         self._closed(self)
