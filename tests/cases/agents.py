@@ -82,7 +82,8 @@ class Holdings:
 class RunningAgent:
     """One supervisor and its agent, in the foreground of a subprocess. :meth:`stop` is to be called."""
 
-    def __init__(self, *options: str, socket_path: str = "") -> None:
+    def __init__(self, *options: str, socket_path: str = "", python_path: str = "") -> None:
+        """``python_path`` comes before this tree on the agent's module path."""
         self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
         self.socket_path = socket_path or str(self.directory / "gcs.sock")
         self.address = f"unix:{self.socket_path}"
@@ -129,7 +130,7 @@ class RunningAgent:
             fds=fds,
             threads=(len(os.listdir(f"/proc/{pids[0]}/task")), len(os.listdir(f"/proc/{pids[1]}/task"))),
             children=len(children(self.pid)),
-            mounts=Path(f"/proc/{self.pid}/mounts").read_text().count("\n"),
+            mounts=Path(f"/proc/{self.pid}/mounts").read_text().count(str(self.directory)),
             cgroups=frozenset(path for path in self.cgroups() if not path.endswith(self._cgroup)),
             files=frozenset(str(path) for path in self.state() if path.parent != self.state_dir),
         )

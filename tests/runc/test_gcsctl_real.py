@@ -240,11 +240,12 @@ def test_a_bundle_directory(gcsctl: Gcsctl, tmp_path: Path) -> None:
         "ociVersion": "1.0.2",
         "process": {"args": ["/bin/echo", "from a bundle"], "cwd": "/", "user": {"uid": 0, "gid": 0}},
         "root": {"path": os.path.relpath(gcsctl.rootfs, tmp_path), "readonly": True},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
         "linux": {"namespaces": [{"type": "pid"}, {"type": "mount"}]},
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = gcsctl("run", "--rm", "--bundle", str(tmp_path))
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"from a bundle\n", b"")
+    assert (done.stderr, done.stdout, done.returncode) == (b"", b"from a bundle\n", 0)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
