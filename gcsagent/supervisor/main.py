@@ -18,6 +18,7 @@ from gcsagent.supervisor.agentproc import EX_CONFIG, AgentProcess
 from gcsagent.supervisor.exits import ExitRecords
 from gcsagent.supervisor.log import boot_stage, log
 from gcsagent.supervisor.loop import READ, WRITE, Loop, Timer
+from gcsagent.supervisor.notify import Notifier
 from gcsagent.supervisor.reaper import Call, Reaper
 from gcsagent.supervisor.store import MAX_HELD, FdStore, StoreError
 
@@ -55,6 +56,7 @@ class Supervisor:
         self._channel: socket.socket | None = None
         self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self.loop = Loop()
+        self.notify = Notifier(self.loop)
         self.store = FdStore(_room_for_descriptors())
         self.console_directory = os.path.join(state, "console")
         os.makedirs(self.console_directory, mode=0o700, exist_ok=True)
@@ -73,6 +75,7 @@ class Supervisor:
         except OSError as error:
             self._give_up(f"the agent cannot be started: {error}")
         self.loop.run()
+        self.notify.close()
         return self._exit_code
 
     # -- the agent ------------------------------------------------------------------------------
@@ -81,6 +84,7 @@ class Supervisor:
         self.agent.set_ready()
         if self._guest and self.agent.generation == 1:
             boot_stage("ready")
+        self.notify.ready(f"serving, agent generation {self.agent.generation}")
         log("info", "agent ready", generation=self.agent.generation, pid=self.agent.pid)
         if self._stopping:
             self._ask_agent_to_stop()  # the one that had been asked is dead
@@ -99,6 +103,7 @@ class Supervisor:
         if self._action:
             self._end_if_done()
             return
+        self.notify.status(f"the agent ended with status {code}; starting the next one")
         log("warning", "the agent ended", status=code, ready=was_ready, generation=self.agent.generation)
         never_ready = not was_ready and self.agent.generation - self.agent.failures <= 1
         if code == EX_CONFIG and never_ready:
@@ -273,6 +278,7 @@ class Supervisor:
         if self._stopping or self._action:
             return
         log("info", "stopping", action=action)
+        self.notify.stopping()
         if not self.agent.ready and not self.reaper.processes:
             self.finish(action)
             return
