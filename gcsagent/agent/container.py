@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import Any
 
@@ -43,6 +44,8 @@ class Container:
         self.created_at_ns = time.time_ns()
         self.oom_kills = 0
         self.start_request: RequestMark | None = None
+        self.delete_request: RequestMark | None = None
+        self.deletion: asyncio.Task[None] | None = None
         self.processes: dict[str, Process] = {}
 
     @property
@@ -100,5 +103,6 @@ class Container:
             "auto_delete": self.auto_delete,
             "labels": self.labels,
             "start_request": self.start_request,
+            "delete_request": self.delete_request,
             "created_at_ns": self.created_at_ns,
         }

@@ -117,7 +117,7 @@ class AgentService:
             except (TimeoutError, RpcError):
                 pass  # teardown kills what is left
         try:
-            await self._registry.tear_down(container)
+            await self._registry.delete(container)
         except RpcError as error:
             _log.error("a container resists", extra={"container": container.ident, "error": str(error)})
 

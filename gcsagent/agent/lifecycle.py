@@ -131,7 +131,7 @@ class Lifecycle:
         if init is not None:
             self._release_terminal(init)
         try:
-            await self._registry.tear_down(container)
+            await self._registry.delete(container)
         except RpcError as error:
             context(_log, container=container.ident).error(
                 "create left something behind", extra={"error": str(error)}
@@ -142,6 +142,7 @@ class Lifecycle:
             self._registry.keeper,
             process.key,
             process.stdio,
+            container.directory.path,
             lambda name, count: self._registry.stream_ended(container, process, name, count),
         )
         process.streams, process.slots = prepared.streams, prepared.slots
@@ -219,10 +220,12 @@ class Lifecycle:
 
     async def delete(self, params: DeleteContainer, call: Call) -> Deleted:
         container = self._registry.get(params.container)
-        container.check("force the deletion of" if params.force else "delete")
-        call.commit()
         init = container.processes.get(INIT)
-        await self._registry.tear_down(container)
+        if container.status is not Status.DELETING:  # else somebody has begun: one deletion is enough
+            container.check("force the deletion of" if params.force else "delete")
+            container.delete_request = call.mark
+        call.commit()
+        await self._registry.delete(container)
         return Deleted(init.exit if init is not None else None)
 
     # -- exec -----------------------------------------------------------------------------------
@@ -290,6 +293,7 @@ def _check_stdio(wanted: Stdio) -> None:
     problem = wanted.problem()
     if problem is not None:
         raise RpcError(Code.INVALID_ARGUMENT, f"stdio: {problem}", field="stdio")
+    stdio.refuse_unsupported(wanted)
 
 
 async def _bounded(cleanup: Awaitable[None]) -> None:

@@ -58,5 +58,7 @@ class ProcessService:
                 f"process {process.ident} is still {process.status.value}; kill it and wait first",
             )
         call.commit()
+        deleted = Deleted(process.exit)
+        self._registry.journal.record(call.mark, deleted)
         self._registry.forget_process(container, process)
-        return Deleted(process.exit)
+        return deleted

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gcsagent.agent.attachable import Keeper
@@ -51,7 +51,7 @@ class Registry:
         self._cgroup_root = f"/gcs{own}"
         self._background: set[asyncio.Task[None]] = set()
         self.journal = Journal(state)
-        self.tear_down: Callable[[Container], Awaitable[None]]  # wired in gcsagent.agent.app
+        self.tear_down: Callable[[Container], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
         self.containers: dict[str, Container] = {}
         os.makedirs(self.directory, mode=0o711, exist_ok=True)
 
@@ -164,12 +164,20 @@ class Registry:
             return
         if process.is_init:
             if container.auto_delete and container.status is Status.STOPPED:
-                self.spawn(self._delete_automatically(container))
+                self.spawn(self.delete(container))
         elif process.auto_delete and process.ident in container.processes:
             self.forget_process(container, process)
 
-    async def _delete_automatically(self, container: Container) -> None:
-        await self.tear_down(container)
+    async def delete(self, container: Container) -> None:
+        """Removes a container and every trace of it; whoever else asks meanwhile waits for the same.
+
+        Goes on when its caller is cancelled. Raises INTERNAL when something resists.
+        """
+        if container.deletion is None or container.deletion.done():
+            container.deletion = asyncio.get_running_loop().create_task(self.tear_down(container))
+            self._background.add(container.deletion)
+            container.deletion.add_done_callback(self._deletion_done)
+        await asyncio.shield(container.deletion)
 
     def forget_process(self, container: Container, process: Process) -> None:
         """Removes an exec that has ended, or never began."""
@@ -182,6 +190,11 @@ class Registry:
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background_done)
+
+    def _deletion_done(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # teardown has logged it, and whoever still waits is told
 
     def _background_done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)

@@ -38,7 +38,7 @@ from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.common.channel import MAX_FDS
 from protocol.checks import INIT, identifier
 from protocol.errors import RpcError
-from protocol.methods import Created
+from protocol.methods import Created, Deleted
 from protocol.schema import SchemaError, from_wire
 from protocol.types import ExitRecord, Reason, Status, Stdio
 
@@ -118,6 +118,7 @@ class Reloader:
         container.overlay, container.owns_pids = bool(document["overlay"]), bool(document["owns_pids"])
         container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
         container.start_request = _mark(document.get("start_request"))
+        container.delete_request = _mark(document.get("delete_request"))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
         return {
             where: read_json(os.path.join(path, where, "process.json"))
@@ -143,7 +144,8 @@ class Reloader:
             return
         if container.status is Status.DELETING:
             self._note(container, "a deletion goes on")
-            self._registry.spawn(self._undo(container))
+            self._pend(container.delete_request)
+            self._registry.spawn(self._finish_delete(container))
         elif container.status is Status.CREATING:
             self._pend(container.processes[INIT].request if INIT in container.processes else None)
             self._registry.spawn(self._finish_create(container))
@@ -283,6 +285,15 @@ class Reloader:
         except (*_BROKEN, RpcError, SupervisorError) as error:
             context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
             await self._undo(container)
+
+    async def _finish_delete(self, container: Container) -> None:
+        init = container.processes.get(INIT)
+        await self._undo(container)
+        mark = container.delete_request
+        if mark is not None:
+            gone = container.ident not in self._registry.containers
+            result = Deleted(init.exit if init is not None else None) if gone else UNDONE
+            self._registry.journal.finish(mark, result)
 
     async def _finish_start(self, container: Container) -> None:
         outcome = await self._registry.caller.join(start_call(container.ident))

@@ -19,7 +19,9 @@ from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
+from protocol.checks import INIT
 from protocol.errors import Code, RpcError
+from protocol.methods import Deleted
 from protocol.types import Status
 
 KILL_SECONDS = 10.0
@@ -46,6 +48,8 @@ async def tear_down(registry: Registry, container: Container) -> None:
         for process in list(container.processes.values()):
             process.close()
             registry.keeper.supervisor.tell("forget_process", {"process": process.key})
+        init = container.processes.get(INIT)
+        registry.journal.record(container.delete_request, Deleted(init.exit if init is not None else None))
         await _remove_directory(registry, container)
     except (RpcError, RuntimeFailure, CannotStart, OSError, TimeoutError) as error:
         container.status, container.problem = Status.FAILED, str(error)

@@ -92,7 +92,8 @@ class RunningAgent:
         self._cgroup = f"gcs-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]}"
         command = [sys.executable, "-m", "gcsagent", "--listen", self.address, "--state", str(self.state_dir)]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen([*command, *options], cwd=REPO, stdout=log, stderr=log)
+            env = {**os.environ, "PYTHONPATH": python_path} if python_path else None
+            self._process = subprocess.Popen([*command, *options], cwd=REPO, stdout=log, stderr=log, env=env)
         self.pid = self._process.pid
         try:
             self.wait_for_generation(1)

@@ -1,0 +1,197 @@
+"""SIGKILL at every step that writes state: afterwards the request is wholly done, and was done once.
+
+The steps are walked, not drawn: a request is made with the agent killed at its first step, then at its
+second, and so on until it gets through without meeting the kill. The client repeats by itself what a lost
+connection left unanswered, as every client may; what it gets in the end must be true.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gcsagent.host.client import Client
+from gcsagent.host.process import RemoteProcess
+from protocol.errors import Code, RpcError
+from protocol.methods import Exec, Stream
+from protocol.types import Status
+from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, expect, name, remove
+
+FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
+MOST_STEPS = 120
+PIECE = b"every byte once "
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """An agent that can be told to die, and a client that does not mind."""
+
+    running: RunningAgent
+    target: Target
+    client: Client
+
+    def arm(self, step: int) -> None:
+        fault = self.running.directory / "fault"
+        fault.write_text(str(step))
+        os.kill(self.running.agent_pid, signal.SIGUSR2)
+
+    def steps(self) -> str:
+        trace = self.running.directory / "fault.steps"
+        return trace.read_text() if trace.exists() else "nothing"
+
+
+@pytest.fixture(scope="module")
+def faulty(rootfs: str) -> Iterator[RunningAgent]:
+    yield from stopped_clean(RunningAgent("--log-level", "debug", python_path=str(FAULTS)))
+
+
+Act = Callable[[], Awaitable[None]]
+
+
+async def _walk(running: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]) -> int:
+    """Calls ``attempt`` with the kill at step 1, 2, ...; it calls its second argument before what is tested.
+
+    Returns the number of steps that were walked.
+    """
+    target = Target(running.address, rootfs, box="", pace=2.0, execs=1)
+    for step in range(1, MOST_STEPS):
+        async with await connect(target) as client, asyncio.timeout(40):
+            bench = Bench(running, target, client)
+            before = (await client.ping()).generation
+
+            async def arm(bench: Bench = bench, step: int = step) -> None:
+                bench.arm(step)
+                await bench.client.ping()  # the signal has been taken up
+
+            try:
+                await attempt(bench, arm)
+            except BaseException as error:
+                error.add_note(f"killed at step {step}; the steps were:\n{bench.steps()}")
+                raise
+            survived = (await client.ping()).generation == before
+        if survived:
+            # Still armed: that agent would die at some later, innocent moment.
+            os.kill(running.agent_pid, signal.SIGKILL)
+            await asyncio.to_thread(running.wait_for_generation, before + 1)
+            return step - 1
+    raise AssertionError(f"more than {MOST_STEPS} steps")
+
+
+def walk(running: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]) -> None:
+    before = running.holdings()
+    steps = asyncio.run(_walk(running, rootfs, attempt))
+    running.assert_holds(before)
+    assert steps > 0, "the agent was never killed: no step was met"
+    print(f"\n{attempt.__name__}: killed at each of {steps} steps")
+
+
+@asynccontextmanager
+async def _box(bench: Bench) -> AsyncIterator[str]:
+    params = creation(bench.target, name("box"), ("sleep", "100000"))
+    await bench.client.create_container(params)
+    try:
+        await bench.client.start_container(params.container)
+        yield params.container
+    finally:
+        await remove(bench.client, params.container)
+
+
+async def create(bench: Bench, arm: Act) -> None:
+    params = creation(bench.target, name("c"), ("true",), stdio=PIPES)
+    await arm()
+    created = await bench.client.create_container(params)
+    try:
+        state = await bench.client.container_state(params.container)
+        assert (state.status, state.pid) == (Status.CREATED, created.pid)
+        await bench.client.start_container(params.container)
+        assert (await bench.client.wait_container(params.container)).exit_code == 0
+    finally:
+        await remove(bench.client, params.container)
+
+
+async def start(bench: Bench, arm: Act) -> None:
+    params = creation(bench.target, name("c"), ("sh", "-c", "echo started; exit 5"), stdio=OUTPUT)
+    init = await RemoteProcess.create(bench.client, params)
+    try:
+        await arm()
+        await init.start()
+        completed = await init.communicate()
+        assert (completed.stdout, completed.exit.exit_code) == (b"started\n", 5)
+    finally:
+        await remove(bench.client, params.container)
+
+
+async def exec_once(bench: Bench, arm: Act) -> None:
+    """The command counts how often it was run."""
+    async with _box(bench) as box:
+        await arm()
+        command = {"args": ["sh", "-c", "echo ran >>/tmp/count; cat /tmp/count; exit 6"], "cwd": "/"}
+        params = Exec(box, name("p"), command, OUTPUT)
+        process = await RemoteProcess.exec(bench.client, params)
+        completed = await process.communicate()
+        process.detach()
+        assert (completed.stdout, completed.exit.exit_code) == (b"ran\n", 6)
+
+
+async def attach(bench: Bench, arm: Act) -> None:
+    params = creation(bench.target, name("c"), ("sh", "-c", "echo before; cat"), stdio=PIPES)
+    await bench.client.create_container(params)
+    try:
+        await bench.client.start_container(params.container)
+        await arm()
+        async with (
+            await bench.client.attach(params.container, stream=Stream.STDIN) as stdin,
+            await bench.client.attach(params.container) as stdout,
+        ):
+            await expect(stdout, b"before\n")
+            for _ in range(20):
+                await stdin.write(PIECE)
+            await bench.client.close_stdin(params.container, "init", stdin.input_position)
+            assert (await expect(stdout, b"(%s){20}" % PIECE)) == PIECE * 20
+            assert (await bench.client.wait_container(params.container)).exit_code == 0
+    finally:
+        await remove(bench.client, params.container)
+
+
+async def close_stdin(bench: Bench, arm: Act) -> None:
+    params = creation(bench.target, name("c"), ("cat",), stdio=PIPES)
+    init = await RemoteProcess.create(bench.client, params)
+    try:
+        await init.start()
+        await init.streams["stdin"].write(PIECE)
+        await arm()
+        await init.end_input()
+        completed = await init.communicate()
+        assert (completed.stdout, completed.exit.exit_code) == (PIECE, 0)
+    finally:
+        init.detach()
+        await remove(bench.client, params.container)
+
+
+async def delete(bench: Bench, arm: Act) -> None:
+    params = creation(bench.target, name("c"), ("sleep", "100000"), stdio=PIPES)
+    await bench.client.create_container(params)
+    await bench.client.start_container(params.container)
+    await arm()
+    record = await bench.client.delete_container(params.container, force=True)
+    assert record is not None
+    assert record.signal == 9
+    with pytest.raises(RpcError) as gone:
+        await bench.client.container_state(params.container)
+    assert gone.value.code is Code.NOT_FOUND
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("attempt", [create, start, exec_once, attach, close_stdin, delete])
+def test_killed_at_each_step(
+    faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
+) -> None:
+    walk(faulty, rootfs, attempt)
