@@ -96,6 +96,11 @@ class Reloader:
                 _log.warning("a directory that is no container's is left alone", extra={"directory": name})
                 continue
             container = self._registry.new(name, False, {})
+            if set(os.listdir(container.directory.path)) <= {"exited", "container.json.tmp"}:
+                # Killed before the first word of it was written: nothing had been made, nobody was told.
+                container.directory.move_to_trash()
+                del self._registry.containers[name]
+                continue
             try:
                 documents = self._read_container(container)
             except _BROKEN as error:
@@ -106,9 +111,6 @@ class Reloader:
 
     def _read_container(self, container: Container) -> dict[str, dict[str, Any]]:
         path = container.directory.path
-        if not os.path.exists(os.path.join(path, "container.json")):
-            container.status = Status.DELETING  # killed between mkdir and the first write: nothing was made
-            return {}
         document = read_json(os.path.join(path, "container.json"))
         if document["version"] > VERSION:
             raise ValueError(
