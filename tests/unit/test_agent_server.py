@@ -1,0 +1,176 @@
+"""Listening: a stale socket file gives way, a live one does not, and who may connect."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from gcsagent.agent import server
+from gcsagent.agent.server import ListenError, Server, listen
+from gcsagent.agent.session import Session
+
+
+class FakeListener:
+    """Stands for a vsock listener: what accept(2) would give, one connection or error at a time.
+
+    The development machine's own AF_VSOCK leads to its hypervisor, so no real one is made.
+    """
+
+    family = socket.AF_VSOCK
+
+    def __init__(self, *accepts: tuple[socket.socket, tuple[int, int]] | OSError) -> None:
+        self._accepts = list(accepts)
+        self._read_end, self._write_end = os.pipe()
+        os.write(self._write_end, b"x" * len(accepts))
+
+    def fileno(self) -> int:
+        return self._read_end
+
+    def setblocking(self, _blocking: bool) -> None:
+        return
+
+    def accept(self) -> tuple[socket.socket, tuple[int, int]]:
+        os.read(self._read_end, 1)
+        found = self._accepts.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    def close(self) -> None:
+        os.close(self._read_end)
+        os.close(self._write_end)
+
+
+class Sessions:
+    """What the server made, instead of sessions."""
+
+    def __init__(self) -> None:
+        self.peers: list[str] = []
+        self.ended: list[Callable[[Session], None]] = []
+
+    def make(self, sock: socket.socket, peer: str, closed: Callable[[Session], None]) -> Session:
+        self.peers.append(peer)
+        self.ended.append(closed)
+        return cast(Session, sock)
+
+
+def serve(peer_cid: int | None, *accepts: Any, wait: int) -> Sessions:
+    """Serves until ``wait`` sessions or refusals have been seen."""
+    made = Sessions()
+
+    async def scenario() -> None:
+        listener = FakeListener(*accepts)
+        Server(peer_cid, made.make).serve(cast(socket.socket, listener))
+        async with asyncio.timeout(10):
+            while len(made.peers) < wait or listener._accepts:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        listener.close()
+
+    asyncio.run(scenario())
+    return made
+
+
+def connection(cid: int) -> tuple[socket.socket, socket.socket, tuple[int, int]]:
+    ours, theirs = socket.socketpair()
+    theirs.settimeout(5)
+    return ours, theirs, (cid, 1234)
+
+
+def test_only_the_hosts_cid_gets_a_session() -> None:
+    stranger, its_end, address = connection(3)
+    host, host_end, host_address = connection(2)
+    made = serve(2, (stranger, address), (host, host_address), wait=1)
+    assert made.peers == ["vsock:2:1234"]
+    assert its_end.recv(1) == b""
+    for sock in (its_end, host, host_end):
+        sock.close()
+
+
+def test_with_no_cid_asked_for_anybody_gets_one() -> None:
+    one, its_end, address = connection(1)
+    made = serve(None, (one, address), wait=1)
+    assert made.peers == ["vsock:1:1234"]
+    one.close()
+    its_end.close()
+
+
+def test_out_of_descriptors_it_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "ACCEPT_PAUSE", 0.01)
+    one, its_end, address = connection(2)
+    full = OSError(errno.EMFILE, "too many")
+    aborted = OSError(errno.ECONNABORTED, "gone again")
+    assert serve(2, full, aborted, full, (one, address), wait=1).peers == ["vsock:2:1234"]
+    one.close()
+    its_end.close()
+
+
+def test_more_connections_than_allowed_are_closed_until_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
+    first, first_end, address = connection(2)
+    second, second_end, _ = connection(2)
+    made = serve(2, (first, address), (second, address), wait=1)
+    assert len(made.peers) == 1
+    assert second_end.recv(1) == b""
+    for sock in (first, first_end, second_end):
+        sock.close()
+
+
+# -- unix sockets -----------------------------------------------------------------------------------
+
+
+def test_a_unix_socket_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "gcs.sock"
+    with listen(f"unix:{path}"):
+        assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_a_stale_socket_file_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "gcs.sock"
+    listen(f"unix:{path}").close()
+    assert path.exists()
+    with listen(f"unix:{path}"), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+
+
+def test_a_live_one_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "gcs.sock"
+    with listen(f"unix:{path}") as first:
+        with pytest.raises(ListenError, match="in use"):
+            listen(f"unix:{path}")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            first.settimeout(5)
+            for _ in range(2):  # the probe's, then the client's
+                first.accept()[0].close()
+
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda path: path.write_text("precious"), "in use"),
+        (lambda path: path.mkdir(), "in use"),
+        (lambda path: path.symlink_to("nowhere"), "in use"),
+    ],
+)
+def test_what_is_no_socket_is_not_removed(tmp_path: Path, make: Callable[[Path], Any], says: str) -> None:
+    path = tmp_path / "gcs.sock"
+    make(path)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(ListenError, match=says):
+        listen(f"unix:{path}")
+    assert os.path.lexists(path)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize("path", ["/nowhere/at/all", "/" + "x" * 200])
+def test_a_path_that_cannot_be_is_an_error_that_names_it(path: str) -> None:
+    with pytest.raises(ListenError, match=path[:20]):
+        listen(f"unix:{path}")

@@ -1,0 +1,386 @@
+"""One host connection, over a socket pair: what is answered, what is refused, who is disconnected."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+
+from gcsagent.agent import methods, session
+from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.calls import Caller
+from gcsagent.agent.cgroups import CgroupMounts
+from gcsagent.agent.container import Container
+from gcsagent.agent.counters import CounterSlots
+from gcsagent.agent.dispatch import Dispatcher
+from gcsagent.agent.events import EventLog
+from gcsagent.agent.info import AgentService
+from gcsagent.agent.process import Process
+from gcsagent.agent.registry import Registry
+from gcsagent.agent.runc import Runc
+from gcsagent.agent.session import Session
+from gcsagent.agent.streams import OutputStream
+from gcsagent.common.config import Settings
+from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
+from protocol.types import Status, Stdio, StreamMode, StreamSpec
+from tests.fakes.fake_supervisor import FakeSupervisor, pair
+
+
+class Host:
+    """A bare client on its end of the pair, and the agent's parts behind the other end."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.supervisor = FakeSupervisor()
+        mounts = tmp_path / "mounts"
+        mounts.touch()
+        caller = Caller(self.supervisor.client, {}, "g1")
+        runtime = Runc(caller, "runc", str(tmp_path), str(tmp_path / "console"))
+        keeper = Keeper(self.supervisor.client, CounterSlots())
+        cgroups = CgroupMounts(str(mounts))
+        self.registry = Registry(str(tmp_path), False, runtime, caller, keeper, EventLog(), cgroups)
+        self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
+        table = methods.build(self.registry, self.agent)
+        self.dispatcher = Dispatcher(table, self.registry.journal)
+        self.closed: list[Session] = []
+        self.session, self.sock = self.connect()
+        self._unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 26)
+
+    def connect(self) -> tuple[Session, socket.socket]:
+        ours, theirs = pair()
+        return (
+            Session(ours, "test", self.dispatcher, self.registry, self.agent, self.closed.append),
+            theirs,
+        )
+
+    def send(self, *frames: Any) -> None:
+        self.sock.sendall(b"".join(msgpack.packb(frame) for frame in frames))
+
+    async def receive(self) -> Any:
+        """The next message; None at the end of the connection."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(10):
+            while True:
+                for message in self._unpacker:
+                    return message
+                data = await loop.sock_recv(self.sock, 1 << 20)
+                if not data:
+                    return None
+                self._unpacker.feed(data)
+
+    async def ask(self, msgid: int, method: str, **params: Any) -> Any:
+        """The answer: its error map or its result."""
+        self.send([0, msgid, method, [params]])
+        kind, ident, error, result = await self.receive()
+        assert (kind, ident) == (1, msgid)
+        return result if error is None else error
+
+    async def greet(self) -> None:
+        welcome = await self.ask(0, "agent.hello", protocol_min=1, protocol_max=1)
+        assert welcome["generation"] == 1
+
+    async def gone(self) -> None:
+        """The session has ended; the client sees the connection close."""
+        async with asyncio.timeout(10):
+            while not self.closed:  # noqa: ASYNC110 - the session runs in this loop
+                await asyncio.sleep(0)
+
+    def process(self) -> tuple[OutputStream, int]:
+        """A container ``c`` whose init has a stdout; the process's end of that."""
+        container: Container = self.registry.new("c", False, {})
+        container.status = Status.RUNNING
+        process = Process("c", "init", ("x",), Stdio(stdout=StreamSpec(StreamMode.STREAM)), False)
+        process.pid, process.status = 1, Status.RUNNING
+        read_end, write_end = os.pipe()
+        keeper = self.registry.keeper
+        slot = keeper.counters.allocate()
+        stream = OutputStream(keeper, "fd/c/init/stdout", read_end, slot, lambda count: None)
+        process.streams["stdout"] = stream
+        container.processes["init"] = process
+        return stream, write_end
+
+    async def close(self) -> None:
+        self.sock.close()
+        await self.gone()
+        self.supervisor.close()
+
+
+def as_host(tmp_path: Path, body: Callable[[Host], Awaitable[None]]) -> None:
+    async def scenario() -> None:
+        host = Host(tmp_path)
+        await body(host)
+        await host.close()
+
+    asyncio.run(scenario())
+
+
+# -- requests ---------------------------------------------------------------------------------------
+
+
+def test_nothing_is_answered_before_hello_and_everything_after(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        refusal = await host.ask(1, "agent.hello", protocol_min=7, protocol_max=9)
+        assert refusal["code"] == "FAILED_PRECONDITION"
+        assert "must be updated" in refusal["message"]
+        await host.greet()
+        assert (await host.ask(1, "agent.ping"))["generation"] == 1
+        assert (await host.ask(2, "container.list"))["containers"] == []
+
+    as_host(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "method, params, code, says",
+    [
+        ("agent.explode", {}, "UNIMPLEMENTED", "no method"),
+        ("__init__", {}, "UNIMPLEMENTED", "no method"),
+        ("container.state", {}, "INVALID_ARGUMENT", "'container' is missing"),
+        ("container.state", {"container": "../x"}, "INVALID_ARGUMENT", "'container'"),
+        ("container.state", {"container": "unknown"}, "NOT_FOUND", "no container unknown"),
+        ("container.state", {"container": "x", "deadline_ms": 0}, "INVALID_ARGUMENT", "'deadline_ms'"),
+        ("container.state", {"container": "x", "request_id": ""}, "INVALID_ARGUMENT", "'request_id'"),
+        ("events.subscribe", {"after": -1}, "INVALID_ARGUMENT", "'after'"),
+        ("stream.attach", {"container": "unknown"}, "NOT_FOUND", "no container unknown"),
+    ],
+)
+def test_a_request_that_cannot_be_is_one_typed_error_and_the_connection_goes_on(
+    tmp_path: Path, method: str, params: dict[str, Any], code: str, says: str
+) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        error = await host.ask(1, method, **params)
+        assert error["code"] == code
+        assert says in error["message"]
+        assert "generation" in await host.ask(2, "agent.ping")
+
+    as_host(tmp_path, body)
+
+
+def test_requests_are_answered_out_of_order_and_cancelled_one_by_one(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.process()
+        host.send(
+            [0, 1, "container.wait", [{"container": "c"}]], [0, 2, "process.wait", [{"container": "c"}]]
+        )
+        assert "generation" in await host.ask(3, "agent.ping")
+        host.send([2, "rpc.cancel", [{"msgid": 1}]], [2, "rpc.cancel", [{"msgid": 77}]], [2, "rpc.new", [{}]])
+        _, msgid, error, _ = await host.receive()
+        assert (msgid, error["code"]) == (1, "CANCELLED")
+        host.send([0, 4, "container.wait", [{"container": "c", "deadline_ms": 20}]])
+        _, msgid, error, _ = await host.receive()
+        assert (msgid, error["code"]) == (4, "DEADLINE_EXCEEDED")
+
+    as_host(tmp_path, body)
+
+
+def test_more_requests_in_flight_than_allowed_are_refused_one_by_one(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.process()
+        for number in range(MAX_IN_FLIGHT):
+            host.send([0, number, "container.wait", [{"container": "c"}]])
+        error = await host.ask(MAX_IN_FLIGHT, "agent.ping")
+        assert error["code"] == "RESOURCE_EXHAUSTED"
+        host.send([2, "rpc.cancel", [{"msgid": 0}]])
+        await host.receive()
+        assert "generation" in await host.ask(MAX_IN_FLIGHT + 1, "agent.ping")
+
+    as_host(tmp_path, body)
+
+
+# -- broken contracts -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data, kind",
+    [
+        (b"\xc1", "malformed"),
+        (b"GET / HTTP/1.1\r\n\r\n", "malformed"),
+        (msgpack.packb([0, 1, "agent.ping", [{}]]), "state"),
+        (msgpack.packb([1, 1, None, {}]), "direction"),
+        (b"\xdb" + (MAX_FRAME + 1).to_bytes(4, "big"), "oversized"),
+        (msgpack.packb([2, "rpc.cancel", [{}]]), "state"),
+    ],
+)
+def test_a_breach_is_one_rpc_error_and_then_the_end(tmp_path: Path, data: bytes, kind: str) -> None:
+    async def body(host: Host) -> None:
+        host.sock.sendall(data)
+        message = await host.receive()
+        assert message[:2] == [2, "rpc.error"]
+        assert message[2][0]["kind"] == kind or kind == "malformed"
+        assert message[2][0]["message"]
+        assert await host.receive() is None
+        assert len(host.closed) == 1
+
+    as_host(tmp_path, body)
+
+
+def test_a_malformed_cancel_is_a_breach(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.send([2, "rpc.cancel", [{"msgid": "1"}]])
+        message = await host.receive()
+        assert (message[1], message[2][0]["kind"]) == ("rpc.error", "malformed")
+        assert await host.receive() is None
+
+    as_host(tmp_path, body)
+
+
+def test_a_host_that_leaves_ends_its_waits_and_nothing_else(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.process()
+        host.send([0, 1, "container.wait", [{"container": "c"}]])
+        await host.ask(2, "agent.ping")
+        host.sock.close()
+        await host.gone()
+        async with asyncio.timeout(10):
+            while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - the wait runs in this loop
+                await asyncio.sleep(0)
+        assert list(host.registry.containers) == ["c"]
+
+    as_host(tmp_path, body)
+
+
+# -- hosts that do not read -------------------------------------------------------------------------
+
+
+def test_a_host_that_never_reads_is_not_read_either(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.process()
+        sent = stalled = 0
+        rest = b""
+        while stalled < 50:
+            frame = rest or msgpack.packb([0, sent + 10, "container.state", [{"container": "c"}]])
+            try:
+                rest = frame[host.sock.send(frame) :]
+                sent, stalled = sent + (not rest), 0
+            except BlockingIOError:
+                rest, stalled = frame, stalled + 1
+                await asyncio.sleep(0)
+        assert len(host.session._out) < session.MAX_UNREAD + session.READ_SIZE * 20
+        for number in range(sent):
+            assert (await host.receive())[1] == number + 10
+        host.sock.sendall(rest)
+        assert (await host.receive())[1] == sent + 10
+        assert "generation" in await host.ask(2, "agent.ping")
+
+    as_host(tmp_path, body)
+
+
+def test_a_subscriber_that_does_not_read_is_disconnected_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "MAX_EVENTS_UNREAD", 100_000)
+
+    async def body(host: Host) -> None:
+        lazy, its_sock = host.connect()
+        its_sock.setblocking(True)
+        its_sock.settimeout(5)
+        for frame in (
+            [0, 0, "agent.hello", [{"protocol_min": 1, "protocol_max": 1}]],
+            [0, 1, "events.subscribe", [{}]],
+        ):
+            its_sock.sendall(msgpack.packb(frame))
+        await host.greet()
+        await host.ask(1, "events.subscribe")
+        number = 0
+        async with asyncio.timeout(20):
+            while not host.closed:
+                number += 1
+                host.registry.events.publish("test", payload="x" * 1000)
+                message = await host.receive()
+                assert message[2][0]["seq"] == number
+        assert host.closed == [lazy]
+        host.closed.clear()
+        its_sock.close()
+        host.registry.events.publish("after")
+        assert (await host.receive())[2][0]["type"] == "after"
+
+    as_host(tmp_path, body)
+
+
+def test_a_subscription_replays_what_was_missed_and_says_what_is_lost(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        for container in ("c", "d", "c"):
+            host.registry.events.publish("test", container)
+        assert await host.ask(1, "events.subscribe", after=1, container="c") == {"last": 3, "dropped": 0}
+        assert (await host.receive())[2][0]["seq"] == 3
+        host.registry.events.publish("test", "d")
+        host.registry.events.publish("test", "c")
+        assert (await host.receive())[2][0]["seq"] == 5
+        host.process()
+        error = await host.ask(2, "stream.attach", container="c")
+        assert error["code"] == "FAILED_PRECONDITION"
+        assert "carries events" in error["message"]
+
+    as_host(tmp_path, body)
+
+
+# -- attach -----------------------------------------------------------------------------------------
+
+
+def test_the_connection_becomes_the_streams_right_behind_the_reply(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        stream, process = host.process()
+        os.write(process, b"output")
+        assert await host.ask(1, "stream.attach", container="c", stream="stdout") == {"offset": 0}
+        assert len(host.closed) == 1
+        rest = b"".join(bytes([item]) for item in host._unpacker)  # what came with the reply, byte by byte
+        async with asyncio.timeout(10):
+            while len(rest) < 6:
+                rest += await asyncio.get_running_loop().sock_recv(host.sock, 100)
+        assert rest == b"output"
+        assert stream.attached
+        host.sock.close()
+        os.close(process)
+        stream.close()
+
+    as_host(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "params, says",
+    [
+        ({"offset": 5}, "it is at 0"),
+        ({"stream": "stderr"}, "no stream stderr"),
+        ({"process": "p"}, "no process p"),
+    ],
+)
+def test_an_attach_that_is_refused_leaves_the_connection_as_it_was(
+    tmp_path: Path, params: dict[str, Any], says: str
+) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        stream, process = host.process()
+        assert says in (await host.ask(1, "stream.attach", **{"container": "c", **params}))["message"]
+        assert "generation" in await host.ask(2, "agent.ping")
+        stream.close()
+        os.close(process)
+
+    as_host(tmp_path, body)
+
+
+def test_bytes_sent_before_the_reply_are_a_breach(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        stream, process = host.process()
+        attach = msgpack.packb([0, 1, "stream.attach", [{"container": "c"}]])
+        host.sock.sendall(attach + b"early")
+        message = await host.receive()
+        assert (message[1], message[2][0]["kind"]) == ("rpc.error", "early_bytes")
+        assert await host.receive() is None
+        assert not stream.attached
+        stream.close()
+        os.close(process)
+
+    as_host(tmp_path, body)
