@@ -26,6 +26,15 @@ MAX_ID = 128
 MAX_STREAM_OFFSET = (1 << 63) - 1
 """Stream offsets fit a signed 64-bit integer, as off_t does."""
 
+MIN_SPOOL = 64 << 10
+"""Smallest limit of a spool: what a pipe holds."""
+
+DEFAULT_SPOOL = 16 << 20
+"""Limit of a spool that names none."""
+
+MAX_SPOOL = 1 << 40
+"""Largest limit of a spool; what the guest has room for is less."""
+
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 """Longest deadline of a call that is not unbounded."""
 

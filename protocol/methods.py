@@ -299,7 +299,7 @@ class Attach:
     stream: Stream = Stream.STDOUT
     """Which one; ``tty`` for a process with a terminal."""
     offset: checks.Offset | None = None
-    """Where to begin, for streams that can replay; none of the present modes can."""
+    """Where to begin, for a spool: any offset it keeps, or its end; absent, the oldest byte it keeps."""
     take: bool = False
     """Detach whoever is attached now, instead of being refused."""
 
@@ -309,7 +309,44 @@ class Attached:
     """``offset``: bytes of this stream moved before this connection; for a TTY the guest's output."""
 
     offset: int
-    """Bytes of this stream moved before this connection; for a TTY, of its output."""
+    """Bytes of this stream moved before this connection; for a TTY, of its output; for a spool, where the
+    bytes that follow begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The client has what comes before ``offset`` and will never ask for it again."""
+
+    container: checks.Id
+    process: checks.Id = checks.INIT
+    stream: Stream = Stream.STDOUT
+    """A spool."""
+    offset: checks.Offset = 0
+    """Bytes before this one may be released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """Where in a spool to begin reading: at the later of what ``since_ns`` and ``tail`` say."""
+
+    container: checks.Id
+    process: checks.Id = checks.INIT
+    stream: Stream = Stream.STDOUT
+    """A spool."""
+    since_ns: checks.Offset | None = None
+    """The first bytes written at or after this time, since the epoch, by the guest's clock."""
+    tail: checks.Offset | None = None
+    """This many lines before the end; what follows the last newline is a line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    offset: int
+    """Where to attach."""
+    first: int
+    """Oldest byte kept."""
+    end: int
+    """Bytes taken into the spool so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,6 +390,8 @@ METHODS: dict[str, Method] = {
         Method("process.wait", ProcessRef, ExitRecord, None),
         Method("process.delete", ProcessRef, Deleted, _RUNTIME, True, "the record has been removed"),
         Method("stream.attach", Attach, Attached, _QUICK),
+        Method("stream.ack", Ack, Empty, _QUICK, True, "the bytes have been released"),
+        Method("stream.find", Find, Found, _RUNTIME),
     )
 }
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from protocol import checks
+from protocol.limits import MAX_SPOOL, MIN_SPOOL
 
 
 class StreamMode(StrEnum):
@@ -16,6 +17,17 @@ class StreamMode(StrEnum):
     """/dev/null."""
     STREAM = "stream"
     """A pipe (or the pty) in the guest, moved by the kernel to whoever is attached."""
+    SPOOL = "spool"
+    """Kept in the guest, up to a limit, and read from there at any offset: stdout and stderr only."""
+
+
+class WhenFull(StrEnum):
+    """What becomes of a spool that holds its limit."""
+
+    BLOCK = "block"
+    """The process waits until the client has acknowledged bytes: not one is lost."""
+    DROP_OLDEST = "drop_oldest"
+    """The oldest bytes make room for new ones: a log."""
 
 
 class Status(StrEnum):
@@ -64,6 +76,10 @@ class StreamSpec:
 
     mode: StreamMode = StreamMode.NULL
     """What stands behind it."""
+    limit: Annotated[int, checks.Between(MIN_SPOOL, MAX_SPOOL)] | None = None
+    """For a spool: how many bytes it keeps; absent, 16 MiB."""
+    when_full: WhenFull | None = None
+    """For a spool: what happens beyond ``limit``; absent, ``block``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +187,15 @@ class StreamState:
     mode: StreamMode
     """As asked for."""
     bytes: int = 0
-    """Moved to or from clients so far; for a TTY, its output."""
+    """Moved to or from clients so far; for a TTY, its output; for a spool, taken into it."""
     attached: bool = False
     """A client is attached now."""
     ended: bool = False
     """No more will come."""
+    first: int = 0
+    """For a spool: offset of the oldest byte it keeps; ``bytes`` when it keeps none."""
+    when_full: WhenFull | None = None
+    """For a spool: as asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,24 +42,28 @@ class Keeper:
 class Stream(Protocol):
     """What the method table sees of a stream."""
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None: ...
-    def check_attachable(self, take: bool) -> int: ...
+    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None: ...
+    def check_attachable(self, take: bool, offset: int | None = None) -> int: ...
     def close_input(self, offset: int | None) -> None: ...
     def closing_at(self) -> int | None: ...
     def state(self) -> StreamState: ...
     def produced(self) -> int: ...
     def process_ended(self) -> None: ...
+    def settled(self) -> bool: ...
     def close(self) -> None: ...
 
 
 class NullStream:
     """/dev/null: nothing to attach to."""
 
-    def check_attachable(self, take: bool) -> int:
+    def check_attachable(self, take: bool, offset: int | None = None) -> int:
         raise RpcError(Code.FAILED_PRECONDITION, "this stream is null; ask for mode 'stream' when creating")
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
+    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
         self.check_attachable(take)
+
+    def settled(self) -> bool:
+        return True
 
     def close_input(self, offset: int | None) -> None:
         return  # it reads end of file already
@@ -102,15 +106,27 @@ class Attachable:
     def attached(self) -> bool:
         return self._connection is not None
 
-    def check_attachable(self, take: bool) -> int:
-        """The offset an attach now would report. Raises FAILED_PRECONDITION when somebody is attached."""
+    def check_attachable(self, take: bool, offset: int | None = None) -> int:
+        """The offset an attach now would report. Raises FAILED_PRECONDITION when somebody is attached, or
+        when another ``offset`` is wanted: what has gone by is nowhere any more."""
         if self.attached and not take:
             raise RpcError(
                 Code.FAILED_PRECONDITION, "somebody is attached to this stream; ask with take to replace them"
             )
-        return self._offset()
+        position = self._offset()
+        if offset is not None and offset != position:
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"this stream cannot go back or ahead: it is at {position}, not {offset}",
+                offset=position,
+            )
+        return position
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
+    def settled(self) -> bool:
+        """Nothing more will come, and nobody is owed a byte."""
+        return self.ended
+
+    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
         """Sends ``reply``, the answer to the request to attach, and from then on the stream's own bytes.
 
         The reply goes through a pipe that the supervisor holds together with the connection: an agent

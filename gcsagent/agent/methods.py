@@ -15,6 +15,7 @@ from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.spools import SpoolService
 from protocol.methods import METHODS, ContainerList, ContainerRef, Empty
 from protocol.types import ContainerState
 
@@ -24,7 +25,7 @@ SESSION_METHODS = frozenset({"agent.hello", "stream.attach", "events.subscribe"}
 
 
 def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
-    lifecycle, processes = Lifecycle(registry), ProcessService(registry)
+    lifecycle, processes, spools = Lifecycle(registry), ProcessService(registry), SpoolService(registry)
 
     def state(params: ContainerRef, _call: Call) -> ContainerState:
         return registry.get(params.container).state()
@@ -50,6 +51,8 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "process.close_stdin": processes.close_stdin,
         "process.wait": processes.wait,
         "process.delete": processes.delete,
+        "stream.ack": spools.acknowledge,
+        "stream.find": spools.find,
     }
     missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS)
     if missing:

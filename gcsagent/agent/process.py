@@ -111,7 +111,7 @@ class Process:
     @property
     def finished(self) -> bool:
         """It has ended and nobody is owed a byte of its output."""
-        return self.exit is not None and all(stream.state().ended for stream in self.streams.values())
+        return self.exit is not None and all(stream.settled() for stream in self.streams.values())
 
     def close(self) -> None:
         """Lets go of everything it holds. Its waiters have had their answer, or get one now."""

@@ -48,7 +48,7 @@ MAX_UNREAD = 256 * 1024
 MAX_EVENTS_UNREAD = 4 << 20
 """Bytes a subscriber may leave unread before it is disconnected: it can come back and replay."""
 
-FEATURES = ("events.replay",)
+FEATURES = ("events.replay", "spool")
 
 _log = logging.getLogger("agent.session")
 
@@ -272,13 +272,7 @@ class Session:
                 Code.FAILED_PRECONDITION, "this connection carries events; attach on one of its own"
             )
         stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
-        offset = stream.check_attachable(params.take)
-        if params.offset is not None and params.offset != offset:
-            raise RpcError(
-                Code.FAILED_PRECONDITION,
-                f"this stream cannot go back or ahead: it is at {offset}, not {params.offset}",
-                offset=offset,
-            )
+        stream.check_attachable(params.take, params.offset)
         self._attaching = (params, msgid)
         if not self._out:
             self._hand_over()
@@ -291,7 +285,7 @@ class Session:
             return
         try:
             stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
-            offset = stream.check_attachable(params.take)
+            offset = stream.check_attachable(params.take, params.offset)
         except RpcError as error:  # it changed while earlier answers were on their way out
             self._attaching = None
             self._answer(msgid, error)
@@ -300,7 +294,7 @@ class Session:
         self._closing = True
         self._let_go()
         try:
-            stream.attach(self._sock, params.take, reply)
+            stream.attach(self._sock, params.take, reply, offset)
         except OSError as error:  # out of descriptors, before the reply was on its way
             self._log.error("cannot attach", extra={"error": str(error)})
             self._sock.close()

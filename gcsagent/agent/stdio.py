@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from gcsagent.agent.attachable import Keeper, NullStream, Stream
 from gcsagent.agent.runtime import Launch
+from gcsagent.agent.spool import Spool, make_file
+from gcsagent.agent.spool_index import SpoolIndex
+from gcsagent.agent.spool_stream import SpoolStream
 from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import DiscardedTty, TtyStream
@@ -51,8 +54,22 @@ def stream_name(key: str, stream: str) -> str:
     return f"fd/{key}/{stream}"
 
 
-def prepare(keeper: Keeper, key: str, stdio: Stdio, ended: Ended) -> PreparedStdio:
-    """Pipes for the streams that want one. Raises RESOURCE_EXHAUSTED, with nothing left open."""
+def refuse_unsupported(stdio: Stdio) -> None:
+    """Raises UNIMPLEMENTED."""
+    for name in ("stdin", "tty"):
+        if getattr(stdio, name).mode is StreamMode.SPOOL:
+            raise RpcError(
+                Code.UNIMPLEMENTED,
+                f"stdio.{name}: only stdout and stderr can be in mode 'spool'; use 'stream'",
+                field=f"stdio.{name}.mode",
+            )
+
+
+def prepare(keeper: Keeper, key: str, stdio: Stdio, directory: str, ended: Ended) -> PreparedStdio:
+    """Pipes for the streams that want one, spools in ``directory``'s file system for those that are kept.
+
+    Raises RESOURCE_EXHAUSTED, with nothing left open.
+    """
     prepared = PreparedStdio(key, stdio)
     if stdio.terminal:
         return prepared
@@ -61,7 +78,7 @@ def prepare(keeper: Keeper, key: str, stdio: Stdio, ended: Ended) -> PreparedStd
             if getattr(stdio, name).mode is StreamMode.NULL:
                 prepared.streams[name] = NullStream()
             else:
-                _add_pipe(prepared, keeper, number, name, ended)
+                _add_pipe(prepared, keeper, number, name, directory, ended)
     except (OSError, OverflowError) as error:
         prepared.close_child()
         close_all(prepared.streams)
@@ -69,7 +86,9 @@ def prepare(keeper: Keeper, key: str, stdio: Stdio, ended: Ended) -> PreparedStd
     return prepared
 
 
-def _add_pipe(prepared: PreparedStdio, keeper: Keeper, number: int, name: str, ended: Ended) -> None:
+def _add_pipe(
+    prepared: PreparedStdio, keeper: Keeper, number: int, name: str, directory: str, ended: Ended
+) -> None:
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     full_name = stream_name(prepared.key, name)
     try:
@@ -86,8 +105,31 @@ def _add_pipe(prepared: PreparedStdio, keeper: Keeper, number: int, name: str, e
         )
     else:
         ours, prepared.child[number] = read_end, write_end
-        prepared.streams[name] = OutputStream(keeper, full_name, ours, slot, lambda count: ended(name, count))
+        spec, tell = getattr(prepared.stdio, name), functools.partial(ended, name)
+        if spec.mode is StreamMode.SPOOL:
+            spool, index = _make_spool(prepared, keeper, full_name, ours, directory, slot)
+            prepared.streams[name] = SpoolStream(keeper, full_name, ours, spool, index, spec, slot, tell)
+        else:
+            prepared.streams[name] = OutputStream(keeper, full_name, ours, slot, tell)
     prepared.hold[full_name] = ours
+
+
+def _make_spool(
+    prepared: PreparedStdio, keeper: Keeper, full_name: str, source: int, directory: str, slot: int
+) -> tuple[Spool, SpoolIndex]:
+    """Raises OSError, with ``source`` closed."""
+    file = -1
+    try:
+        file = make_file(directory)
+        index = SpoolIndex()
+    except OSError:
+        for fd in (source, file):
+            if fd >= 0:
+                os.close(fd)
+        keeper.counters.free(slot)
+        raise
+    prepared.hold |= {f"{full_name}.file": file, f"{full_name}.index": index.fd}
+    return Spool(file, keeper.counters, slot), index
 
 
 async def take_terminal(prepared: PreparedStdio, keeper: Keeper, ended: Ended) -> None:
@@ -127,11 +169,15 @@ def restore(
             continue
         tell = functools.partial(ended, name)
         fd, own = fds.pop("", -1), slots[name]
-        real: InputStream | OutputStream | TtyStream
+        real: InputStream | OutputStream | SpoolStream | TtyStream
         if name == "tty":
             real = TtyStream(keeper, full_name, fd, (own[0], own[1]), tell)
         elif name == "stdin":
             real = InputStream(keeper, full_name, fd, own[0], tell, stdio.stdin_once)
+        elif getattr(stdio, name).mode is StreamMode.SPOOL:
+            spool = Spool(fds.pop("file"), keeper.counters, own[0])
+            index = SpoolIndex(fds.pop("index"))
+            real = SpoolStream(keeper, full_name, fd, spool, index, getattr(stdio, name), own[0], tell)
         else:
             real = OutputStream(keeper, full_name, fd, own[0], tell)
         real.restore(fds)

@@ -157,11 +157,14 @@ class DiscardedTty:
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         tty.discard_into(self._null)
 
-    def check_attachable(self, take: bool) -> int:
+    def check_attachable(self, take: bool, offset: int | None = None) -> int:
         return NullStream().check_attachable(take)
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes) -> None:
+    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
         self.check_attachable(take)
+
+    def settled(self) -> bool:
+        return self._tty.settled()
 
     def resize(self, rows: int, cols: int) -> None:
         self._tty.resize(rows, cols)

@@ -1,0 +1,330 @@
+"""A stream that is kept: filled from the process all the time, read by whoever attaches, at any offset.
+
+Filling and reading do not know each other. What the process writes goes into the spool as it comes (as long
+as there is room, in ``block``), and every connection has a reader with a position of its own. Pipe, spool,
+index, positions and connections are held by the supervisor; an agent that starts goes on with all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+
+from gcsagent.agent.attachable import Attachable, Keeper
+from gcsagent.agent.counters import queued
+from gcsagent.agent.spool import Spool
+from gcsagent.agent.spool_index import SpoolIndex
+from protocol.errors import Code, RpcError
+from protocol.limits import DEFAULT_SPOOL
+from protocol.types import StreamMode, StreamSpec, StreamState, WhenFull
+
+CHUNK = 1 << 20
+ROUNDS = 16
+"""Moves per wake-up, so that one busy stream does not keep the others waiting."""
+
+MAX_READERS = 16
+"""Connections attached to one log."""
+
+RETRY_SECONDS = 1.0
+"""A full disk does not say when it has room again."""
+
+_log = logging.getLogger("agent.spool")
+
+
+class SpoolReader(Attachable):
+    """One connection, and how far it has come: the position of a description that the supervisor holds."""
+
+    def __init__(self, keeper: Keeper, name: str, fd: int, spool: Spool, stream: SpoolStream) -> None:
+        super().__init__(keeper, name, fd, lambda _count: None)
+        self._spool, self._stream = spool, stream
+        self._serving = self._waiting = False
+        self._sink = -1
+        self.position = _position_of(fd)
+
+    def wake(self) -> None:
+        """There is more to send, or the end has come."""
+        if self._serving and not self._waiting:
+            self._run()
+
+    def detach(self) -> None:
+        was_attached = self.attached
+        super().detach()
+        if was_attached:
+            self._drop_fd()
+            self._stream.forget(self)
+
+    def hold_position(self) -> None:
+        self._keeper.supervisor.hold(self._name, self._fd)
+
+    def _run(self) -> None:
+        for _ in range(ROUNDS):
+            left = self._spool.written - self.position
+            if left == 0:
+                self._await_writable(False)
+                if self._stream.ended:
+                    self._start_linger()
+                return
+            try:
+                moved = os.sendfile(self._sink, self._fd, None, min(CHUNK, left))
+            except BlockingIOError:
+                break
+            except OSError:
+                self.detach()
+                return
+            self.position += moved
+        self._await_writable(True)
+
+    def _await_writable(self, wanted: bool) -> None:
+        if wanted == self._waiting:
+            return
+        self._waiting = wanted
+        if wanted:
+            self._loop.add_writer(self._sink, self._run)
+        else:
+            self._loop.remove_writer(self._sink)
+
+    def _offset(self) -> int:
+        return self.position
+
+    def _start(self, connection: int) -> None:
+        self._serving, self._sink = True, connection
+        self._watch_peer()
+        self._run()
+
+    def _stop(self) -> None:
+        self._await_writable(False)
+        self._serving = False
+
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        return
+
+
+class SpoolStream:
+    """stdout or stderr in mode ``spool``. ``fd`` is the read end of the process's pipe, -1 past its end."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        name: str,
+        fd: int,
+        spool: Spool,
+        index: SpoolIndex,
+        spec: StreamSpec,
+        slot: int,
+        ended: Callable[[int], None],
+    ) -> None:
+        self.spool, self.index = spool, index
+        self._keeper, self._name, self._fd, self._slot = keeper, name, fd, slot
+        self._limit, self._when_full = spec.limit or DEFAULT_SPOOL, spec.when_full or WhenFull.BLOCK
+        self._tell_end = ended
+        self._loop = asyncio.get_running_loop()
+        self._readers: list[SpoolReader] = []
+        self._last_reader = 0
+        self._retry: asyncio.TimerHandle | None = None
+        self._filling = self._closed = False
+        self.ended = fd < 0
+        if fd >= 0:
+            os.set_blocking(fd, False)
+        self._resume()
+
+    @property
+    def _drops(self) -> bool:
+        return self._when_full is WhenFull.DROP_OLDEST
+
+    # -- what the method table sees ---------------------------------------------------------------
+
+    def state(self) -> StreamState:
+        return StreamState(
+            StreamMode.SPOOL,
+            self.spool.written,
+            bool(self._readers),
+            self.ended,
+            self.spool.first,
+            self._when_full,
+        )
+
+    def check_attachable(self, take: bool, offset: int | None = None) -> int:
+        """Where an attach would begin. Raises FAILED_PRECONDITION, RESOURCE_EXHAUSTED."""
+        if self._readers and not self._drops and not take:
+            raise RpcError(
+                Code.FAILED_PRECONDITION, "somebody is attached to this stream; ask with take to replace them"
+            )
+        if len(self._readers) >= MAX_READERS:
+            raise RpcError(Code.RESOURCE_EXHAUSTED, f"{MAX_READERS} clients read this log already")
+        first, end = self.spool.first, self.spool.written
+        if offset is None:
+            return first
+        if not first <= offset <= end:
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"this spool holds bytes {first} to {end}; {offset} is not among them",
+                first=first,
+                end=end,
+                dropped=max(0, first - offset),
+            )
+        return offset
+
+    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
+        """Sends ``reply`` and then the bytes from ``offset`` on, which :meth:`check_attachable` has found."""
+        if not self._drops:
+            self._detach_all()
+        self._last_reader += 1
+        reader = self._reader(self._last_reader, self.spool.reader(offset))
+        reader.hold_position()
+        reader.attach(connection, take, reply)
+
+    def close_input(self, offset: int | None) -> None:
+        raise RpcError(Code.INVALID_ARGUMENT, "this stream is an output")
+
+    def closing_at(self) -> int | None:
+        return None
+
+    def produced(self) -> int:
+        return self.spool.written + (queued(self._fd) if self._fd >= 0 else 0)
+
+    def process_ended(self) -> None:
+        return  # what it wrote last is taken as ever
+
+    def settled(self) -> bool:
+        return self.ended and (self._drops or self.spool.kept == 0)
+
+    def acknowledge(self, offset: int) -> None:
+        """Releases what comes before ``offset``. Raises FAILED_PRECONDITION beyond what there is."""
+        if offset > self.spool.written:
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"only {self.spool.written} bytes have been written to this stream, not {offset}",
+                end=self.spool.written,
+            )
+        self._release(offset)
+        self._resume()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._detach_all()
+        self._drop_source()
+        os.close(self.spool.fd)
+        self.index.close()
+        self._keeper.supervisor.release(f"{self._name}.file", f"{self._name}.index")
+        self._keeper.counters.free(self._slot)
+
+    # -- filling --------------------------------------------------------------------------------
+
+    def _resume(self) -> None:
+        """Watches the pipe, if there is one and there is room."""
+        if self._fd >= 0 and not self._filling and self._retry is None and self._room() > 0:
+            self._filling = True
+            self._loop.add_reader(self._fd, self._fill)
+
+    def _pause(self) -> None:
+        if self._filling:
+            self._filling = False
+            self._loop.remove_reader(self._fd)
+
+    def _room(self) -> int:
+        return CHUNK if self._drops else min(CHUNK, self._limit - self.spool.kept)
+
+    def _fill(self) -> None:
+        self.index.note(self.spool.written, time.time_ns(), self.spool.first)
+        for _ in range(ROUNDS):
+            room = self._room()
+            if room <= 0:
+                self._pause()
+                break
+            try:
+                moved = self.spool.take(self._fd, room)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._cannot_store(error)
+                break
+            if moved == 0:
+                self._source_ended()
+                break
+            if self._drops:
+                self._release(self.spool.written - self._limit)
+        for reader in list(self._readers):
+            reader.wake()
+
+    def _cannot_store(self, error: OSError) -> None:
+        """The bytes stay in the pipe. A log gives up its older half for them; else the process waits."""
+        _log.warning("a spool cannot grow", extra={"stream": self._name, "error": str(error)})
+        if self._drops:
+            self._release(self.spool.first + (self.spool.kept + 1) // 2)
+        self._pause()
+        self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
+
+    def _try_again(self) -> None:
+        self._retry = None
+        self._resume()
+
+    def _release(self, offset: int) -> None:
+        """Readers that have not come so far leave first: they must not be sent what is a hole now."""
+        if offset <= self.spool.first:
+            return
+        self.spool.release(offset)
+        for reader in list(self._readers):
+            if reader.position < offset:
+                reader.detach()
+        self.spool.punch()
+
+    def _source_ended(self) -> None:
+        self._drop_source()
+        self.ended = True
+        self._tell_end(self.spool.written)
+
+    def _drop_source(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        self._pause()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+            self._keeper.supervisor.release(self._name)
+
+    # -- readers --------------------------------------------------------------------------------
+
+    def _reader(self, number: int, fd: int) -> SpoolReader:
+        reader = SpoolReader(self._keeper, f"{self._name}.r{number}", fd, self.spool, self)
+        self._readers.append(reader)
+        return reader
+
+    def forget(self, reader: SpoolReader) -> None:
+        """It has detached."""
+        if reader in self._readers:
+            self._readers.remove(reader)
+
+    def _detach_all(self) -> None:
+        for reader in list(self._readers):
+            reader.detach()
+
+    def restore(self, held: dict[str, int]) -> None:
+        """Takes up readers of an earlier agent; ``held`` maps ``r1``, ``r1.conn``, ``r1.reply``, ... ."""
+        found: dict[int, dict[str, int]] = {}
+        for suffix, fd in held.items():
+            reader, _, part = suffix.partition(".")
+            found.setdefault(int(reader.removeprefix("r")), {})[part] = fd
+        for number, parts in sorted(found.items()):
+            self._last_reader = number
+            position = parts.get("", -1)
+            if "conn" in parts and position >= 0 and self.spool.first <= _position_of(position):
+                self._reader(number, parts.pop("")).restore(parts)
+            else:  # killed before it was attached, while it was let go, or when it had fallen behind
+                self._give_up(number, parts)
+
+    def _give_up(self, number: int, parts: dict[str, int]) -> None:
+        for part, fd in parts.items():
+            os.close(fd)
+            name = f"{self._name}.r{number}"
+            self._keeper.supervisor.release(f"{name}.{part}" if part else name)
+
+
+def _position_of(fd: int) -> int:
+    return os.lseek(fd, 0, os.SEEK_CUR)
