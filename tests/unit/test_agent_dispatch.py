@@ -19,6 +19,7 @@ from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
 from protocol.methods import Created, Envelope
+from tests.fakes import watched_loop
 
 Handler = Callable[[Any, Call], Any]
 METHOD = "container.start"  # a mutating one
@@ -56,7 +57,7 @@ def at_desk(tmp_path: Path, handler: Handler, body: Callable[[Desk], Awaitable[N
     async def scenario() -> None:
         await body(Desk(tmp_path, handler))
 
-    asyncio.run(scenario())
+    watched_loop.run(scenario())
 
 
 class Gate:
@@ -89,7 +90,7 @@ def gated(tmp_path: Path, body: Callable[[Desk, Gate], Awaitable[None]], commit:
 
         await body(Desk(tmp_path, handler), gate)
 
-    asyncio.run(scenario())
+    watched_loop.run(scenario())
 
 
 # -- once -------------------------------------------------------------------------------------------
@@ -209,7 +210,7 @@ def test_the_store_is_bounded_and_survives_broken_files(tmp_path: Path) -> None:
             path.write_text("{")
         assert journal.find(f"r{MAX_STORED + 9}") is None
 
-    asyncio.run(scenario())
+    asyncio.run(scenario())  # thousands of files in one go: the loop is not what is looked at
 
 
 # -- deadlines and cancelling -----------------------------------------------------------------------

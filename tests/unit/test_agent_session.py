@@ -29,6 +29,7 @@ from gcsagent.agent.streams import OutputStream
 from gcsagent.common.config import Settings
 from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
+from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor, pair
 
 
@@ -116,7 +117,7 @@ def as_host(tmp_path: Path, body: Callable[[Host], Awaitable[None]]) -> None:
         await body(host)
         await host.close()
 
-    asyncio.run(scenario())
+    watched_loop.run(scenario())
 
 
 # -- requests ---------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.terminal import TtyStream
 from protocol.errors import Code, RpcError
+from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor, pair
 
 REPLY = b"<reply>"
@@ -81,7 +82,7 @@ def on_bench(body: Callable[[Bench], Awaitable[None]]) -> None:
         await asyncio.sleep(0)
         assert sorted(os.listdir("/proc/self/fd")) == before
 
-    asyncio.run(scenario())
+    watched_loop.run(scenario())
 
 
 async def read(sock: socket.socket, count: int) -> bytes:
