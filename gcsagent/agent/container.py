@@ -43,6 +43,7 @@ class Container:
         self.root = ""
         self.created_at_ns = time.time_ns()
         self.oom_kills = 0
+        self.create_request: RequestMark | None = None
         self.start_request: RequestMark | None = None
         self.delete_request: RequestMark | None = None
         self.deletion: asyncio.Task[None] | None = None
@@ -102,6 +103,7 @@ class Container:
             "cgroup": self.cgroup.path,
             "auto_delete": self.auto_delete,
             "labels": self.labels,
+            "create_request": self.create_request,
             "start_request": self.start_request,
             "delete_request": self.delete_request,
             "created_at_ns": self.created_at_ns,

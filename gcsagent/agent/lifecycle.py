@@ -47,6 +47,7 @@ class Lifecycle:
         _check_stdio(params.stdio)
         spec = bundle.load(params)
         container = self._registry.new(params.container, params.auto_delete, params.labels)
+        container.create_request = call.mark
         self._make_directory(container)
         try:
             process = await self._make(container, params, spec, call)
@@ -76,7 +77,6 @@ class Lifecycle:
             spec["process"]["cwd"],
         )
         process = Process(container.ident, INIT, args, params.stdio, False)
-        process.request = call.mark
         container.processes[INIT] = process
         container.root, container.owns_pids = spec["root"]["path"], bundle.owns_pid_namespace(spec)
         container.overlay = params.overlay

@@ -119,6 +119,7 @@ class Reloader:
         container.status = Status(document["status"])
         container.overlay, container.owns_pids = bool(document["overlay"]), bool(document["owns_pids"])
         container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
+        container.create_request = _mark(document.get("create_request"))
         container.start_request = _mark(document.get("start_request"))
         container.delete_request = _mark(document.get("delete_request"))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
@@ -146,10 +147,11 @@ class Reloader:
             return
         if container.status is Status.DELETING:
             self._note(container, "a deletion goes on")
+            self._end_what_has_ended(container)
             self._pend(container.delete_request)
             self._registry.spawn(self._finish_delete(container))
         elif container.status is Status.CREATING:
-            self._pend(container.processes[INIT].request if INIT in container.processes else None)
+            self._pend(container.create_request)
             self._registry.spawn(self._finish_create(container))
         elif container.status is Status.CREATED and start_call(container.ident) in self._calls:
             container.status = container.init.status = Status.CREATING
@@ -177,6 +179,8 @@ class Reloader:
         init = container.processes.get(INIT)
         if container.status is Status.RUNNING and init is not None:
             self._answer(container.start_request, init.pid)
+        if init is not None:
+            self._answer(container.create_request, init.pid)
         for process in container.processes.values():
             if process.pid:
                 self._answer(process.request, process.pid)
@@ -249,7 +253,11 @@ class Reloader:
                 self._note(container, "a process is gone without a trace", process=process.ident)
                 self._lose(container, process)
         init = container.processes.get(INIT)
-        if init is not None and init.exit is not None and container.status is not Status.FAILED:
+        if (
+            init is not None
+            and init.exit is not None
+            and container.status in (Status.CREATED, Status.RUNNING)
+        ):
             container.status = Status.STOPPED
 
     def _lose(self, container: Container, process: Process) -> None:
@@ -277,13 +285,13 @@ class Reloader:
         if init is None or outcome is None or outcome.status != 0 or not outcome.pid:
             self._note(container, "a create that did not succeed is undone")
             await self._undo(container)
-            self._answer(init.request if init is not None else None, 0)
+            self._answer(container.create_request, 0)
             return
         self._note(container, "a create had succeeded")
         try:
             await self._take_up(container, init, outcome)
             self._lifecycle.created(container, init)
-            self._answer(init.request, init.pid)
+            self._answer(container.create_request, init.pid)
         except (*_BROKEN, RpcError, SupervisorError) as error:
             context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
             await self._undo(container)

@@ -74,9 +74,15 @@ async def _kill_processes(container: Container) -> None:
             process.signal(signal.SIGKILL)
         except RpcError:
             continue  # it was faster
-    async with asyncio.timeout(KILL_SECONDS):
-        for process in alive:
-            await process.wait()
+    try:
+        async with asyncio.timeout(KILL_SECONDS):
+            for process in alive:
+                await process.wait()
+    except TimeoutError as error:
+        left = [process.pid for process in alive if process.exit is None]
+        raise RpcError(
+            Code.INTERNAL, f"processes {left} do not end {KILL_SECONDS:g} s after SIGKILL"
+        ) from error
 
 
 async def _delete_in_runtime(registry: Registry, container: Container) -> None:
