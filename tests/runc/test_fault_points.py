@@ -126,6 +126,7 @@ async def start(bench: Bench, arm: Act) -> None:
         completed = await init.communicate()
         assert (completed.stdout, completed.exit.exit_code) == (b"started\n", 5)
     finally:
+        init.detach()
         await remove(bench.client, params.container)
 
 
