@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -20,6 +21,12 @@ from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor
 
 ENDED = {"status": 0, "timed_out": False, "pid": 0, "exit": None}
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_gone() -> None:
+    """What earlier tests left to the collector must not be closed in the middle of a count."""
+    gc.collect()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import os
 import socket
 from collections.abc import Callable
@@ -15,6 +16,12 @@ import pytest
 from gcsagent.agent import server
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_gone() -> None:
+    """What earlier tests left to the collector must not be closed in the middle of a count."""
+    gc.collect()
 
 
 class FakeListener:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,12 @@ import msgpack
 import pytest
 
 from gcsagent.common import channel
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_gone() -> None:
+    """What earlier tests left to the collector must not be closed in the middle of a count."""
+    gc.collect()
 
 
 @pytest.fixture

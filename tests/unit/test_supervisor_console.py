@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,12 @@ import pytest
 
 from gcsagent.supervisor.console import MAX_PATH, ConsoleSocket
 from gcsagent.supervisor.loop import Loop
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_gone() -> None:
+    """What earlier tests left to the collector must not be closed in the middle of a count."""
+    gc.collect()
 
 
 class Receiver:

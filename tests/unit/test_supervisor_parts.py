@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import select
@@ -22,6 +23,12 @@ from gcsagent.supervisor.spawn import spawn
 from gcsagent.supervisor.store import MAX_NAME, FdStore, StoreError
 
 ENV = {"PATH": os.environ["PATH"]}
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_gone() -> None:
+    """What earlier tests left to the collector must not be closed in the middle of a count."""
+    gc.collect()
 
 
 def is_open(fd: int) -> bool:

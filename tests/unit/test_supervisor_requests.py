@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -17,6 +18,12 @@ from gcsagent.common import channel
 from gcsagent.supervisor.loop import READ
 from gcsagent.supervisor.main import Supervisor
 from gcsagent.supervisor.requests import MAX_CALLS, MAX_KEY, MAX_TARGET_FD
+
+
+@pytest.fixture(autouse=True)
+def _garbage_is_gone() -> None:
+    """What earlier tests left to the collector must not be closed in the middle of a count."""
+    gc.collect()
 
 
 class Agentless:
