@@ -148,7 +148,9 @@ class Reloader:
         if container.status is Status.DELETING:
             self._note(container, "a deletion goes on")
             self._end_what_has_ended(container)
-            self._pend(container.delete_request)
+            if container.delete_request is not None:
+                # Its answer may be on disk already; it is true only when the deletion is through.
+                self._registry.journal.begin(container.delete_request)
             self._registry.spawn(self._finish_delete(container))
         elif container.status is Status.CREATING:
             self._pend(container.create_request)
