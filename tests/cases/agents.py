@@ -89,6 +89,7 @@ class RunningAgent:
         self.address = f"unix:{self.socket_path}"
         self.state_dir = self.directory / "state"
         self._log = self.directory / "log"
+        self._last_words = ""
         self._cgroup = f"gcs-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]}"
         command = [sys.executable, "-m", "gcsagent", "--listen", self.address, "--state", str(self.state_dir)]
         with self._log.open("wb") as log:
@@ -121,6 +122,8 @@ class RunningAgent:
         assert self._process.poll() is None, f"it exited {self._process.poll()}:\n{self.log_tail()}"
 
     def log_tail(self) -> str:
+        if not self._log.exists():
+            return self._last_words
         return self._log.read_text(errors="replace")[-LOG_TAIL:]
 
     def holdings(self) -> Holdings:
@@ -192,13 +195,28 @@ class RunningAgent:
         return self._process.wait(timeout)
 
     def destroy(self) -> None:
-        """Whatever state it is in: kills it and what is in its cgroups."""
+        """Whatever state it is in: kills it and its containers, and removes every trace. Idempotent."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait(STOP_SECONDS)
-        for path in self.cgroups():
+        if not self.directory.exists():
+            return
+        self._last_words = self.log_tail()
+        eventually(self._clear_cgroups)
+        mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+        for mount in reversed([mount for mount in mounts if mount.startswith(f"{self.directory}/")]):
+            subprocess.run(["umount", "-l", mount], timeout=STOP_SECONDS, check=True)
+        shutil.rmtree(self.directory)
+
+    def _clear_cgroups(self) -> bool:
+        """Kills what is in them and removes those that are empty; whether none is left."""
+        for path in reversed(self.cgroups()):
             for pid in Path(path, "cgroup.procs").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        return not self.cgroups()
 
 
 def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:
@@ -207,7 +225,6 @@ def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:
         yield running
         assert running.stop() == 0
         running.assert_nothing_left()
-        shutil.rmtree(running.directory)
     finally:
         running.destroy()
 

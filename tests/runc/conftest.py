@@ -36,6 +36,6 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     """A failure shows the end of the agent's log."""
     report = yield
     running = item.config.stash.get(_AGENT, None)
-    if report.failed and running is not None and running.directory.exists():
+    if report.failed and running is not None:
         report.sections.append(("the agent's log, its end", running.log_tail()))
     return report

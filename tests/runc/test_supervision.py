@@ -118,5 +118,8 @@ def test_a_stale_socket_is_no_obstacle(own: RunningAgent) -> None:
         path = own.directory / "stale.sock"
         stale.bind(str(path))
     again = RunningAgent(socket_path=str(path))
-    assert again.stop() == 0
-    assert not path.exists()
+    try:
+        assert again.stop() == 0
+        assert not path.exists()
+    finally:
+        again.destroy()
