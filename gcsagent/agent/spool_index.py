@@ -14,7 +14,7 @@ import mmap
 import os
 
 ENTRIES = 4096
-SHARED_NS = 10_000_000
+SHARED_NS = 1_000_000
 """Writes within so many nanoseconds of an entry's first share it."""
 
 _SIZE = 8 * (1 + 2 * 2 * ENTRIES)

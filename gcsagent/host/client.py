@@ -21,6 +21,7 @@ from gcsagent.host.dialogue import decode_result, despite_losses, encode_params,
 from gcsagent.host.errors import AgentSilent, ClosedByUs
 from gcsagent.host.events import EventStream
 from gcsagent.host.link import Link
+from gcsagent.host.spool import SpoolStream
 from gcsagent.host.streams import Stream
 from gcsagent.host.transport import Address
 from protocol import checks, methods
@@ -28,7 +29,7 @@ from protocol.address import parse_dial
 from protocol.methods import METHODS
 from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
 
-_IDEMPOTENT = frozenset({"process.resize", "process.close_stdin", "agent.shutdown"})
+_IDEMPOTENT = frozenset({"process.resize", "process.close_stdin", "stream.ack", "agent.shutdown"})
 """Mutating methods that come to the same when they are carried out twice."""
 
 CONNECT_SECONDS = 30.0
@@ -231,7 +232,39 @@ class Client:
         result: methods.Deleted = await self.call("process.delete", methods.ProcessRef(container, process))
         return result.exit
 
+    async def ack_stream(self, container: str, process: str, stream: methods.Stream, offset: int) -> None:
+        """Releases what a spool keeps before ``offset``."""
+        await self.call("stream.ack", methods.Ack(container, process, stream, offset))
+
+    async def find_in_stream(
+        self,
+        container: str,
+        process: str,
+        stream: methods.Stream,
+        *,
+        since_ns: int | None = None,
+        tail: int | None = None,
+    ) -> methods.Found:
+        """Where to attach to a spool to read what was written since a time, or the last lines."""
+        result: methods.Found = await self.call(
+            "stream.find", methods.Find(container, process, stream, since_ns, tail)
+        )
+        return result
+
     # -- connections of their own ---------------------------------------------------------------
+
+    async def attach_spool(
+        self,
+        container: str,
+        process: str,
+        stream: methods.Stream,
+        *,
+        offset: int | None = None,
+        acknowledge: bool,
+    ) -> SpoolStream:
+        """Attaches to a spool, again and again if need be; ``acknowledge`` releases what has been read."""
+        wanted = methods.Attach(container, process, stream, offset)
+        return await SpoolStream.attach(self, wanted, acknowledge=acknowledge)
 
     async def attach(
         self,
@@ -240,12 +273,14 @@ class Client:
         stream: methods.Stream = methods.Stream.STDOUT,
         *,
         take: bool = False,
+        offset: int | None = None,
     ) -> Stream:
         """Attaches to one stream over a new connection; closing it detaches and does nothing else.
 
-        Raises what :meth:`call` raises; FAILED_PRECONDITION when somebody else is attached and not ``take``.
+        ``offset`` is where to begin, for a spool. Raises what :meth:`call` raises; FAILED_PRECONDITION when
+        somebody else is attached and not ``take``, or the spool has no such offset (any more).
         """
-        wanted = methods.Attach(container, process, stream, take=take)
+        wanted = methods.Attach(container, process, stream, offset, take)
         return await Stream.open(self.address, wanted, timeout=self.timeout, client_name=self.client_name)
 
     async def events(self, *, after: int | None = None, container: str | None = None) -> EventStream:

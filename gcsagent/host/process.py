@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeVar
@@ -20,7 +20,7 @@ from gcsagent.host.errors import ClosedByPeer, HostError, OutputTooLarge
 from gcsagent.host.streams import CHUNK, Stream
 from protocol import checks, methods
 from protocol.errors import Code, RpcError
-from protocol.types import ExitRecord, Stdio, StreamMode, Winsize
+from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, StreamState, WhenFull, Winsize
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class RemoteProcess:
                     await client.delete_container(params.container, force=True)
             raise
         try:
-            await process._attach_all(_named(params.stdio) if attached else [])
+            await process._attach_all(_named(params.stdio) if attached else {})
         except BaseException:
             with contextlib.suppress(RpcError, HostError):
                 await client.delete_container(params.container, force=True)
@@ -93,7 +93,7 @@ class RemoteProcess:
         process = cls(client, params.container, params.process)
         try:
             process.pid = (await client.exec_process(params)).pid
-            await process._attach_all(_named(params.stdio) if attached else [])
+            await process._attach_all(_named(params.stdio) if attached else {})
         except RpcError:
             if process.pid:
                 await process.destroy()
@@ -109,11 +109,13 @@ class RemoteProcess:
         state = await client.process_state(container, process)
         attached = cls(client, container, process, state.pid)
         await attached._attach_all(
-            [
-                methods.Stream(name)
+            {
+                methods.Stream(name): stream
                 for name, stream in state.streams.items()
                 if stream.mode is not StreamMode.NULL and name in (STDIN, STDOUT, STDERR, TTY)
-            ]
+            },
+            # Of a log, what comes from now on; a spool that blocks begins with what nobody has dealt with.
+            {name: stream.bytes for name, stream in state.streams.items() if _is_log(stream)},
         )
         return attached
 
@@ -193,14 +195,24 @@ class RemoteProcess:
     ) -> None:
         self.detach()
 
-    async def _attach_all(self, names: list[methods.Stream]) -> None:
+    async def _attach_all(
+        self,
+        wanted: Mapping[methods.Stream, StreamSpec | StreamState],
+        offsets: Mapping[str, int] | None = None,
+    ) -> None:
         async def one(name: methods.Stream) -> None:
-            self.streams[name.value] = await self.client.attach(self.container, self.process, name)
+            where = self.container, self.process, name
+            if wanted[name].mode is StreamMode.SPOOL:
+                self.streams[name.value] = await self.client.attach_spool(
+                    *where, offset=(offsets or {}).get(name.value), acknowledge=not _is_log(wanted[name])
+                )
+            else:
+                self.streams[name.value] = await self.client.attach(*where)
 
         try:
             with first_error():
                 async with asyncio.TaskGroup() as tasks:
-                    for name in names:
+                    for name in wanted:
                         tasks.create_task(one(name))
         except BaseException:
             self.detach()
@@ -255,10 +267,14 @@ async def _settled(task: asyncio.Future[T]) -> T:
         raise
 
 
-def _named(stdio: Stdio) -> list[methods.Stream]:
+def _is_log(stream: StreamSpec | StreamState) -> bool:
+    return stream.when_full is WhenFull.DROP_OLDEST
+
+
+def _named(stdio: Stdio) -> dict[methods.Stream, StreamSpec | StreamState]:
     """The streams of ``stdio`` that can be attached to."""
     modes = {STDIN: stdio.stdin, STDOUT: stdio.stdout, STDERR: stdio.stderr, TTY: stdio.tty}
-    return [methods.Stream(name) for name, spec in modes.items() if spec.mode is not StreamMode.NULL]
+    return {methods.Stream(name): spec for name, spec in modes.items() if spec.mode is not StreamMode.NULL}
 
 
 @contextlib.contextmanager
