@@ -90,7 +90,9 @@ def copy_libraries(unpacked: Path, out: Path) -> None:
                 continue
         listed = subprocess.run(
             [loader, "--list", "--library-path", unpacked / LIBS, file],
-            capture_output=True, text=True, check=False,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if "not found" in listed.stdout:
             die(f"{file.name} needs a library that no package brings:\n{listed.stdout}")
@@ -137,8 +139,14 @@ def copy_modules(lists: Path, unpacked: Path, out: Path) -> None:
         shutil.copy2(release / name, target / name)
     subprocess.run(["depmod", "-b", out / "modules/usr", release.name], check=True)
     # busybox reads the text files only.
-    for index in [*target.glob("*.bin"), *target.glob("modules.builtin*"), target / "modules.order",
-                  target / "modules.softdep", target / "modules.weakdep", target / "modules.devname"]:
+    for index in [
+        *target.glob("*.bin"),
+        *target.glob("modules.builtin*"),
+        target / "modules.order",
+        target / "modules.softdep",
+        target / "modules.weakdep",
+        target / "modules.devname",
+    ]:
         index.unlink(missing_ok=True)
     (target / "boot").write_text("".join(f"{name}\n" for name in boot))
     (out / "kernel").write_text(f"{release.name}\n")

@@ -312,7 +312,11 @@ def test_byte_code_replaces_source_and_shows_the_guests_path(tmp_path: Path) -> 
     assert [path.name for path in package.iterdir()] == ["m.pyc"]
     shown = subprocess.run(
         [sys.executable, "-c", "import m; print(m.f.__code__.co_filename, m.__doc__)"],
-        cwd=package, capture_output=True, text=True, timeout=30, check=True,
+        cwd=package,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
     assert shown.stdout == "/usr/lib/p/m.py doc\n"
     (package / "m.py").write_text('"""doc"""\ndef f():\n    assert True\n')
@@ -325,7 +329,10 @@ def test_broken_source_fails_the_build(tmp_path: Path) -> None:
     (tmp_path / "m.py").write_text("def f(:\n")
     done = subprocess.run(
         [sys.executable, str(SCRIPTS / "compile_tree.py"), "compile", str(tmp_path)],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert done.returncode != 0
     assert "SyntaxError" in done.stderr
@@ -334,7 +341,9 @@ def test_broken_source_fails_the_build(tmp_path: Path) -> None:
 def packed(folder: Path) -> bytes:
     return subprocess.run(
         [sys.executable, str(SCRIPTS / "pack_newc.py"), str(folder), "0"],
-        capture_output=True, timeout=30, check=True,
+        capture_output=True,
+        timeout=30,
+        check=True,
     ).stdout
 
 
@@ -374,7 +383,12 @@ def test_named_pipe_in_the_root_is_refused(tmp_path: Path) -> None:
 def test_init_reports_its_stages_in_order() -> None:
     text = INIT.read_text()
     assert re.findall(r"^reached (\w+)$", text, re.M) == [
-        "init", "mounts", "modules", "disks", "network", "supervisor",
+        "init",
+        "mounts",
+        "modules",
+        "disks",
+        "network",
+        "supervisor",
     ]
 
 
@@ -390,7 +404,9 @@ def run_init_functions(code: str, tmp_path: Path) -> str:
     harness = f'poweroff() {{ echo "poweroff $*" >>{console}; exit; }}\nsync() {{ :; }}\n'
     subprocess.run(
         ["sh", "-c", functions.replace(f">{console}", f">>{console}") + harness + code],
-        timeout=30, check=False, stdin=subprocess.DEVNULL,
+        timeout=30,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
     return console.read_text()
 

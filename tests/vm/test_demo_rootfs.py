@@ -37,7 +37,10 @@ def test_programs_run(made: Path, command: list[str], shown: str) -> None:
     done = subprocess.run(
         ["chroot", made / "rootfs", *command],
         env={"PATH": "/usr/sbin:/usr/bin", "LC_ALL": "C.UTF-8"},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, shown, "")
 

@@ -94,7 +94,10 @@ def in_guest(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["chroot", root, *command],
         env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 
@@ -206,7 +209,10 @@ def test_same_inputs_same_key_and_no_second_build(image: Path) -> None:
 def test_two_builds_give_the_same_bytes() -> None:
     done = subprocess.run(
         [REPO / "scripts/build-rootfs.sh", "--check-reproducible"],
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "reproducible: " in done.stderr
