@@ -192,7 +192,7 @@ class Lifecycle:
         if process.early_exit is not None:
             self._registry.take_early_exit(container, process)
         elif process.alive:
-            process.signal(signal.SIGKILL)
+            process.kill()
 
     async def wait(self, params: ContainerRef, _call: Call) -> ExitRecord:
         """Every exec that exists when init ends is waited for first; then init's own record is the answer."""
@@ -278,7 +278,7 @@ class Lifecycle:
 
     async def undo_exec(self, container: Container, process: Process) -> None:
         if process.pid and process.early_exit is None:
-            process.signal(signal.SIGKILL)
+            process.kill()
         self._registry.keeper.supervisor.tell("forget_process", {"process": process.key})
         self._release_terminal(process)
         self._registry.forget_process(container, process)
@@ -299,11 +299,17 @@ def _check_stdio(wanted: Stdio) -> None:
 async def _bounded(cleanup: Awaitable[None]) -> None:
     """Runs an undo to its end even if its caller is cancelled again, but not for ever."""
     task = asyncio.ensure_future(cleanup)
+    task.add_done_callback(_log_failure)
     try:
         await asyncio.wait([task], timeout=CLEANUP_SECONDS)
     except asyncio.CancelledError:
         await asyncio.wait([task], timeout=CLEANUP_SECONDS)
         raise
+
+
+def _log_failure(task: asyncio.Future[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("undoing a request failed", exc_info=task.exception())
 
 
 def signal_number(wanted: int | str) -> int:

@@ -318,8 +318,7 @@ class Reloader:
             self._note(container, "a start did not succeed")
             self._registry.caller.forget(start_call(container.ident))
             container.status = init.status = Status.CREATED
-            if init.pidfd >= 0:
-                init.signal(signal.SIGKILL)
+            init.kill()
             self._answer(container.start_request, 0)
         self._end_what_has_ended(container)
 

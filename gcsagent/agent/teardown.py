@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
 
@@ -70,10 +69,7 @@ async def _kill_processes(container: Container) -> None:
         return
     container.cgroup.kill()
     for process in alive:
-        try:
-            process.signal(signal.SIGKILL)
-        except RpcError:
-            continue  # it was faster
+        process.kill()
     try:
         async with asyncio.timeout(KILL_SECONDS):
             for process in alive:
