@@ -353,3 +353,81 @@ def test_the_terminal_is_restored_when_the_container_is_killed(gcsctl: Gcsctl, o
     assert gcsctl("kill", "-s", "9", ident).returncode == 0
     assert terminal.end() == 137
     assert gcsctl("delete", ident).returncode == 0
+
+
+# -- logs -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(gcsctl: Gcsctl) -> Iterator[str]:
+    """A container that ran detached, wrote on both outputs, and has ended."""
+    ident = name("logged")
+    script = "printf 'out %s\n' 1 2 3; printf 'err %s\n' 1 2 >&2"
+    options = ("-d", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs)
+    assert gcsctl("run", *options, "--", "sh", "-c", script).returncode == 0
+    assert gcsctl("wait", ident).returncode == 0
+    yield ident
+    assert gcsctl("delete", ident).returncode == 0
+
+
+def test_what_a_detached_container_wrote_can_be_read_again_and_again(gcsctl: Gcsctl, logged: str) -> None:
+    for options in ((), ("-f",), ("--since", "1h"), ("--since", "2020-01-01")):
+        done = gcsctl("logs", *options, logged)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"out 1\nout 2\nout 3\n", b"err 1\nerr 2\n")
+    done = gcsctl("logs", "--tail", "2", logged)
+    assert (done.stdout, done.stderr) == (b"out 2\nout 3\n", b"err 1\nerr 2\n")
+    done = gcsctl("logs", "--tail=0", logged)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60))
+    done = gcsctl("logs", "--since", later, logged)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = gcsctl("--json", "logs", logged)
+    documents = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {"stream": "stderr", "offset": 0, "text": "err 1\nerr 2\n"} in documents
+
+
+def test_logs_follow_a_container_to_its_end(gcsctl: Gcsctl) -> None:
+    ident = name("followed")
+    options = ("-d", "-i", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs)
+    assert gcsctl("run", *options, "--", "sh", "-c", "echo first; cat; echo last").returncode == 0
+    with subprocess.Popen(
+        gcsctl.argv("logs", "-f", ident), cwd=REPO, env=gcsctl.env, stdout=subprocess.PIPE
+    ) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"first\n"
+        attached = gcsctl("attach", ident, stdin=b"middle\n")
+        assert attached.returncode == 0
+        rest, _ = following.communicate(timeout=SECONDS)
+        assert rest == b"middle\nlast\n"
+        assert following.returncode == 0
+    assert gcsctl("delete", ident).returncode == 0
+
+
+def test_run_with_a_log_shows_and_keeps(gcsctl: Gcsctl) -> None:
+    ident = name("both")
+    done = gcsctl(
+        "run",
+        "--log",
+        "--id",
+        ident,
+        "--overlay",
+        "--rootfs",
+        gcsctl.rootfs,
+        "--",
+        "sh",
+        "-c",
+        "echo hi; exit 3",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, b"hi\n", b"")
+    assert gcsctl("logs", ident).stdout == b"hi\n"
+    assert gcsctl("delete", ident).returncode == 0
+
+
+def test_a_container_without_a_log_says_how_to_get_one(gcsctl: Gcsctl) -> None:
+    ident = name("silent")
+    options = ("--id", ident, "--overlay", "--rootfs", gcsctl.rootfs)
+    assert gcsctl("run", *options, "--", "true").returncode == 0
+    done = gcsctl("logs", ident)
+    assert done.returncode == 125
+    assert "--log" in one_line(done.stderr)
+    assert gcsctl("delete", ident).returncode == 0

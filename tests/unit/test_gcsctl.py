@@ -143,14 +143,14 @@ def test_an_exit_code_no_process_has_is_255(tmp_path: Path, code: int) -> None:
     with_agent(tmp_path, body)
 
 
-def test_detached_prints_the_id_and_streams_go_nowhere(tmp_path: Path) -> None:
+def test_detached_prints_the_id_and_keeps_a_log(tmp_path: Path) -> None:
     async def body(agent: FakeAgent) -> None:
         Script(runs_until_killed=True).install(agent)
         done = await gcsctl(agent, "run", "-d", "--rm", "--id", "web", "--rootfs", "/r", "--", "x")
         assert done == Done(0, "web\n", "")
         (created,) = agent.named("container.create")
         assert created["auto_delete"] is True
-        assert created["stdio"]["stdout"] == {"mode": "null"}
+        assert created["stdio"]["stdout"] == {"mode": "spool", "when_full": "drop_oldest"}
         assert agent.named("stream.attach") == []
         done = await gcsctl(agent, "--json", "run", "-d", "--rootfs", "/r", "--", "x")
         document = json.loads(done.out)

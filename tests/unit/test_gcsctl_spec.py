@@ -12,7 +12,7 @@ from gcsagent.host.cli.run import RunPlan, environment, exec_params, run_plan
 from gcsagent.host.cli.vmrun import GUEST_ROOTFS, vm_plan
 from gcsagent.host.spec import CAPABILITIES, User, container_spec, exec_spec, merge_env
 from protocol.address import UnixAddress, VsockAddress
-from protocol.types import Stdio, StreamMode
+from protocol.types import Stdio, StreamMode, WhenFull
 
 UNIX, VSOCK = UnixAddress("/s"), VsockAddress(3)
 
@@ -22,9 +22,15 @@ def plan(*argv: str, address: UnixAddress | VsockAddress = UNIX) -> RunPlan:
 
 
 def modes(stdio: Stdio) -> str:
-    """One letter per stream, a dash where it is null."""
+    """One letter per stream, a capital where it is a log, a dash where it is null."""
     specs = {"i": stdio.stdin, "o": stdio.stdout, "e": stdio.stderr, "t": stdio.tty}
-    return "".join(name if spec.mode is StreamMode.STREAM else "-" for name, spec in specs.items())
+    for spec in specs.values():
+        assert (spec.when_full is WhenFull.DROP_OLDEST) is (spec.mode is StreamMode.SPOOL)
+    shown = {StreamMode.STREAM: "{}", StreamMode.SPOOL: "{}", StreamMode.NULL: "-"}
+    return "".join(
+        shown[spec.mode].format(name if spec.mode is StreamMode.STREAM else name.upper())
+        for name, spec in specs.items()
+    )
 
 
 @pytest.mark.parametrize(
@@ -34,16 +40,19 @@ def modes(stdio: Stdio) -> str:
         ("-i", "ioe-"),
         ("-t", "---t"),
         ("-it", "---t"),
-        ("-d", "----"),
-        ("-di", "ioe-"),
+        ("-d", "-OE-"),
+        ("-di", "iOE-"),
         ("-dit", "---t"),
+        ("--log", "-OE-"),
+        ("--log -i", "iOE-"),
+        ("-d --log", "-OE-"),
     ],
 )
 def test_streams_follow_the_flags(flags: str, expected: str) -> None:
     stdio = plan(*flags.split(), "--rootfs", "/r", "--", "x").params.stdio
     assert modes(stdio) == expected
     assert stdio.problem() is None
-    assert stdio.stdin_once is (flags == "-i")
+    assert stdio.stdin_once is (flags in ("-i", "--log -i"))
 
 
 def test_create_keeps_streams_only_when_asked() -> None:
@@ -52,6 +61,8 @@ def test_create_keeps_streams_only_when_asked() -> None:
     args = parser.parse(["create", "-i", "--rootfs", "/r", "--", "x"])
     stdio = run_plan(args, UNIX).params.stdio
     assert (modes(stdio), stdio.stdin_once) == ("ioe-", False)
+    args = parser.parse(["create", "--log", "--rootfs", "/r", "--", "x"])
+    assert modes(run_plan(args, UNIX).params.stdio) == "-OE-"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +112,7 @@ def test_a_bundle_says_what_to_run() -> None:
         ["--bundle", "/b", "-e", "A=1"],
         ["--bundle", "/b", "-u", "1"],
         ["--bundle", "/b", "-w", "/"],
+        ["--rootfs", "/r", "--log", "-t", "--", "x"],
     ],
     ids=" ".join,
 )
@@ -158,3 +170,32 @@ def test_an_exec_inherits_what_it_does_not_name() -> None:
     assert exec_spec(args=["x"]) == {"args": ["x"], "terminal": False}
     assert exec_spec(args=["x"], terminal=True, env=["TERM=vt100"])["env"] == ["TERM=vt100"]
     assert exec_spec(args=["x"], user=User(7))["user"] == {"uid": 7, "gid": 0}
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("90s", 90.0),
+        ("1h30m", 5400.0),
+        ("1.5s250ms", 1.75),
+        ("2d", 172800.0),
+        ("1764000000", 1764000000 * 10**9),
+        ("1764000000.5", 1764000000 * 10**9 + 5 * 10**8),
+        ("2025-11-24T16:00:00Z", 1764000000 * 10**9),
+        ("2025-11-24T17:00:00+01:00", 1764000000 * 10**9),
+    ],
+)
+def test_since_is_a_moment_or_how_long_ago(text: str, wanted: float) -> None:
+    found = parser.parse(["logs", "--since", text, "web"]).since
+    assert (found, type(found)) == (wanted, type(wanted))
+
+
+@pytest.mark.parametrize("option", ["--since", "--tail"])
+@pytest.mark.parametrize("text", ["", "soon", "-1s", "1h30", "9" * 20, "1e3", "5x", "\u0663"])
+def test_other_words_are_no_moment_and_no_number(
+    option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser.parse(["logs", f"{option}={text}", "web"])
+    assert caught.value.code == 125
+    assert capsys.readouterr().err.startswith(f"gcsctl: argument {option}: {text!r}")

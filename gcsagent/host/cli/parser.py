@@ -8,7 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gcsagent.host.cli import manage, run
+from gcsagent.host.cli import logs, manage, run
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.vmrun import vm_run
 from gcsagent.host.spec import User
@@ -98,7 +98,7 @@ def _add_run_commands(commands: _Subparsers) -> None:
         commands,
         "create",
         run.create_command,
-        "create a container for `start`; without -i and -t its output goes nowhere",
+        "create a container for `start`; without -i, -t and --log its output goes nowhere",
         "gcsctl create --id web --rootfs ./rootfs -- httpd -f",
     )
     _add_container_options(parser, quiet=True)
@@ -142,6 +142,22 @@ def _add_container_commands(commands: _Subparsers) -> None:
     parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
     parser.add_argument("--force", action="store_true", help="kill what still runs in it")
     _add_id(parser)
+    parser = _add(
+        commands,
+        "logs",
+        logs.logs,
+        "show what a process wrote, of `run -d` and `run --log`",
+        "gcsctl logs -f --tail 10 web",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the process's output ends")
+    parser.add_argument(
+        "--since", type=_since, metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
+    )
+    parser.add_argument("--tail", type=_count, metavar="N", help="the last N lines of each stream")
+    parser.add_argument(
+        "--process", type=_identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
+    )
+    _add_id(parser)
     parser = _add(commands, "ps", manage.ps, "list containers, or one's processes", "gcsctl ps web")
     parser.add_argument("id", nargs="?", type=_identifier, metavar="ID")
 
@@ -164,6 +180,7 @@ def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> N
     parser.add_argument("--id", type=_identifier, metavar="ID", help="default: a random one")
     parser.add_argument("--rootfs", metavar="DIR", help="root directory, used in place")
     parser.add_argument("--bundle", metavar="DIR", help="OCI bundle: its config.json says what to run")
+    parser.add_argument("--log", action="store_true", help="keep its output for `logs`; so does -d")
     parser.add_argument("--overlay", action="store_true", help="throw away what is written to the root")
     _add_process_options(parser)
     _add_command(parser)
@@ -201,6 +218,19 @@ def _signal(text: str) -> int | str:
     if problem is not None:
         raise argparse.ArgumentTypeError(f"{text!r} {problem}")
     return value
+
+
+def _since(text: str) -> float | int:
+    try:
+        return logs.since(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number")
+    return int(text)
 
 
 def _absolute(text: str) -> str:

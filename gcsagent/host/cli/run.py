@@ -19,15 +19,17 @@ from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spec import container_spec, exec_spec
+from gcsagent.host.spool import SpoolStream
 from gcsagent.host.transport import Address
 from protocol.address import UnixAddress
 from protocol.errors import Code, RpcError
 from protocol.methods import CreateContainer, Exec
-from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, Winsize
+from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, WhenFull, Winsize
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _STREAM = StreamSpec(StreamMode.STREAM)
 _NULL = StreamSpec()
+_LOG = StreamSpec(StreamMode.SPOOL, when_full=WhenFull.DROP_OLDEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ async def attach_command(args: argparse.Namespace) -> int:
                     " create it with -i or -t for that"
                 )
             record = await _converse(process, signals, process.input is not None)
+            _report_gaps(process)
     return _report(record, args.json)
 
 
@@ -107,6 +110,7 @@ async def run_container(client: Client, plan: RunPlan, signals: Signals) -> int:
                 _announce({"container": container, "pid": process.pid}, container, plan.as_json)
                 return 0
             record = await _converse(process, signals, plan.interactive)
+            _report_gaps(process)
     finally:
         if not keep:
             await _discard(client, container)
@@ -120,6 +124,9 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
     """Raises UsageError when the options contradict each other."""
     container = args.id or secrets.token_hex(6)
     detach = getattr(args, "detach", False)
+    log = getattr(args, "log", False)
+    if log and args.tty:
+        raise UsageError("--log cannot be given with -t: a terminal's output is not kept")
     remove = getattr(args, "rm", False)
     if (args.rootfs is None) == (args.bundle is None):
         raise UsageError("give exactly one of --rootfs DIR and --bundle DIR")
@@ -143,7 +150,7 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
         container=container,
         spec=spec,
         bundle=bundle,
-        stdio=_stdio(args, quiet=detach or args.quiet),
+        stdio=_stdio(args, quiet=detach or args.quiet, log=log or detach),
         overlay=args.overlay,
         auto_delete=remove and detach,
     )
@@ -165,7 +172,7 @@ def exec_params(args: argparse.Namespace) -> Exec:
         container=args.id,
         process=secrets.token_hex(6),
         spec=spec,
-        stdio=_stdio(args, quiet=args.detach),
+        stdio=_stdio(args, quiet=args.detach, log=False),
         auto_delete=args.detach,
     )
 
@@ -203,12 +210,15 @@ def _refuse_beside_bundle(args: argparse.Namespace) -> None:
             raise UsageError(f"{name} cannot be given with --bundle: its config.json says that")
 
 
-def _stdio(args: argparse.Namespace, *, quiet: bool) -> Stdio:
-    """``quiet``: nobody attaches now, so output that nobody asked for goes nowhere instead of blocking."""
+def _stdio(args: argparse.Namespace, *, quiet: bool, log: bool) -> Stdio:
+    """``quiet``: nobody attaches now, so output that nobody asked for goes nowhere instead of blocking.
+
+    ``log``: it is kept, as far as there is room, whether or not anybody is attached.
+    """
     if args.tty:
         size = terminal.winsize(_STDIN, _STDOUT, _STDERR) or Winsize()
         return Stdio(tty=_STREAM, terminal=True, winsize=size)
-    output = _NULL if quiet and not args.interactive else _STREAM
+    output = _LOG if log else _NULL if quiet and not args.interactive else _STREAM
     once = args.interactive and not quiet
     return Stdio(_STREAM if args.interactive else _NULL, output, output, stdin_once=once)
 
@@ -262,6 +272,13 @@ async def _discard(client: Client, container: str) -> None:
             complain(f"container {container} could not be removed: {error.message}")
     except HostError as error:
         complain(f"container {container} could not be removed: {error}")
+
+
+def _report_gaps(process: RemoteProcess) -> None:
+    """A log never holds its writer up, so a slow terminal or pipe here may have missed some of it."""
+    for stream in process.outputs:
+        if isinstance(stream, SpoolStream) and stream.dropped:
+            complain(f"{stream.name}: {stream.dropped} bytes were dropped before they could be shown")
 
 
 def _announce(document: dict[str, object], identifier: str, as_json: bool) -> None:
