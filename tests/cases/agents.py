@@ -82,12 +82,14 @@ class Holdings:
 class RunningAgent:
     """One supervisor and its agent, in the foreground of a subprocess. :meth:`stop` is to be called."""
 
-    def __init__(self, *options: str, socket_path: str = "", python_path: str = "") -> None:
+    def __init__(
+        self, *options: str, socket_path: str = "", python_path: str = "", state_dir: Path | None = None
+    ) -> None:
         """``python_path`` comes before this tree on the agent's module path."""
         self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
         self.socket_path = socket_path or str(self.directory / "gcs.sock")
         self.address = f"unix:{self.socket_path}"
-        self.state_dir = self.directory / "state"
+        self.state_dir = state_dir or self.directory / "state"
         self._log = self.directory / "log"
         self._last_words = ""
         self._cgroup = f"gcs-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]}"

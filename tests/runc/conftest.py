@@ -7,10 +7,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from gcsagent.host.vm.tools import cache_dir
-
-pytest.register_assert_rewrite("tests.cases")
-
-from tests.cases.agents import RunningAgent, stopped_clean  # noqa: E402
+from tests.cases.agents import RunningAgent, stopped_clean
 
 _AGENT = pytest.StashKey[RunningAgent]()
 

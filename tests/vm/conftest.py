@@ -18,10 +18,7 @@ from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.console import scan
 from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.tools import cache_dir
-
-pytest.register_assert_rewrite("tests.cases")
-
-from tests.cases.machines import Booted  # noqa: E402
+from tests.cases.machines import Booted
 
 T = TypeVar("T")
 REPO = Path(__file__).resolve().parents[2]

@@ -32,7 +32,8 @@ for line in sys.stdin:
             command = open(f"/proc/{name}/cmdline").read()
         except OSError:
             continue
-        if int(stat.rpartition(")")[2].split()[1]) == supervisor and command.endswith("-m\\0gcsagent.agent\\0"):
+        parent = int(stat.rpartition(")")[2].split()[1])
+        if parent == supervisor and command.endswith("-m\\0gcsagent.agent\\0"):
             os.kill(int(name), signal.SIGKILL)
             print("killed", flush=True)
 """

@@ -1,0 +1,20 @@
+"""For all tests: assertions in the shared cases explain themselves, and nothing may be skipped."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("tests.cases")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for kind in ("skipped", "xfailed", "xpassed"):
+        for report in terminalreporter.stats.get(kind, []):
+            terminalreporter.write_line(f"{kind.upper()} IS A FAILURE HERE: {report.nodeid}", red=True)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """A test that cannot run must say so by failing."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and any(reporter.stats.get(kind) for kind in ("skipped", "xfailed", "xpassed")):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

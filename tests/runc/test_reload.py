@@ -1,0 +1,294 @@
+"""What a restarted agent makes of what it finds: broken files, a full disk, many processes, strays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from gcsagent.host.client import Client
+from gcsagent.host.process import RemoteProcess
+from gcsagent.host.spec import exec_spec
+from protocol.errors import Code, RpcError
+from protocol.methods import Exec
+from protocol.schema import to_wire
+from protocol.types import Status
+from tests.cases.agents import RunningAgent, eventually, greeted, stopped_clean
+from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, expect, name, refused, remove, run
+
+LONG = os.environ.get("GCS_CHAOS") == "long"
+LIVE_EXECS = 1000 if LONG else 60
+
+
+@pytest.fixture
+def fresh() -> Iterator[RunningAgent]:
+    yield from stopped_clean(RunningAgent("--log-level", "debug"))
+
+
+def at(running: RunningAgent, rootfs: str) -> Target:
+    return Target(running.address, rootfs, box="", pace=3.0, execs=1)
+
+
+def restart(running: RunningAgent) -> None:
+    """SIGKILLs the agent and waits for the next."""
+    with greeted(running.socket_path, 30.0) as generation:
+        os.kill(running.agent_pid, signal.SIGKILL)
+    running.wait_for_generation(generation + 1)
+
+
+async def _start(client: Client, target: Target, *args: str) -> str:
+    params = creation(target, name("c"), args or ("sleep", "100000"))
+    await client.create_container(params)
+    await client.start_container(params.container)
+    return params.container
+
+
+TRAP = "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.01; done"
+
+BREAKAGES: dict[str, Callable[[str], str]] = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "rubbish": lambda text: "\0\xff{[",
+    "another shape": lambda text: "[1, 2]",
+    "wrong types": lambda text: '{"version": "x", "status": 3}',
+    "from the future": lambda text: text.replace('"version": 1', '"version": 999'),
+}
+
+
+@pytest.mark.parametrize("file", ["container.json", "process.json"])
+@pytest.mark.parametrize("breakage", BREAKAGES)
+def test_a_broken_state_file_is_kept_and_named_and_the_rest_goes_on(
+    fresh: RunningAgent, rootfs: str, file: str, breakage: str
+) -> None:
+    target = at(fresh, rootfs)
+
+    async def before() -> tuple[str, str]:
+        async with await connect(target) as client:
+            return await _start(client, target), await _start(client, target)
+
+    async def after(broken: str, whole: str, path: Path, text: str) -> None:
+        async with await connect(target) as client:
+            state = await client.container_state(broken)
+            assert state.status is Status.FAILED
+            assert str(path.parents[0 if file == "container.json" else 1]) in state.problem
+            assert path.read_text(encoding="latin-1") == text
+            with refused(Code.FAILED_PRECONDITION):
+                await client.exec_process(Exec(broken, "p", exec_spec(args=("true",), terminal=False)))
+            assert (await run(client, whole, "echo", "well")).stdout == b"well\n"
+            await client.delete_container(broken, force=True)
+            await remove(client, whole)
+            assert await client.list_containers() == ()
+
+    broken, whole = asyncio.run(before())
+    directory = fresh.state_dir / "containers" / broken
+    path = directory / file if file == "container.json" else next(directory.glob("[0-9]*")) / file
+    text = BREAKAGES[breakage](path.read_text())
+    path.write_text(text, encoding="latin-1")
+    restart(fresh)
+    asyncio.run(after(broken, whole, path, text))
+
+
+@pytest.mark.timeout(600)
+def test_many_live_execs_across_a_restart(fresh: RunningAgent, rootfs: str) -> None:
+    target = at(fresh, rootfs)
+
+    async def body() -> None:
+        async with await connect(target) as client:
+            box = await _start(client, target)
+            gate = asyncio.Semaphore(4)
+
+            async def begin(number: int) -> RemoteProcess:
+                async with gate:
+                    script = f'read line; echo "$line"; exit {number % 200}'
+                    spec = exec_spec(args=("sh", "-c", script), terminal=False)
+                    return await RemoteProcess.exec(
+                        client, Exec(box, f"p{number}", spec, PIPES), attached=False
+                    )
+
+            processes = await asyncio.gather(*(begin(number) for number in range(LIVE_EXECS)))
+            await asyncio.to_thread(restart, fresh)
+            state = await client.container_state(box)
+            assert [each.status for each in state.processes] == [Status.RUNNING] * (LIVE_EXECS + 1)
+
+            async def finish(number: int, process: RemoteProcess) -> None:
+                async with gate, await RemoteProcess.attach(client, box, process.process) as again:
+                    completed = await again.communicate(f"line {number}\n".encode())
+                    assert completed.stdout == f"line {number}\n".encode()
+                    assert completed.exit.exit_code == number % 200
+
+            await asyncio.gather(*(finish(number, each) for number, each in enumerate(processes)))
+            await remove(client, box)
+
+    asyncio.run(body())
+
+
+@contextlib.contextmanager
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(path)], check=True, timeout=10)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True, timeout=10)
+
+
+def test_a_full_disk_loses_no_exit_and_says_what_is_wrong(tmp_path: Path, rootfs: str) -> None:
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        for running in stopped_clean(RunningAgent(state_dir=disk / "state")):
+            target = at(running, rootfs)
+
+            async def body(target: Target = target, running: RunningAgent = running) -> None:
+                async with await connect(target) as client:
+                    params = creation(target, name("c"), ("sh", "-c", "sleep 100000"), overlay=False)
+                    await client.create_container(params)
+                    await client.start_container(params.container)
+                    _fill(disk / "ballast")
+                    with refused(Code.RESOURCE_EXHAUSTED):
+                        await client.create_container(creation(target, name("c"), ("true",), overlay=False))
+                    await client.kill_container(params.container, "KILL")
+                    assert (await client.wait_container(params.container)).exit_code == 137
+                    await asyncio.to_thread(restart, running)
+                    assert (await client.wait_container(params.container)).exit_code == 137
+                    (disk / "ballast").unlink()
+                    await remove(client, params.container)
+                    assert await client.list_containers() == ()
+
+            asyncio.run(body())
+
+
+def _fill(path: Path) -> None:
+    with path.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"\0" * 4096)
+            file.flush()
+
+
+def test_a_host_that_vanishes_at_any_byte_of_a_request_leaves_all_or_nothing(
+    fresh: RunningAgent, rootfs: str
+) -> None:
+    target = at(fresh, rootfs)
+    hello = msgpack.packb([0, 1, "agent.hello", [{"protocol_min": 1, "protocol_max": 1}]])
+
+    async def body() -> None:
+        async with await connect(target) as client:
+            before = fresh.holdings()
+            ident = name("c")
+            spec = {
+                "ociVersion": "1.0.2",
+                "root": {"path": rootfs},
+                "process": {"args": ["true"], "cwd": "/"},
+            }
+            request = msgpack.packb([0, 2, "container.create", [{"container": ident, "spec": spec}]])
+            whole = hello + request
+            for cut in range(len(whole)):
+                _, writer = await asyncio.open_unix_connection(fresh.socket_path)
+                writer.write(whole[:cut])
+                writer.transport.close() if cut % 2 else writer.transport.abort()
+            assert await client.list_containers() == ()
+            fresh.assert_holds(before)
+
+    asyncio.run(body())
+
+
+def test_events_go_on_counting_and_can_be_replayed(fresh: RunningAgent, rootfs: str) -> None:
+    target = at(fresh, rootfs)
+
+    async def body() -> None:
+        async with await connect(target) as client, await client.events(after=0) as events:
+            box = await _start(client, target)
+            await asyncio.to_thread(restart, fresh)
+            await client.kill_container(box, "KILL")
+            seen = []
+            async for event in events:
+                seen.append(event)
+                if event.type == "container.stopped":
+                    break
+            await asyncio.to_thread(restart, fresh)
+            replayed = []
+            async with await client.events(after=0) as replay:
+                async for event in replay:
+                    replayed.append(event)
+                    if event.type == "container.stopped":
+                        break
+                assert replay.dropped == 0
+            assert [to_wire(event) for event in replayed] == [to_wire(event) for event in seen]
+            assert [event.seq for event in seen] == list(range(1, len(seen) + 1))
+            kinds = [event.type for event in seen]
+            assert kinds.count("process.exited") == kinds.count("container.stopped") == 1
+            await remove(client, box)
+
+    asyncio.run(body())
+
+
+def test_a_process_that_ends_while_no_agent_runs(fresh: RunningAgent, rootfs: str) -> None:
+    """Its exit, and the output nobody had read, are there for the next agent."""
+    target = at(fresh, rootfs)
+
+    async def body() -> None:
+        async with await connect(target) as client:
+            params = creation(target, name("c"), ("sh", "-c", TRAP), stdio=OUTPUT)
+            await client.create_container(params)
+            await client.start_container(params.container)
+            agent, init = fresh.agent_pid, (await client.container_state(params.container)).pid
+            os.kill(agent, signal.SIGSTOP)  # there, and not looking
+            ending = os.pidfd_open(init)
+            os.kill(init, signal.SIGTERM)
+            await asyncio.to_thread(select.select, [ending], [], [], 20)
+            os.close(ending)
+            os.kill(agent, signal.SIGKILL)
+            record = await client.wait_container(params.container)
+            assert (record.exit_code, record.streams["stdout"]) == (9, len("ready\nbye\n"))
+            async with await client.attach(params.container) as stdout:
+                assert await expect(stdout, b"(?s).*bye\n") == b"ready\nbye\n"
+            await remove(client, params.container)
+
+    asyncio.run(body())
+
+
+def test_unknown_containers_of_the_runtime_are_removed(fresh: RunningAgent, rootfs: str) -> None:
+    target = at(fresh, rootfs)
+
+    async def body() -> None:
+        async with await connect(target) as client:
+            box = await _start(client, target)
+            stray = creation(target, "stray", ("sleep", "100000"), overlay=False).spec
+            assert stray is not None
+            bundle = fresh.directory / "stray"
+            bundle.mkdir()
+            (bundle / "config.json").write_text(json.dumps(stray))
+            root = ["runc", "--root", str(fresh.state_dir / "runtime")]
+            await asyncio.to_thread(_quietly, [*root, "create", "--bundle", str(bundle), "stray"])
+            await asyncio.to_thread(restart, fresh)
+            with pytest.raises(RpcError):
+                await client.container_state("stray")
+            await asyncio.to_thread(_gone, root)
+            assert (await client.container_state(box)).status is Status.RUNNING
+            await remove(client, box)
+
+    asyncio.run(body())
+
+
+def _quietly(command: list[str]) -> None:
+    null = subprocess.DEVNULL
+    subprocess.run(command, check=True, timeout=20, stdin=null, stdout=null, stderr=null)
+
+
+def _gone(root: list[str]) -> None:
+    def absent() -> bool:
+        return (
+            "stray"
+            not in subprocess.run(
+                [*root, "list", "-q"], capture_output=True, text=True, timeout=20, check=True
+            ).stdout.split()
+        )
+
+    assert eventually(absent), "the runtime still knows it"
