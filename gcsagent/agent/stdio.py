@@ -136,7 +136,7 @@ async def take_terminal(prepared: PreparedStdio, keeper: Keeper, ended: Ended) -
     """Makes the stream of the pty master that the supervisor received from the runtime."""
     name = stream_name(prepared.key, "tty")
     try:
-        _, fds = await keeper.supervisor.request("fetch", {"names": [name]})
+        fds = await keeper.supervisor.fetch([name])
     except SupervisorError as error:
         raise RpcError(Code.INTERNAL, "the runtime sent no terminal for the process") from error
     slots = [keeper.counters.allocate(), keeper.counters.allocate()]

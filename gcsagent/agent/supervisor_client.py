@@ -51,6 +51,20 @@ class SupervisorClient:
         self._send(channel.pack([ident, operation, arguments]), fds)
         return future
 
+    async def fetch(self, names: list[str]) -> list[int]:
+        """What is held under ``names``, as descriptors that are the caller's. Raises SupervisorError.
+
+        A task can be cancelled when its answer is there and it has not gone on yet: descriptors that come
+        for it then, or have just come, would be nobody's, and are closed.
+        """
+        future = self.request("fetch", {"names": names})
+        try:
+            _, fds = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_close_received)
+            raise
+        return fds
+
     async def call(self, operation: str, arguments: dict[str, Any], fds: tuple[int, ...] = ()) -> Any:
         """A request whose answer carries no descriptors."""
         result, received = await self.request(operation, arguments, fds)
@@ -140,6 +154,11 @@ class SupervisorClient:
     def _on_lost(self) -> None:
         self._loop.remove_reader(self._sock)
         self._lost()
+
+
+def _close_received(future: asyncio.Future[tuple[Any, list[int]]]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        channel.close_all(future.result()[1])
 
 
 def _log_refusal(future: asyncio.Future[tuple[Any, list[int]]]) -> None:
