@@ -111,11 +111,7 @@ class Reloader:
 
     def _read_container(self, container: Container) -> dict[str, dict[str, Any]]:
         path = container.directory.path
-        document = read_json(os.path.join(path, "container.json"))
-        if document["version"] > VERSION:
-            raise ValueError(
-                f"container.json is of version {document['version']}, this agent knows {VERSION}"
-            )
+        document = _read(os.path.join(path, "container.json"))
         container.status = Status(document["status"])
         container.overlay, container.owns_pids = bool(document["overlay"]), bool(document["owns_pids"])
         container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
@@ -124,8 +120,7 @@ class Reloader:
         container.delete_request = _mark(document.get("delete_request"))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
         return {
-            where: read_json(os.path.join(path, where, "process.json"))
-            for where in _process_directories(path)
+            where: _read(os.path.join(path, where, "process.json")) for where in _process_directories(path)
         }
 
     def _set_aside(self, container: Container, error: BaseException) -> None:
@@ -446,6 +441,14 @@ def _process_directories(path: str) -> list[str]:
         if where.startswith(".new-"):
             shutil.rmtree(os.path.join(path, where))
     return whole
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A state document. Raises ValueError for one that a newer agent has written."""
+    document = read_json(path)
+    if document["version"] > VERSION:
+        raise ValueError(f"{os.path.basename(path)} has version {document['version']}, known is {VERSION}")
+    return document
 
 
 def _mark(document: Any) -> RequestMark | None:

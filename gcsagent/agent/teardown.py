@@ -42,8 +42,7 @@ async def tear_down(registry: Registry, container: Container) -> None:
         await _kill_processes(container)
         await _delete_in_runtime(registry, container)
         await _remove_cgroups(container)
-        if container.overlay:
-            await overlay.unmount(registry.caller, container.directory)
+        await overlay.unmount(registry.caller, container.directory)
         for process in list(container.processes.values()):
             process.close()
             registry.keeper.supervisor.tell("forget_process", {"process": process.key})
