@@ -122,9 +122,10 @@ class Registry:
         exit_record = process.end(record, self._oom(container, record["status"]))
         try:
             container.directory.retire(process.ident, process.pid, process.document())
-        except OSError as error:
+        except OSError as error:  # the supervisor keeps it, for the next agent to try again
             log.error("the exit record cannot be written", extra={"error": str(error)})
-        self.keeper.supervisor.tell("forget_process", {"process": process.key})
+        else:
+            self.keeper.supervisor.tell("forget_process", {"process": process.key})
         log.info(
             "process ended", extra={"exit_code": exit_record.exit_code, "reason": exit_record.reason.value}
         )

@@ -166,10 +166,11 @@ def test_a_full_disk_loses_no_exit_and_says_what_is_wrong(tmp_path: Path, rootfs
 
 
 def _fill(path: Path) -> None:
-    with path.open("wb") as file, contextlib.suppress(OSError):
-        while True:
-            file.write(b"\0" * 4096)
-            file.flush()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while os.write(fd, b"\0" * 4096):
+            pass
+    os.close(fd)
 
 
 def test_a_host_that_vanishes_at_any_byte_of_a_request_leaves_all_or_nothing(
