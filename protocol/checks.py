@@ -6,9 +6,10 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from protocol.limits import MAX_DEADLINE_MS, MAX_ID, MAX_STREAM_OFFSET
+from protocol.limits import MAX_CHUNK, MAX_DEADLINE_MS, MAX_ID, MAX_STREAM_OFFSET
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _SIGNAL = re.compile(r"(SIG)?[A-Z][A-Z0-9+-]{1,11}\Z")
 INIT = "init"
 """Process id of a container's init process; no exec may take it."""
@@ -61,9 +62,20 @@ def request_id(value: str) -> str | None:
     return None if 0 < len(value) <= MAX_ID else f"must be 1 to {MAX_ID} characters"
 
 
+def sha256(value: str) -> str | None:
+    """In lower case, so that it can be a directory's name and be compared as it is."""
+    return None if _SHA256.match(value) else "must be a SHA-256 as 64 lower-case hex digits"
+
+
+def chunk(value: bytes) -> str | None:
+    return None if len(value) <= MAX_CHUNK else f"must be at most {MAX_CHUNK} bytes, not {len(value)}"
+
+
 Id = Annotated[str, identifier]
 Path = Annotated[str, absolute_path]
 Signal = Annotated[int | str, signal]
 Offset = Annotated[int, Between(0, MAX_STREAM_OFFSET)]
 DeadlineMs = Annotated[int, Between(1, MAX_DEADLINE_MS)]
+Sha256 = Annotated[str, sha256]
+Chunk = Annotated[bytes, chunk]
 RequestId = Annotated[str, request_id]

@@ -35,6 +35,12 @@ DEFAULT_SPOOL = 16 << 20
 MAX_SPOOL = 1 << 40
 """Largest limit of a spool; what the guest has room for is less."""
 
+MAX_CHUNK = 1 << 19
+"""Bytes of an upload in one request: half a frame."""
+
+MAX_UPLOAD = 32 << 20
+"""Bytes of one upload; the agent's own code is a tenth of a megabyte."""
+
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 """Longest deadline of a call that is not unbounded."""
 

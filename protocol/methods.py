@@ -18,6 +18,7 @@ from protocol.types import (
     ProcessState,
     RuntimeInfo,
     Stdio,
+    UpgradeStatus,
     Winsize,
 )
 
@@ -141,6 +142,8 @@ class Info:
     """In the order they were reached; empty outside a VM."""
     build: dict[str, Any] = field(default_factory=dict)
     """What the image was stamped with: commit and package versions; empty outside a VM."""
+    code: str = ""
+    """SHA-256 of the uploaded archive whose code runs; empty: what the image came with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,48 @@ class Shutdown:
     """What follows once the containers are stopped."""
     grace_ms: Annotated[int, checks.Between(0, 600_000)] = 10_000
     """How long containers have between SIGTERM and SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A part of an archive. The same bytes at the same offset may be sent any number of times."""
+
+    upload_id: checks.Id
+    """The caller's name for the upload."""
+    offset: checks.Offset
+    """Where ``data`` goes; not beyond what has arrived."""
+    data: checks.Chunk
+    """At most ``MAX_CHUNK`` bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    size: int
+    """Bytes of this upload the guest has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrade:
+    """``trial_ms``: how long the new code may take to be ready and alive."""
+
+    upload_id: checks.Id
+    """A complete upload: a tar or tar.gz with the packages ``gcsagent/`` and ``protocol/``."""
+    sha256: checks.Sha256
+    """Of the archive."""
+    trial_ms: Annotated[int, checks.Between(1, 3_600_000)] = 30_000
+    """How long the new code may take to be ready and alive; then the old code comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upgrading:
+    generation: int
+    """Of the first agent that runs the new code; the present one, if it does already."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitUpgrade:
+    wait: bool = False
+    """Answer only when the upgrade under way has been promoted or rolled back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +419,9 @@ METHODS: dict[str, Method] = {
         Method("agent.ping", Empty, Pong, _QUICK),
         Method("agent.info", Empty, Info, _QUICK),
         Method("agent.shutdown", Shutdown, Empty, _QUICK, True, "the supervisor has been told"),
+        Method("agent.upload", Upload, Uploaded, _QUICK, True, "the bytes are being written"),
+        Method("agent.upgrade", Upgrade, Upgrading, _LONG, True, "the supervisor is being told"),
+        Method("agent.upgrade_status", AwaitUpgrade, UpgradeStatus, None),
         Method("events.subscribe", Subscribe, Subscribed, _QUICK),
         Method("container.create", CreateContainer, Created, _RUNTIME, True, "runc create has succeeded"),
         Method("container.start", ContainerRef, Created, _RUNTIME, True, "runc start has succeeded"),

@@ -255,6 +255,33 @@ class BootStage:
     """Since the kernel started."""
 
 
+class UpgradeState(StrEnum):
+    """How the last upgrade of the agent went."""
+
+    NONE = "none"
+    """There was none since the supervisor started."""
+    TRYING = "trying"
+    """The new code is being started, or has not proved itself yet."""
+    PROMOTED = "promoted"
+    """The new code runs and stays."""
+    ROLLED_BACK = "rolled_back"
+    """The new code did not do, and the code before it runs again."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeStatus:
+    """The last upgrade of the agent, and what runs now."""
+
+    state: UpgradeState = UpgradeState.NONE
+    """How it went."""
+    sha256: str = ""
+    """Of the archive that was tried last; empty: none was."""
+    error: str = ""
+    """For ``rolled_back``: why, in one sentence."""
+    running: str = ""
+    """SHA-256 of the archive whose code runs; empty: what the image came with."""
+
+
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
     """The OCI runtime in use: its name, the binary's path, and the first line of its ``--version``."""

@@ -32,6 +32,8 @@ _NAMED = {
     checks.absolute_path: "path",
     checks.signal: "signal",
     checks.request_id: "request id",
+    checks.sha256: "64 hex digits",
+    checks.chunk: "bytes",
     checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
 }
 _PLAIN = {str: "string", int: "integer", bool: "bool", float: "number", bytes: "bytes", Any: "any"}

@@ -59,6 +59,7 @@ async def _run(settings: Settings, generation: int) -> int:
         if name not in held:
             supervisor.hold(name, fd)
     registry, agent = _assemble(settings, generation, supervisor, Keeper(supervisor, counters), events)
+    await agent.upgrades.load()
     await reload(registry, supervisor)
     dispatcher = Dispatcher(methods.build(registry, agent), registry.journal)
 
@@ -70,6 +71,7 @@ async def _run(settings: Settings, generation: int) -> int:
         server.serve(await _listener(supervisor, held, address))
     supervisor.topics["shutdown"] = lambda data: agent.begin_shutdown(data["action"], data["grace_ms"])
     await supervisor.call("ready", {})
+    supervisor.tell_alive()  # said behind READY, it is what promotes new code
     _log.info("serving", extra={"listen": list(settings.listen), "generation": generation})
     await gone.wait()
     _log.warning("the supervisor is gone; so am I")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from gcsagent.agent.journal import RequestMark
@@ -26,6 +27,8 @@ class Call:
         self.mark: RequestMark | None = None
         self.task: asyncio.Task[Any] | None = None
         self.aborted: RpcError | None = None
+        self.afterwards: Callable[[], None] | None = None
+        """What the session is to do once the answer has been written."""
 
     @property
     def timeout(self) -> float:

@@ -17,6 +17,7 @@ from gcsagent.agent.container import Container
 from gcsagent.agent.process_dir import read_json
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import RuntimeFailure
+from gcsagent.agent.upgrade import UpgradeService
 from gcsagent.common.config import Settings
 from protocol.address import UnixAddress, parse_listen
 from protocol.errors import RpcError
@@ -37,6 +38,7 @@ class AgentService:
         self._started = time.monotonic()
         self._stopping = False
         self.generation = generation
+        self.upgrades = UpgradeService(settings.state, generation, registry.keeper.supervisor)
         self.boot_id = _read("/proc/sys/kernel/random/boot_id").strip()
 
     async def ping(self, _params: Empty, _call: Call) -> Pong:
@@ -73,6 +75,7 @@ class AgentService:
             cpus=len(os.sched_getaffinity(0)),
             boot_stages=_boot_stages() if self._settings.guest else (),
             build=_build(),
+            code=self.upgrades.running,
         )
 
     async def _runtime(self) -> RuntimeInfo:
@@ -104,6 +107,7 @@ class AgentService:
         _log.info("stopping", extra={"action": action, "containers": len(containers)})
         await asyncio.gather(*(self._stop_container(container, grace) for container in containers))
         self._registry.remove_cgroup_root()
+        self.upgrades.clear()
         _remove_sockets(self._settings.listen)
         self._registry.keeper.supervisor.tell("stop", {"action": action})
 

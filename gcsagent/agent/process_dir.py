@@ -22,7 +22,10 @@ import time
 from typing import Any
 
 VERSION = 1
-"""Of the files' layout; a reader refuses a newer one than it knows."""
+"""Of the files' layout; a reader refuses a newer one than it knows.
+
+Code that is being tried (agent.upgrade) may have to give way to the code before it: until it is promoted it
+writes the layout it found, and migrates nothing. There is nothing to migrate yet."""
 
 
 class ContainerDir:

@@ -48,7 +48,7 @@ MAX_UNREAD = 256 * 1024
 MAX_EVENTS_UNREAD = 4 << 20
 """Bytes a subscriber may leave unread before it is disconnected: it can come back and replay."""
 
-FEATURES = ("events.replay", "spool")
+FEATURES = ("events.replay", "spool", "upgrade")
 
 _log = logging.getLogger("agent.session")
 
@@ -209,9 +209,11 @@ class Session:
                 )
 
     def _finish(self, msgid: int, result: Any) -> None:
-        self._calls.pop(msgid, None)
+        call = self._calls.pop(msgid, None)
         if not self._closing:
             self._answer(msgid, result)
+        if call is not None and call.afterwards is not None:
+            call.afterwards()
 
     def _answer(self, msgid: int, result: Any) -> None:
         """Sends a result, or the error that ``result`` is."""

@@ -77,9 +77,12 @@ class SupervisorClient:
 
     def keep_telling_alive(self, interval: float) -> None:
         """Now and every ``interval`` seconds, as long as the event loop goes round (supervisor.watchdog)."""
+        self.tell_alive()
+        self._loop.call_later(interval, self.keep_telling_alive, interval)
+
+    def tell_alive(self) -> None:
         if not self._outbox:
             self._send(channel.pack([None, "alive", {}]), ())
-        self._loop.call_later(interval, self.keep_telling_alive, interval)
 
     def hold(self, name: str, fd: int) -> None:
         """Has the supervisor keep a duplicate of ``fd`` beyond this agent's death."""

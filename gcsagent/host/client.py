@@ -29,7 +29,9 @@ from protocol.address import parse_dial
 from protocol.methods import METHODS
 from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
 
-_IDEMPOTENT = frozenset({"process.resize", "process.close_stdin", "stream.ack", "agent.shutdown"})
+_IDEMPOTENT = frozenset(
+    {"process.resize", "process.close_stdin", "stream.ack", "agent.shutdown", "agent.upload"}
+)
 """Mutating methods that come to the same when they are carried out twice."""
 
 CONNECT_SECONDS = 30.0

@@ -48,6 +48,8 @@ class AgentProcess:
         self._watchdog = Watchdog(loop, watchdog, self._signal)
         self._retry: Timer | None = None
         self._failures = 0
+        self.code = ""
+        """Directory the agent's code is in; "" is what was installed."""
         self.pid = 0
         self.generation = 0
         self.ready = False
@@ -58,6 +60,9 @@ class AgentProcess:
         self.ready = False
         ours, theirs = channel.pair()
         env = {**self._env, "GCS_CHANNEL_FD": str(CHANNEL_FD), "GCS_GENERATION": str(self.generation)}
+        env["GCS_CODE"] = self.code
+        if self.code:
+            env["PYTHONPATH"] = f"{self.code}:{env.get('PYTHONPATH', '')}"
         # faulthandler from the first instruction on: an agent may hang in an import, too.
         argv = [sys.executable, "-P", "-X", "faulthandler", "-m", "gcsagent.agent"]
         try:
@@ -86,6 +91,10 @@ class AgentProcess:
     def kill(self) -> None:
         self._signal(signal.SIGKILL)
 
+    def abort(self, reason: str) -> None:
+        """Ends it with its stacks in the log."""
+        self._watchdog.abort(reason)
+
     def _signal(self, number: signal.Signals) -> None:
         if self.pid:
             signal.pidfd_send_signal(self._pidfd, number)
@@ -105,14 +114,15 @@ class AgentProcess:
     def restart(self) -> None:
         """Starts the next agent, at once or after the back-off the last failures have earned."""
         if self.ready:
-            self._start_again()
+            self.start_again()
             return
         self._failures += 1
         delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
         log("warning", "the agent ended before it was ready", failures=self._failures, retry_in_s=delay)
-        self._retry = self._loop.after(delay, self._start_again)
+        self._retry = self._loop.after(delay, self.start_again)
 
-    def _start_again(self) -> None:
+    def start_again(self) -> None:
+        """Starts the next agent at once; if that cannot be, tries again later."""
         try:
             self.start()
         except OSError as error:

@@ -21,6 +21,7 @@ from gcsagent.supervisor.loop import READ, WRITE, Loop, Timer
 from gcsagent.supervisor.notify import Notifier
 from gcsagent.supervisor.reaper import Call, Reaper
 from gcsagent.supervisor.store import MAX_HELD, FdStore, StoreError
+from gcsagent.supervisor.upgrade import Upgrade, UpgradeError
 
 GRACE_SECONDS = 10.0
 """Between TERM and KILL for containers when the supervisor is told to stop."""
@@ -59,12 +60,15 @@ class Supervisor:
         self.notify = Notifier(self.loop)
         self.store = FdStore(_room_for_descriptors())
         self.console_directory = os.path.join(state, "console")
-        os.makedirs(self.console_directory, mode=0o700, exist_ok=True)
+        self.code_directory = os.path.join(state, "code")
+        for directory in (self.console_directory, self.code_directory):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
         self.exits = ExitRecords(self.loop, os.path.join(state, "exits"))
         self.reaper = Reaper(self.loop, self.exits, self.answer_call, self._process_ended)
         self.agent = AgentProcess(
             self.loop, self.reaper, agent_env, self._agent_connected, self._agent_ended, watchdog
         )
+        self.upgrade = Upgrade(self.loop, self.agent, self._upgraded)
         self.waiting: dict[str, int] = {}  # call key -> id of the request that waits for it
         self._install_signals()
 
@@ -105,6 +109,9 @@ class Supervisor:
             return
         self.notify.status(f"the agent ended with status {code}; starting the next one")
         log("warning", "the agent ended", status=code, ready=was_ready, generation=self.agent.generation)
+        if self.upgrade.agent_ended(code):
+            self.agent.start_again()
+            return
         never_ready = not was_ready and self.agent.generation - self.agent.failures <= 1
         if code == EX_CONFIG and never_ready:
             self._give_up("the agent cannot work with these settings (its log says why)")
@@ -112,6 +119,9 @@ class Supervisor:
             self._give_up(f"the agent ended {CRASH_LOOP} times before it was ready (status {code})")
         else:
             self.agent.restart()
+
+    def _upgraded(self, status: dict[str, Any]) -> None:
+        self._send([None, "upgrade", status])
 
     def _give_up(self, reason: str) -> None:
         if not self._guest:
@@ -164,13 +174,14 @@ class Supervisor:
             channel.close_all(fds)
             if ident is None and operation == "alive":
                 self.agent.alive()
+                self.upgrade.agent_alive()
             return
         name = operation if isinstance(operation, str) else "a request"
         try:
             reply = requests.handle(self, ident, operation, arguments, fds)
         except OSError as error:
             self._refuse(ident, name, str(error), error.errno or 0)
-        except (requests.RequestError, StoreError) as error:
+        except (requests.RequestError, StoreError, UpgradeError) as error:
             self._refuse(ident, name, str(error))
         except Exception as error:  # a fault of ours must not end PID 1, and with it the machine
             log("error", "a fault in the supervisor", operation=name[:64], error=repr(error))

@@ -7,6 +7,7 @@
     hold, fetch, release          descriptors by name
     list     everything kept: names, calls, processes, exit records
     ready    the agent serves
+    upgrade  the next agent is to run other code; upgrade_status
     stop     end: nothing of the agent's is left to do
 
 Nothing here trusts the agent: arguments are checked for type and bound before they are used, and whatever
@@ -272,6 +273,29 @@ def _stop(
     return Reply()
 
 
+MAX_TRIAL_SECONDS = 3600.0
+
+
+def _upgrade(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    path, seconds = _text(args, "path"), args.get("seconds")
+    if not isinstance(seconds, (int, float)) or not 0 < seconds <= MAX_TRIAL_SECONDS:
+        raise RequestError("seconds is how long the new code may take to be ready")
+    if os.path.dirname(path) != supervisor.code_directory:
+        raise RequestError(f"code is a directory in {supervisor.code_directory}")
+    if not os.path.isdir(os.path.join(path, "gcsagent")):
+        raise RequestError(f"there is no gcsagent in {path}")
+    supervisor.upgrade.begin(path, float(seconds))
+    return Reply()
+
+
+def _upgrade_status(
+    supervisor: Supervisor, _ident: int, _args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    return Reply(supervisor.upgrade.status())
+
+
 _OPERATIONS: dict[str, Callable[[Supervisor, int, dict[str, Any], list[int], set[int]], Reply]] = {
     "spawn": _spawn,
     "cancel": _cancel,
@@ -284,6 +308,8 @@ _OPERATIONS: dict[str, Callable[[Supervisor, int, dict[str, Any], list[int], set
     "list": _list,
     "pidfd": _pidfd,
     "ready": _ready,
+    "upgrade": _upgrade,
+    "upgrade_status": _upgrade_status,
     "stop": _stop,
 }
 

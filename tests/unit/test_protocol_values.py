@@ -274,6 +274,7 @@ def test_every_method_is_well_formed(name: str) -> None:
 
 def test_only_waiting_is_unbounded() -> None:
     assert {name for name, method in METHODS.items() if method.deadline_ms is None} == {
+        "agent.upgrade_status",
         "container.wait",
         "process.wait",
     }

@@ -7,6 +7,7 @@ import time
 
 from gcsagent.host.cli.common import complain, connect, exit_code, print_json, print_pairs, print_table
 from gcsagent.host.text import printable
+from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.types import ContainerState, Event, ExitRecord, ProcessState
 
 
@@ -53,6 +54,7 @@ async def info(args: argparse.Namespace) -> int:
         ("containers", f"{about.containers} with {about.processes} processes"),
         ("state", about.state_dir),
     ]
+    pairs += [("code", about.code)] if about.code else []
     pairs += [("boot", stages)] if stages else []
     pairs += [(f"build {name}", value) for name, value in about.build.items() if not isinstance(value, dict)]
     print_pairs(pairs)
@@ -71,6 +73,23 @@ async def events(args: argparse.Namespace) -> int:
                 print_json(event, indent=None)
             else:
                 print(_event_line(event), flush=True)
+    return 0
+
+
+async def upgrade_agent(args: argparse.Namespace) -> int:
+    """Raises RolledBack when the old code runs again."""
+    archive = pack(args.path)
+    async with await connect(args) as client:
+        try:
+            status = await upgrade(client, archive, trial=args.trial)
+        except RolledBack as error:
+            if args.json:
+                print_json(error.status)
+            raise
+    if args.json:
+        print_json(status)
+    else:
+        print(f"promoted: the agent runs {status.running[:12]}")
     return 0
 
 

@@ -6,12 +6,14 @@ import argparse
 import re
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gcsagent.host.cli import logs, manage, run
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.vmrun import vm_run
 from gcsagent.host.spec import User
+from gcsagent.host.upgrade import TRIAL_SECONDS
 from gcsagent.host.vm.vmcli import add_vm_options, add_vm_parser
 from protocol import checks
 
@@ -81,6 +83,26 @@ def _add_agent_commands(commands: _Subparsers) -> None:
     _add(commands, "info", manage.info, "show agent, guest and runtime", "gcsctl --vm dev info")
     _add(commands, "ping", manage.ping, "ask the agent whether it is well", "gcsctl --vm dev ping")
     _add(commands, "events", manage.events, "show events as they happen", "gcsctl --json events")
+    parser = _add(
+        commands,
+        "upgrade",
+        manage.upgrade_agent,
+        "replace the agent's code while containers run; what does not start is rolled back",
+        "gcsctl upgrade ./src",
+    )
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="a directory with gcsagent/ and protocol/, or an archive of one",
+    )
+    parser.add_argument(
+        "--trial",
+        type=_seconds,
+        default=TRIAL_SECONDS,
+        metavar="SECONDS",
+        help="what the new code may take to be ready, default: %(default)g",
+    )
 
 
 def _add_run_commands(commands: _Subparsers) -> None:
@@ -231,6 +253,16 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.001 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"seconds from 0.001 to 3600, not {text!r}")
+    return value
 
 
 def _absolute(text: str) -> str:
