@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from gcsagent.host.client import Client
 from gcsagent.host.streams import Stream
-from protocol.types import Reason
+from protocol.types import Reason, Stdio, StreamMode, StreamSpec, WhenFull
 from tests.cases import pattern
 from tests.cases.target import MIB, OUTPUT, PIPES, Target, connect, executing, expect, running, terminal
 
@@ -43,6 +43,7 @@ class Storm:
     stdout: int
     stdin: int
     tty: int
+    spool: int
     execs: int
     seed: int = 1
 
@@ -79,6 +80,7 @@ async def weather_the_storm(target: Target, storm: Storm, kill: Kill) -> Weather
         tasks.create_task(_reads_all(target, weather))
         tasks.create_task(_is_read_whole(target, weather))
         tasks.create_task(_talks_raw(target, weather))
+        tasks.create_task(_spools(target, weather))
         tasks.create_task(_runs_and_ends(target, weather))
         tasks.create_task(weather.rage(kill))
     return weather
@@ -113,6 +115,18 @@ async def _is_read_whole(target: Target, weather: Weather) -> None:
         assert answered.decode() == pattern.digest(22, size)
         record = await init.wait()
         assert (record.exit_code, record.streams["stdin"]) == (0, size)
+
+
+async def _spools(target: Target, weather: Weather) -> None:
+    """A container writes into a spool that is smaller by far, and waits for its reader."""
+    size = weather.storm.spool
+    spooled = Stdio(stdout=StreamSpec(StreamMode.SPOOL, MIB, WhenFull.BLOCK))
+    async with _host(target) as client:
+        command = pattern.command(f"write(1, 24, {size})")
+        async with running(target, client, *command, stdio=spooled) as init:
+            assert await _digest(init.streams["stdout"], weather, size) == pattern.digest(24, size)
+            record = await init.wait()
+            assert (record.exit_code, record.streams["stdout"]) == (0, size)
 
 
 async def _talks_raw(target: Target, weather: Weather) -> None:

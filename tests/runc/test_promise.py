@@ -16,8 +16,8 @@ from tests.cases.chaos import Storm, weather_the_storm
 from tests.cases.spine import close_box, open_box
 from tests.cases.target import MIB, Target
 
-SHORT = Storm(kills=25, stdout=128 * MIB, stdin=48 * MIB, tty=2 * MIB, execs=20)
-LONG = Storm(kills=220, stdout=1024 * MIB, stdin=200 * MIB, tty=16 * MIB, execs=150)
+SHORT = Storm(kills=25, stdout=128 * MIB, stdin=48 * MIB, tty=2 * MIB, spool=32 * MIB, execs=20)
+LONG = Storm(kills=220, stdout=1024 * MIB, stdin=200 * MIB, tty=16 * MIB, spool=200 * MIB, execs=150)
 
 
 def _generation(agent: RunningAgent) -> int:
@@ -50,5 +50,6 @@ def test_everything_goes_on_while_the_agent_is_killed(rootfs: str) -> None:
         print(
             f"\nchaos: {storm.kills} kills of the agent; {storm.stdout >> 20} MiB of stdout,"
             f" {storm.stdin >> 20} MiB of stdin, {storm.tty >> 20} MiB through a raw terminal and back,"
+            f" {storm.spool >> 20} MiB through a spool of 1 MiB,"
             f" {storm.execs} execs: every byte once and in order, every exit code right, nothing left"
         )

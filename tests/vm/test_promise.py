@@ -19,8 +19,8 @@ from tests.cases.target import MIB, PIPES, Target, connect, expect, running
 
 pytestmark = pytest.mark.timeout(1300)
 ROOTFS = "/run/gcs/disks/rootfs"
-SHORT = Storm(kills=8, stdout=24 * MIB, stdin=8 * MIB, tty=MIB // 4, execs=4)
-LONG = Storm(kills=40, stdout=128 * MIB, stdin=32 * MIB, tty=2 * MIB, execs=20)
+SHORT = Storm(kills=8, stdout=24 * MIB, stdin=8 * MIB, tty=MIB // 4, spool=4 * MIB, execs=4)
+LONG = Storm(kills=40, stdout=128 * MIB, stdin=32 * MIB, tty=2 * MIB, spool=16 * MIB, execs=20)
 
 KILLER = """
 import os, signal, sys
@@ -75,5 +75,6 @@ def test_everything_goes_on_while_the_agent_is_killed(vm: Booted) -> None:
     print(
         f"\nchaos in the VM: {kills} kills of the agent; {storm.stdout >> 20} MiB of stdout,"
         f" {storm.stdin >> 20} MiB of stdin, {storm.tty >> 10} KiB through a raw terminal and back,"
+        f" {storm.spool >> 20} MiB through a spool of 1 MiB,"
         f" {storm.execs} execs: every byte once and in order, every exit code right"
     )
