@@ -112,6 +112,8 @@ class Registry:
         process = container.processes.get(process_ident) if container is not None else None
         if container is None or process is None:
             self.keeper.supervisor.tell("forget_process", {"process": record["process"]})
+        elif process.status is Status.CREATING and container.status is Status.DELETING:
+            process.end(record, None)  # its launch is being undone, which waits for this; nobody is told
         elif process.status is Status.CREATING:
             process.early_exit = record  # still being launched: whoever launches it takes this up
         elif process.exit is None:
