@@ -55,6 +55,27 @@ def test_what_an_agent_said_with_its_last_breath_counts(supervised: Supervised) 
     assert sorted(names) == sorted(f"{one}.{two}" for one in range(10) for two in range(200))
 
 
+def test_ten_thousand_descriptors_are_kept_and_given_back(supervised: Supervised) -> None:
+    count, batch = 10_000, 50
+    first = supervised.agent()
+    for start in range(0, count, batch):
+        fds = [os.memfd_create(str(number)) for number in range(start, start + batch)]
+        for number, fd in enumerate(fds, start):
+            os.write(fd, str(number).encode())
+        first.ask("hold", {"hold": {f"fd/{start + index}": index for index in range(batch)}}, tuple(fds))
+        channel.close_all(fds)
+    first.end()
+    second = supervised.agent()
+    for start in range(0, count, batch):
+        names = [f"fd/{number}" for number in range(start, start + batch)]
+        _, found = second.answer(second.send("fetch", {"names": names}))
+        assert [os.pread(fd, 10, 0) for fd in found] == [name[3:].encode() for name in names]
+        channel.close_all(found)
+    for start in range(0, count, 1000):
+        second.ask("release", {"names": [f"fd/{number}" for number in range(start, start + 1000)]})
+    assert second.ask("list", {"kind": "names"}) == []
+
+
 def test_deaths_before_ready_are_answered_later_and_later(supervised: Supervised) -> None:
     for generation in range(1, 4):
         puppet = supervised.agent(ready=False)
