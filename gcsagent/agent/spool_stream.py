@@ -54,8 +54,11 @@ class SpoolReader(Attachable):
         was_attached = self.attached
         super().detach()
         if was_attached:
-            self._drop_fd()
-            self._stream.forget(self)
+            self.give_up()
+
+    def give_up(self) -> None:
+        self._drop_fd()
+        self._stream.forget(self)
 
     def hold_position(self) -> None:
         self._keeper.supervisor.hold(self._name, self._fd)
@@ -175,7 +178,11 @@ class SpoolStream:
         self._last_reader += 1
         reader = self._reader(self._last_reader, self.spool.reader(offset))
         reader.hold_position()
-        reader.attach(connection, take, reply)
+        try:
+            reader.attach(connection, take, reply)
+        except OSError:
+            reader.give_up()
+            raise
 
     def close_input(self, offset: int | None) -> None:
         raise RpcError(Code.INVALID_ARGUMENT, "this stream is an output")

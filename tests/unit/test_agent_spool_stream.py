@@ -239,6 +239,26 @@ def test_one_client_at_a_time_unless_it_is_taken(tmp_path: Path) -> None:
     on_bench(tmp_path, body)
 
 
+def test_an_attach_without_descriptors_leaves_no_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_flags: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    async def body(bench: Bench) -> None:
+        ours, theirs = pair()
+        monkeypatch.setattr(os, "pipe2", fail)
+        with pytest.raises(OSError, match="too many"):
+            bench.stream.attach(ours, False, REPLY, 0)
+        monkeypatch.undo()
+        ours.close()
+        theirs.close()
+        assert not bench.stream.state().attached
+        await until(lambda: len(bench.supervisor.held) == 3)
+
+    on_bench(tmp_path, body)
+
+
 def test_a_client_is_closed_a_while_after_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attachable, "LINGER_SECONDS", 0.02)
 
