@@ -8,6 +8,7 @@ import hashlib
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from protocol import methods
 from protocol.errors import Code, RpcError
 from protocol.types import ProcessState, Stdio, StreamMode, StreamSpec, WhenFull
 from tests.cases import pattern
-from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.agents import REPO, RunningAgent, stopped_clean
 from tests.cases.target import MIB, Target, connect, created, creation, event, name, refused, remove, running
 
 STDOUT = methods.Stream.STDOUT
@@ -343,6 +344,40 @@ def test_find_gives_lines_and_times(target: Target) -> None:
             ]  # fmt: skip
             assert await find(since_ns=moment, tail=1) == end - 3
             assert await find(since_ns=moment, tail=100) == early
+
+    play(body)
+
+
+def test_gcsctl_logs_follows_across_agents(own: RunningAgent, target: Target) -> None:
+    """Nobody tells it that the agent was killed, and it has no need to know."""
+    size, kills = 8 * MIB, 4
+
+    async def body() -> None:
+        command = pattern.command(f"write(1, 11, {size // 2}); input(); write(1, 12, {size // 2})")
+        stdio = Stdio(stdin=StreamSpec(StreamMode.STREAM), stdout=log(16 * MIB))
+        async with (
+            await connect(target) as client,
+            running(target, client, *command, stdio=stdio, attached=False) as init,
+        ):
+            following = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "gcsagent.host", "--address", target.address),
+                *("logs", "-f", init.container),
+                cwd=REPO,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MIB,
+            )
+            assert following.stdout is not None
+            found = b""
+            for part in range(kills):
+                found += await following.stdout.readexactly(size // 2 // kills * (part + 1) - len(found))
+                generation = (await client.ping()).generation
+                os.kill(own.agent_pid, signal.SIGKILL)
+                await asyncio.to_thread(own.wait_for_generation, generation + 1)
+            async with await client.attach(init.container, stream=methods.Stream.STDIN) as stdin:
+                await stdin.write(b"go\n")
+            found += await asyncio.wait_for(following.stdout.read(), 30)
+            assert await following.wait() == 0
+            assert found == pattern.take(11, 0, size // 2) + pattern.take(12, 0, size // 2)
 
     play(body)
 
