@@ -11,23 +11,60 @@ from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
 
 
-class OutputStream(Attachable):
-    """stdout or stderr: the read end of a pipe whose write end the process has."""
+class _PipeStream(Attachable):
+    """One direction, one pump; ``_suffix`` names its middle pipe in the supervisor's store."""
+
+    _suffix = ""
 
     def __init__(self, keeper: Keeper, name: str, fd: int, slot: int, ended: Callable[[int], None]) -> None:
         super().__init__(keeper, name, fd, ended)
         self._slot = slot
-        self._pump: Pump | None = None
         self._middle: MiddlePipe | None = None
+        self._pump: Pump | None = None
+
+    def state(self) -> StreamState:
+        return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
+
+    def _make_pump(self, middle: MiddlePipe) -> Pump:
+        raise NotImplementedError
+
+    def _pumping(self) -> Pump:
+        """The pump, made with its middle pipe when somebody first attaches."""
+        if self._pump is None:
+            self._middle = self._hold_middle(self._suffix)
+            self._pump = self._make_pump(self._middle)
+        return self._pump
+
+    def _restore_middles(self, held: dict[str, int]) -> None:
+        self._middle = self._held_middle(held, self._suffix)
+        if self._middle is not None:
+            self._pump = self._make_pump(self._middle)
+
+    def _offset(self) -> int:
+        return self._pump.delivered if self._pump else self._keeper.counters.delivered(self._slot, 0)
+
+    def _stop(self) -> None:
+        if self._pump is not None:
+            self._pump.detach()
+
+    def _let_go(self) -> None:
+        """What is left once nothing can attach any more."""
+        if self._middle is not None:
+            self._drop_middle(self._middle, self._suffix)
+            self._middle = None
+        self._free(self._slot)
+
+
+class OutputStream(_PipeStream):
+    """stdout or stderr: the read end of a pipe whose write end the process has."""
+
+    _suffix = "out"
 
     def close_input(self, offset: int | None) -> None:
         raise RpcError(Code.INVALID_ARGUMENT, "this stream is an output")
 
     def closing_at(self) -> int | None:
         return None
-
-    def state(self) -> StreamState:
-        return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
 
     def produced(self) -> int:
         """Bytes the process has written so far: those delivered and those still in pipes."""
@@ -40,18 +77,7 @@ class OutputStream(Attachable):
     def close(self) -> None:
         self.detach()
         self._drop_fd()
-        if self._middle is not None:
-            self._drop_middle(self._middle, "out")
-            self._middle = None
-        self._free(self._slot)
-
-    def _offset(self) -> int:
-        return self._pump.delivered if self._pump else self._keeper.counters.delivered(self._slot, 0)
-
-    def _restore_middles(self, held: dict[str, int]) -> None:
-        self._middle = self._held_middle(held, "out")
-        if self._middle is not None:
-            self._pump = self._make_pump(self._middle)
+        self._let_go()
 
     def _make_pump(self, middle: MiddlePipe) -> Pump:
         return Pump(
@@ -63,15 +89,8 @@ class OutputStream(Attachable):
         )
 
     def _start(self, connection: int) -> None:
-        if self._pump is None:
-            self._middle = self._hold_middle("out")
-            self._pump = self._make_pump(self._middle)
-        self._pump.attach(self._fd, connection)
+        self._pumping().attach(self._fd, connection)
         self._watch_peer()
-
-    def _stop(self) -> None:
-        if self._pump is not None:
-            self._pump.detach()
 
     def _on_source_end(self, _code: int) -> None:
         self._drop_fd()
@@ -79,16 +98,16 @@ class OutputStream(Attachable):
         self._start_linger()
 
 
-class InputStream(Attachable):
+class InputStream(_PipeStream):
     """stdin: the write end of a pipe whose read end the process has."""
+
+    _suffix = "in"
 
     def __init__(
         self, keeper: Keeper, name: str, fd: int, slot: int, ended: Callable[[int], None], once: bool
     ) -> None:
-        super().__init__(keeper, name, fd, ended)
-        self._slot, self._once = slot, once
-        self._pump: Pump | None = None
-        self._middle: MiddlePipe | None = None
+        super().__init__(keeper, name, fd, slot, ended)
+        self._once = once
         self._close_at: int | None = None
 
     def close_input(self, offset: int | None) -> None:
@@ -102,9 +121,6 @@ class InputStream(Attachable):
         """Where input is to end, once that is known and has not been reached."""
         return None if self.ended else self._close_at
 
-    def state(self) -> StreamState:
-        return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
-
     def produced(self) -> int:
         return self._offset()
 
@@ -114,24 +130,13 @@ class InputStream(Attachable):
 
     def close(self) -> None:
         self._finish()
-        if self._middle is not None:
-            self._drop_middle(self._middle, "in")
-            self._middle = None
-        self._free(self._slot)
+        self._let_go()
 
     def detach(self) -> None:
         was_attached = self.attached
         super().detach()
         if was_attached and self._once and not self.ended:
             self._finish()
-
-    def _offset(self) -> int:
-        return self._pump.delivered if self._pump else self._keeper.counters.delivered(self._slot, 0)
-
-    def _restore_middles(self, held: dict[str, int]) -> None:
-        self._middle = self._held_middle(held, "in")
-        if self._middle is not None:
-            self._pump = self._make_pump(self._middle)
 
     def _make_pump(self, middle: MiddlePipe) -> Pump:
         return Pump(
@@ -144,14 +149,7 @@ class InputStream(Attachable):
         )
 
     def _start(self, connection: int) -> None:
-        if self._pump is None:
-            self._middle = self._hold_middle("in")
-            self._pump = self._make_pump(self._middle)
-        self._pump.attach(connection, self._fd)
-
-    def _stop(self) -> None:
-        if self._pump is not None:
-            self._pump.detach()
+        self._pumping().attach(connection, self._fd)
 
     def _check_end(self, delivered: int) -> None:
         if self._close_at is not None and delivered >= self._close_at:
