@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from gcsagent.agent.calls import Caller, CannotStart, Outcome, kill_and_close
 from gcsagent.agent.runtime import Launch, Launched, RuntimeFailure, RuntimeMissing, launch_call, start_call
 
 LOG_TAIL = 64 * 1024
+UNMOUNT_SECONDS = 10.0
 
 
 class Runc:
@@ -65,9 +67,23 @@ class Runc:
 
     async def delete(self, container: str, timeout: float) -> None:
         """Whatever state it is in; that it is not there any more is success, too (--force)."""
+        await self._unmount_copies(container)
         with _Files(self) as files:
             argv = runc_argv.delete(self._globals, files.log, container, force=True)
             await self._run("delete", argv, timeout, log=files.log)
+
+    async def _unmount_copies(self, container: str) -> None:
+        """runc protects its binary by a copy, in older versions by a bind mount on a ``runc.XXXXXX`` of
+        its state directory (nsexec's cloned_binary.c). One that was killed leaves it there, busy."""
+        directory = os.path.join(self._globals.root, container)
+        try:
+            names = [name for name in os.listdir(directory) if name.startswith("runc.")]
+        except FileNotFoundError:
+            return
+        for name in names:
+            # It fails where nothing is mounted, which only the mount table could tell beforehand.
+            with contextlib.suppress(CannotStart):
+                await self._caller.run(["umount", os.path.join(directory, name)], UNMOUNT_SECONDS)
 
     def leftovers(self) -> set[str]:
         """Containers that runc has a state for: a directory each below its root."""
