@@ -166,7 +166,7 @@ def test_an_agent_killed_again_and_again_loses_no_byte_of_a_spool(own: RunningAg
         generation = client.welcome.generation
         for number in range(1, kills + 1):
             while reading.position < number * step:  # noqa: ASYNC110 - the reader is another task
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
             await asyncio.sleep(chance.random() * 0.02)
             os.kill(own.agent_pid, signal.SIGKILL)
             await asyncio.to_thread(own.wait_for_generation, generation + number)
