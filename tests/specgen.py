@@ -122,7 +122,9 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return "all defaults"
     if isinstance(value, Enum):
         value = value.value
-    return {"": "empty", (): "[]", True: "true", False: "false"}.get(value, f"`{value}`")
+    if isinstance(value, bool):  # 0 and 1 equal False and True
+        return str(value).lower()
+    return {"": "empty", (): "[]"}.get(value, f"`{value}`")
 
 
 def _type(hint: Any) -> str:
