@@ -18,7 +18,7 @@ SECONDS = 40.0
 
 @pytest.fixture
 def watched() -> Iterator[RunningAgent]:
-    yield from stopped_clean(RunningAgent("--watchdog", "1"))
+    yield from stopped_clean(RunningAgent("--watchdog", "2"))
 
 
 def test_a_stopped_agent_is_caught_and_its_container_goes_on(watched: RunningAgent, rootfs: str) -> None:
@@ -45,7 +45,7 @@ def test_a_stopped_agent_is_caught_and_its_container_goes_on(watched: RunningAge
 
     asyncio.run(scene())
     log = watched.log_tail()
-    assert "no sign of life for 1." in log
+    assert "no sign of life for " in log
     assert "Fatal Python error: Aborted" in log
     assert "asyncio/base_events.py" in log
     assert f'"status": {-signal.SIGABRT}' in log
@@ -54,7 +54,7 @@ def test_a_stopped_agent_is_caught_and_its_container_goes_on(watched: RunningAge
 def test_an_idle_agent_is_left_alone(watched: RunningAgent) -> None:
     async def scene() -> None:
         async with asyncio.timeout(SECONDS), await Client.connect(watched.address) as client:
-            await asyncio.sleep(3.0)  # three deadlines
+            await asyncio.sleep(5.0)  # more than two deadlines
             assert (await client.ping()).generation == 1
 
     asyncio.run(scene())

@@ -103,14 +103,14 @@ def test_new_code_that_ends_is_rolled_back_at_once(supervised: Supervised, ready
 @pytest.mark.parametrize("ready", [False, True])
 def test_new_code_that_hangs_is_aborted_and_rolled_back(supervised: Supervised, ready: bool) -> None:
     old = supervised.agent()
-    begin(supervised, old, seconds=0.5)
+    begin(supervised, old, seconds=3.0)
     old.end(0)
     hanging = supervised.agent(ready=ready)
     assert hanging.ended()
     back = supervised.agent()
     assert code_of(back)[0] == ""
     what = "say it is alive" if ready else "become ready"
-    assert status(back)["error"] == f"the new code did not {what} within 0.5 s"
+    assert status(back)["error"] == f"the new code did not {what} within 3 s"
     assert "Fatal Python error: Aborted" in supervised.logged()
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import socket
 import threading
@@ -19,7 +17,8 @@ from gcsagent.supervisor.loop import Loop
 from gcsagent.supervisor.watchdog import Watchdog
 from tests.fakes.supervised import Puppet, Supervised
 
-SHORT = {"DRIVER_WATCHDOG": "0.3"}
+SHORT = {"DRIVER_WATCHDOG": "0.6"}
+"""Long enough for a busy machine to start a puppet in START_FACTOR times as much."""
 
 
 def alive(puppet: Puppet) -> None:
@@ -37,7 +36,7 @@ def test_a_busy_agent_leaves_its_stacks_and_has_a_successor(tmp_path: Path) -> N
         successor = supervised.agent()
         assert successor.ask("list", {"kind": "names"}) == ["conn"]
         log = supervised.logged()
-        assert "no sign of life for 0.3 s" in log
+        assert "no sign of life for 0." in log
         assert "in busy_for_ever" in log
         assert f'"status": {-signal.SIGABRT}, "ready": true' in log
 
@@ -55,33 +54,24 @@ def test_a_stopped_agent_is_woken_to_write_its_stacks(tmp_path: Path) -> None:
 def test_one_that_takes_no_abort_is_killed(tmp_path: Path) -> None:
     with Supervised(tmp_path, env={**SHORT, "PUPPET_DEAF": "1"}) as supervised:
         deaf = supervised.agent()
+        alive(deaf)
         deaf.spin()
         assert supervised.agent().generation == 2
         assert f'"status": {-signal.SIGKILL}' in supervised.logged()
 
 
 def test_one_that_never_becomes_ready_is_ended_and_counts_as_a_crash(tmp_path: Path) -> None:
-    with Supervised(tmp_path, env={"DRIVER_WATCHDOG": "0.05"}) as supervised:
+    with Supervised(tmp_path, env=SHORT) as supervised:
         hanging = supervised.agent(ready=False)
         assert hanging.ended()
         assert supervised.agent(ready=False).generation == 2
         assert '"failures": 1' in supervised.logged()
 
 
-def test_words_before_ready_are_not_enough_for_ever(tmp_path: Path) -> None:
-    with Supervised(tmp_path, env={"DRIVER_WATCHDOG": "0.1"}) as supervised:
-        hanging = supervised.agent(ready=False)
-        with contextlib.suppress(OSError):
-            while not select.select([hanging.pidfd], [], [], 0.02)[0]:
-                alive(hanging)
-        assert hanging.ended()
-        assert "did not become ready in 2 s" in supervised.logged()
-
-
 def test_an_agent_that_says_so_lives(tmp_path: Path) -> None:
-    with Supervised(tmp_path, env=SHORT) as supervised:
+    with Supervised(tmp_path, env={"DRIVER_WATCHDOG": "1"}) as supervised:
         puppet = supervised.agent()
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 2.5
         while time.monotonic() < until:
             alive(puppet)
             puppet.ask("list", {"kind": "names"})
@@ -122,6 +112,39 @@ def test_abort_comes_first_then_what_lets_it_be_seen_then_the_end(monkeypatch: p
     watched.dog.alive()
     watched.loop.run()
     assert watched.sent == [signal.SIGABRT, signal.SIGCONT, signal.SIGKILL]
+
+
+def test_words_before_ready_are_not_enough_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(0.05, monkeypatch)
+
+    def talk() -> None:
+        watched.dog.alive()
+        watched.loop.after(0.01, talk)
+
+    before = time.monotonic()
+    watched.dog.started()
+    talk()
+    watched.loop.run()
+    assert time.monotonic() - before > 0.05 * watchdog.READY_FACTOR
+    assert watched.sent == [signal.SIGABRT, signal.SIGCONT, signal.SIGKILL]
+
+
+def test_words_behind_ready_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    watched = Watched(0.05, monkeypatch)
+    watched.dog.started()
+    watched.dog.ready()
+    rest = iter(range(150))
+
+    def talk() -> None:
+        watched.dog.alive()
+        if next(rest, None) is None:
+            watched.dog.ended()
+            watched.loop.stop()
+        watched.loop.after(0.01, talk)
+
+    talk()
+    watched.loop.run()
+    assert watched.sent == []
 
 
 def test_words_cost_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
