@@ -126,8 +126,6 @@ class Lifecycle:
     async def undo_create(self, container: Container) -> None:
         """Leaves nothing of a create that failed; what resists stays visible as a FAILED container."""
         init = container.processes.get(INIT)
-        if init is not None and init.pid and init.early_exit is not None:
-            init.end(init.early_exit, None)
         if init is not None:
             self._release_terminal(init)
         try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
 from gcsagent.agent.calls import Caller, CannotStart
 from gcsagent.agent.process_dir import ContainerDir
 from protocol.errors import Code, RpcError
 
 SECONDS = 30.0
+BUSY_SECONDS = 5.0
 
 
 async def mount(caller: Caller, directory: ContainerDir, lower: str) -> str:
@@ -25,10 +28,16 @@ async def mount(caller: Caller, directory: ContainerDir, lower: str) -> str:
 
 
 async def unmount(caller: Caller, directory: ContainerDir) -> None:
-    """Raises RpcError when it is in use."""
+    """Raises RpcError when it stays in use. The helpers of a runtime that was killed end by themselves."""
     root = os.path.join(directory.path, "root")
+    attempts = AsyncRetrying(
+        retry=retry_if_exception_type(RpcError),
+        stop=stop_after_delay(BUSY_SECONDS),
+        wait=wait_exponential(multiplier=0.01, max=0.5),
+        reraise=True,
+    )
     if os.path.ismount(root):
-        await _run(caller, ["umount", root], "unmount the overlay")
+        await attempts(_run, caller, ["umount", root], "unmount the overlay")
 
 
 async def _run(caller: Caller, argv: list[str], what: str) -> None:

@@ -63,6 +63,9 @@ async def tear_down(registry: Registry, container: Container) -> None:
 
 
 async def _kill_processes(container: Container) -> None:
+    for process in container.processes.values():
+        if process.early_exit is not None and process.exit is None:
+            process.end(process.early_exit, None)  # kept for a launch that will not be finished
     alive = [process for process in container.processes.values() if process.alive]
     if not alive:
         return
