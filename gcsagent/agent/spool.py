@@ -25,8 +25,9 @@ from gcsagent.agent.counters import CounterSlots
 GRANULE = 64 * 1024
 """Holes begin and end at multiples of this. Pages on their way to a client are the file's own: a whole page
 that is taken out of the file keeps its bytes for the client, but the rest of one cut in two would be
-zeroed under its eyes. No page in the cache is larger than what one splice brings, which is a pipe's 64 KiB,
-or (FADV_RANDOM) what one read asks for."""
+zeroed under its eyes. What the page cache keeps in one piece (a large folio) is aligned to its size, and not
+larger than the write that made it: hence no more is taken in one splice, though a process may enlarge its
+pipe, and (FADV_RANDOM) nothing is read ahead."""
 
 _CHUNK = 64 * 1024
 _CHUNKS_A_TURN = 16
@@ -73,11 +74,11 @@ class Spool:
         return self.written - self.first
 
     def take(self, source: int, count: int) -> int:
-        """Moves up to ``count`` bytes from the pipe ``source`` behind what is there; 0: its end.
+        """Moves up to ``count`` bytes (or GRANULE) from the pipe ``source``; 0: the pipe has ended.
 
         Raises BlockingIOError when the pipe is empty, OSError when the file takes nothing (ENOSPC, EFBIG).
         """
-        moved = os.splice(source, self.fd, count, flags=os.SPLICE_F_NONBLOCK)
+        moved = os.splice(source, self.fd, min(count, GRANULE), flags=os.SPLICE_F_NONBLOCK)
         self.written += moved
         return moved
 

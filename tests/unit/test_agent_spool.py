@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -101,8 +102,11 @@ def test_what_is_released_takes_no_room_and_the_rest_stays(files: Files) -> None
 
 def test_bytes_under_way_to_a_client_are_not_changed_by_their_release(files: Files) -> None:
     """sendfile hands out the file's own pages: a hole must not zero what sits in a socket."""
-    data = random.Random(3).randbytes(4 * GRANULE)
-    files.put(data)
+    data = random.Random(3).randbytes(8 * GRANULE)
+    fcntl.fcntl(files.process, fcntl.F_SETPIPE_SZ, 1 << 20)  # as the process may do, to write more at once
+    assert os.write(files.process, data) == len(data)
+    while queued(files.source):
+        assert files.spool.take(files.source, 1 << 20) <= GRANULE
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
