@@ -34,7 +34,7 @@ _IDEMPOTENT = frozenset(
 )
 """Mutating methods that come to the same when they are carried out twice."""
 
-CONNECT_SECONDS = 30.0
+CONNECT_SECONDS = 10.0
 """How long connect waits for an agent to come up."""
 
 GRACE_SECONDS = 5.0
@@ -56,9 +56,16 @@ class Client:
 
     @classmethod
     async def connect(
-        cls, address: str | Address, *, timeout: float = CONNECT_SECONDS, client_name: str = "gcsagent.host"
+        cls,
+        address: str | Address,
+        *,
+        timeout: float = CONNECT_SECONDS,
+        patience: float | None = None,
+        client_name: str = "gcsagent.host",
     ) -> Self:
         """Waits up to ``timeout`` seconds for the agent at ``address`` (``unix:``, ``vsock:``, ``hvsock:``).
+
+        ``patience`` is the same for an agent that was there and is to come back; ``timeout`` if not given.
 
         Raises:
             ValueError: not an address.
@@ -69,6 +76,8 @@ class Client:
         parsed = parse_dial(address) if isinstance(address, str) else address
         client = cls(parsed, timeout=timeout, client_name=client_name)
         await client._linked()
+        if patience is not None:
+            client.timeout = patience
         return client
 
     async def __aenter__(self) -> Self:

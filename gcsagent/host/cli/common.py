@@ -20,6 +20,9 @@ from protocol.types import ExitRecord
 CONNECT_SECONDS = 10.0
 """How long a command waits for the agent; booting VMs are waited for by `vm start` and `vm run`."""
 
+PATIENCE_SECONDS = 60.0
+"""How long for one that was there: a stuck agent is given 20 s before it is restarted (its watchdog's)."""
+
 CLIENT_NAME = "gcsctl"
 
 
@@ -42,7 +45,9 @@ def agent_address(args: argparse.Namespace) -> Address:
 
 async def connect(args: argparse.Namespace) -> Client:
     """A client for the agent the command line names."""
-    return await Client.connect(agent_address(args), timeout=CONNECT_SECONDS, client_name=CLIENT_NAME)
+    return await Client.connect(
+        agent_address(args), timeout=CONNECT_SECONDS, patience=PATIENCE_SECONDS, client_name=CLIENT_NAME
+    )
 
 
 def exit_code(record: ExitRecord) -> int:
