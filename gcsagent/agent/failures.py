@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from gcsagent.agent.inroot import DEFAULT_PATH, find_program
+from gcsagent.agent.inroot import DEFAULT_PATH, find_program, resolve
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
@@ -42,18 +42,25 @@ def explain_launch(
     error = to_rpc_error(failure)
     if isinstance(failure, RuntimeMissing) or failure.timed_out:
         return error
-    path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), DEFAULT_PATH)
     try:
+        if resolve(root, cwd) is None:
+            return _because(
+                error, Code.NOT_FOUND, f"{cwd}: no such working directory in the container", field="spec.cwd"
+            )
+        path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), DEFAULT_PATH)
         verdict = find_program(root, args[0], path, cwd)
     except OSError:
         return error
     if verdict == "not_found":
-        error.code, error.message = Code.NOT_FOUND, f"{args[0]}: no such program in the container"
-    elif verdict == "not_executable":
-        error.code, error.message = (
-            Code.PERMISSION_DENIED,
-            f"{args[0]}: not an executable file in the container",
+        return _because(
+            error, Code.NOT_FOUND, f"{args[0]}: no such program in the container", exec_error=verdict
         )
-    if verdict:
-        error.details["exec_error"] = verdict
+    if verdict == "not_executable":
+        message = f"{args[0]}: not an executable file in the container"
+        return _because(error, Code.PERMISSION_DENIED, message, exec_error=verdict)
     return error
+
+
+def _because(error: RpcError, code: Code, message: str, **details: str) -> RpcError:
+    """``error`` with its cause known; the runtime's own words stay in the details."""
+    return RpcError(code, message, **{**error.details, **details})

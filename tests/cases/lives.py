@@ -240,7 +240,7 @@ async def a_container_of_a_missing_program_leaves_nothing(target: Target) -> Non
 async def a_bad_working_directory_is_an_error(target: Target) -> None:
     async with await connect(target) as client:
         ident = name("p")
-        for cwd, code in (("/no/such/directory", Code.INTERNAL), ("relative", Code.INVALID_ARGUMENT)):
+        for cwd, code in (("/no/such/directory", Code.NOT_FOUND), ("relative", Code.INVALID_ARGUMENT)):
             with refused(code):
                 await client.exec_process(Exec(target.box, ident, {"args": ["true"], "cwd": cwd}))
 
