@@ -20,6 +20,7 @@ from typing import Any
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
+from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.errors import Code, RpcError
 from protocol.limits import MAX_UPLOAD
 from protocol.methods import AwaitUpgrade, Upgrade, Upgrading, Upload, Uploaded
@@ -153,6 +154,42 @@ class UpgradeService:
             raise RpcError(Code.INVALID_ARGUMENT, f"the archive: {error}", field="upload_id") from error
         finally:
             os.unlink(upload)
+        try:
+            _check_protocol(path)
+        except RpcError:
+            _remove(path)
+            raise
+
+
+def _check_protocol(path: str) -> None:
+    """Refuses code that none of today's hosts could talk to: it would be promoted, and out of reach.
+
+    Its range is read, not imported: nothing of it runs before the trial.
+    """
+    low, high = _protocol_range(os.path.join(path, "protocol", "__init__.py"))
+    if low is None or high is None or low > PROTOCOL_MAX or high < PROTOCOL_MIN:
+        raise RpcError(
+            Code.FAILED_PRECONDITION,
+            f"the new code speaks protocol {low} to {high}, this agent and its hosts {PROTOCOL_MIN} to"
+            f" {PROTOCOL_MAX}: upgrade by way of a version that speaks both",
+        )
+
+
+def _protocol_range(path: str) -> tuple[int | None, int | None]:
+    import ast  # half a megabyte that no other request needs
+
+    found: dict[str, int] = {}
+    try:
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return None, None
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            for target in node.targets:
+                if isinstance(target, ast.Name) and type(node.value.value) is int:
+                    found[target.id] = node.value.value
+    return found.get("PROTOCOL_MIN"), found.get("PROTOCOL_MAX")
 
 
 def _end() -> None:

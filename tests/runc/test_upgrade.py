@@ -153,6 +153,21 @@ def test_code_that_is_no_good_gives_way_to_the_old(
         assert f'"status": {-signal.SIGABRT}' in log
 
 
+@pytest.mark.parametrize("spoken", ["PROTOCOL_MIN = 2\nPROTOCOL_MAX = 3\n", "PROTOCOL_MAX = 'x'\n", "][\n"])
+def test_code_that_no_host_of_today_can_talk_to_is_refused(target: Target, code: Path, spoken: str) -> None:
+    (code / "protocol" / "__init__.py").write_text(f"DEFAULT_PORT = 1024\n{spoken}")
+
+    async def body() -> None:
+        async with asyncio.timeout(SECONDS), await Client.connect(target.address) as client:
+            before = (await client.ping()).generation
+            with refused(Code.FAILED_PRECONDITION):
+                await upgrade(client, pack(code))
+            assert (await client.ping()).generation == before
+            assert (await client.info()).code == ""
+
+    asyncio.run(body())
+
+
 def test_what_was_promoted_is_what_comes_back(target: Target, code: Path) -> None:
     good = with_version(code, "9.9.9")
     (code / APP).write_text(CRASH)
