@@ -428,6 +428,8 @@ METHODS: dict[str, Method] = {
         Method("container.state", ContainerRef, ContainerState, _QUICK),
         Method("container.list", Empty, ContainerList, _QUICK),
         Method("container.kill", KillContainer, Empty, _RUNTIME, True, "the signal has been sent"),
+        Method("container.pause", ContainerRef, Empty, _RUNTIME, True, "runc pause has succeeded"),
+        Method("container.resume", ContainerRef, Empty, _RUNTIME, True, "runc resume has succeeded"),
         Method("container.wait", ContainerRef, ExitRecord, None),
         Method("container.delete", DeleteContainer, Deleted, _LONG, True, "runc delete has begun"),
         Method("process.exec", Exec, Created, _RUNTIME, True, "runc exec has succeeded"),

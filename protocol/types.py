@@ -39,6 +39,8 @@ class Status(StrEnum):
     """Init exists and waits for start."""
     RUNNING = "running"
     """Init (or the process) runs."""
+    PAUSED = "paused"
+    """Every process of the container is frozen; its processes' own status does not change."""
     STOPPED = "stopped"
     """Init (or the process) has ended; the record is kept."""
     DELETING = "deleting"

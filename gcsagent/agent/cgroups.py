@@ -5,6 +5,7 @@ Features are looked for per file and not per version: hybrid hosts have some of 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -51,7 +52,34 @@ class Cgroup:
         return found
 
     def kill(self) -> None:
-        """SIGKILLs everything in it: cgroup.kill where there is one (Linux 5.14), else one by one."""
+        """SIGKILLs everything in it, frozen or not."""
+        self._kill_all()
+        self.thaw()  # with v1 a frozen process does not die before that
+
+    def thaw(self) -> None:
+        """Lets everything in it and below it run on."""
+        for path in self._freezers():
+            text = b"THAWED" if path.endswith("freezer.state") else b"0"
+            with contextlib.suppress(OSError), open(path, "wb", buffering=0) as file:
+                file.write(text)
+
+    def frozen(self) -> bool:
+        """Whether something in it or below it has been frozen or is about to be."""
+        for path in self._freezers():
+            with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+                if file.read().strip() not in ("THAWED", "0"):
+                    return True
+        return False
+
+    def _freezers(self) -> Iterator[str]:
+        for directory in self._mounts.directories(self.path):
+            for parent, _, files in os.walk(directory):
+                for name in ("cgroup.freeze", "freezer.state"):
+                    if name in files:
+                        yield os.path.join(parent, name)
+
+    def _kill_all(self) -> None:
+        """By cgroup.kill where there is one (Linux 5.14), else one by one."""
         for directory in self._mounts.directories(self.path):
             try:
                 fd = os.open(os.path.join(directory, "cgroup.kill"), os.O_WRONLY | os.O_CLOEXEC)

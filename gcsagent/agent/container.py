@@ -17,9 +17,13 @@ from protocol.types import ContainerState, Status
 ALLOWED: dict[str, frozenset[Status]] = {
     "start": frozenset({Status.CREATED}),
     "exec in": frozenset({Status.CREATED, Status.RUNNING}),
-    "kill": frozenset({Status.CREATED, Status.RUNNING}),
+    "kill": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
+    "pause": frozenset({Status.RUNNING}),
+    "resume": frozenset({Status.PAUSED}),
     "delete": frozenset({Status.CREATED, Status.STOPPED, Status.FAILED}),
-    "force the deletion of": frozenset({Status.CREATED, Status.RUNNING, Status.STOPPED, Status.FAILED}),
+    "force the deletion of": frozenset(
+        {Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED, Status.FAILED}
+    ),
 }
 """For each request, the statuses it is allowed in; any other is FAILED_PRECONDITION naming both."""
 
@@ -46,6 +50,8 @@ class Container:
         self.create_request: RequestMark | None = None
         self.start_request: RequestMark | None = None
         self.delete_request: RequestMark | None = None
+        self.freeze_request: RequestMark | None = None
+        self.freezing = asyncio.Lock()
         self.deletion: asyncio.Task[None] | None = None
         self.processes: dict[str, Process] = {}
 
@@ -106,5 +112,6 @@ class Container:
             "create_request": self.create_request,
             "start_request": self.start_request,
             "delete_request": self.delete_request,
+            "freeze_request": self.freeze_request,
             "created_at_ns": self.created_at_ns,
         }

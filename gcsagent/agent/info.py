@@ -113,9 +113,10 @@ class AgentService:
 
     async def _stop_container(self, container: Container, grace: float) -> None:
         """TERM, grace, KILL; then every trace of it is removed."""
-        if container.status is Status.RUNNING:
+        if container.status in (Status.RUNNING, Status.PAUSED):
             try:
                 container.init.signal(signal.SIGTERM)
+                container.cgroup.thaw()
                 async with asyncio.timeout(grace):
                     await container.init.wait()
             except (TimeoutError, RpcError):

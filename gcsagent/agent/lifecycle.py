@@ -213,6 +213,8 @@ class Lifecycle:
                 )
         else:
             container.init.signal(number)
+        if number == signal.SIGKILL and container.status is Status.PAUSED:
+            container.cgroup.thaw()  # with cgroup v1 a frozen process does not die before that
         call.commit()
         return Empty()
 

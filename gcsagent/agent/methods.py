@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gcsagent.agent.call import Call
+from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.processes import ProcessService
@@ -26,6 +27,8 @@ SESSION_METHODS = frozenset({"agent.hello", "stream.attach", "events.subscribe"}
 
 def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
     lifecycle, processes, spools = Lifecycle(registry), ProcessService(registry), SpoolService(registry)
+
+    freezing = FreezingService(registry)
 
     def state(params: ContainerRef, _call: Call) -> ContainerState:
         return registry.get(params.container).state()
@@ -45,6 +48,8 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.state": state,
         "container.list": list_all,
         "container.kill": lifecycle.kill,
+        "container.pause": freezing.pause,
+        "container.resume": freezing.resume,
         "container.wait": lifecycle.wait,
         "container.delete": lifecycle.delete,
         "process.exec": lifecycle.exec,

@@ -147,7 +147,7 @@ class Registry:
         return Oom(container.cgroup.path, kills)
 
     def _init_ended(self, container: Container) -> None:
-        if container.status in (Status.CREATED, Status.RUNNING, Status.CREATING):
+        if container.status in (Status.CREATED, Status.RUNNING, Status.PAUSED, Status.CREATING):
             container.status = Status.STOPPED
         if not container.owns_pids:
             container.cgroup.kill()  # with a pid namespace of its own the kernel has done that

@@ -24,7 +24,7 @@ import signal
 import time
 from typing import Any
 
-from gcsagent.agent import stdio
+from gcsagent.agent import freezing, stdio
 from gcsagent.agent.calls import Outcome
 from gcsagent.agent.container import Container
 from gcsagent.agent.journal import UNDONE, RequestMark
@@ -57,14 +57,17 @@ class Reloader:
         self._exits: dict[str, dict[str, Any]] = {}
         self._calls: set[str] = set()
         self._told: set[tuple[str, str, str, Any]] = set()
+        self._freezes_told: dict[str, str] = {}
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
         await self._ask_supervisor()
+        events = list(self._registry.events.all())
         self._told = {
             (event.type, event.container, event.process, event.data.get("stream", event.data.get("pid")))
-            for event in self._registry.events.all()
+            for event in events
         }
+        self._freezes_told = freezing.last_told(events)
         documents = self._read_documents()
         slots = {slot for _, found in documents for document in found.values() for slot in _slots(document)}
         self._registry.keeper.counters.claim(slots)
@@ -118,6 +121,7 @@ class Reloader:
         container.create_request = _mark(document.get("create_request"))
         container.start_request = _mark(document.get("start_request"))
         container.delete_request = _mark(document.get("delete_request"))
+        container.freeze_request = _mark(document.get("freeze_request"))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
         return {
             where: _read(os.path.join(path, where, "process.json")) for where in _process_directories(path)
@@ -174,8 +178,9 @@ class Reloader:
     def _answered(self, container: Container) -> None:
         """Requests whose outcome had been written down, and perhaps not that they had been answered."""
         init = container.processes.get(INIT)
-        if container.status is Status.RUNNING and init is not None:
+        if container.status in (Status.RUNNING, Status.PAUSED) and init is not None:
             self._answer(container.start_request, init.pid)
+            freezing.after_restart(self._registry, container, self._freezes_told)
         if init is not None:
             self._answer(container.create_request, init.pid)
         for process in container.processes.values():
@@ -253,7 +258,7 @@ class Reloader:
         if (
             init is not None
             and init.exit is not None
-            and container.status in (Status.CREATED, Status.RUNNING)
+            and container.status in (Status.CREATED, Status.RUNNING, Status.PAUSED)
         ):
             container.status = Status.STOPPED
 

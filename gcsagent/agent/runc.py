@@ -72,6 +72,16 @@ class Runc:
             argv = runc_argv.delete(self._globals, files.log, container, force=True)
             await self._run("delete", argv, timeout, log=files.log)
 
+    async def pause(self, container: str, timeout: float) -> None:
+        with _Files(self) as files:
+            argv = runc_argv.pause(self._globals, files.log, container)
+            await self._run("pause", argv, timeout, log=files.log)
+
+    async def resume(self, container: str, timeout: float) -> None:
+        with _Files(self) as files:
+            argv = runc_argv.resume(self._globals, files.log, container)
+            await self._run("resume", argv, timeout, log=files.log)
+
     async def _unmount_copies(self, container: str) -> None:
         """runc protects its binary by a copy, in older versions by a bind mount on a ``runc.XXXXXX`` of
         its state directory (nsexec's cloned_binary.c). One that was killed leaves it there, busy."""

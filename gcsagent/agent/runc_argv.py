@@ -61,5 +61,13 @@ def delete(options: RuncGlobals, log: str, container: str, *, force: bool) -> li
     return [*_base(options, log), "delete", *(["--force"] if force else []), container]
 
 
+def pause(options: RuncGlobals, log: str, container: str) -> list[str]:
+    return [*_base(options, log), "pause", container]
+
+
+def resume(options: RuncGlobals, log: str, container: str) -> list[str]:
+    return [*_base(options, log), "resume", container]
+
+
 def version(options: RuncGlobals) -> list[str]:
     return [options.binary, "--version"]

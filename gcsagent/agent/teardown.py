@@ -39,7 +39,8 @@ async def tear_down(registry: Registry, container: Container) -> None:
     except OSError as error:
         log.warning("a deletion cannot be written down", extra={"error": str(error)})
     try:
-        await _kill_processes(container)
+        async with container.freezing:  # a pause under way would freeze again what is being killed
+            await _kill_processes(container)
         await _delete_in_runtime(registry, container)
         await _remove_cgroups(container)
         await overlay.unmount(registry.caller, container.directory)

@@ -191,6 +191,13 @@ class Client:
         """Signals init, or with ``everyone`` each process of the container."""
         await self.call("container.kill", methods.KillContainer(container, signal, everyone))
 
+    async def pause_container(self, container: str) -> None:
+        """Freezes every process of it."""
+        await self.call("container.pause", methods.ContainerRef(container))
+
+    async def resume_container(self, container: str) -> None:
+        await self.call("container.resume", methods.ContainerRef(container))
+
     async def wait_container(self, container: str, *, deadline: float | None = None) -> ExitRecord:
         """Returns when every exec and then init have ended; without ``deadline``, however long that takes."""
         result: ExitRecord = await self.call(

@@ -23,7 +23,19 @@ from protocol.methods import Exec
 from protocol.schema import to_wire
 from protocol.types import Status
 from tests.cases.agents import RunningAgent, eventually, greeted, stopped_clean
-from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, expect, name, refused, remove, run
+from tests.cases.target import (
+    OUTPUT,
+    PIPES,
+    Target,
+    connect,
+    creation,
+    event,
+    expect,
+    name,
+    refused,
+    remove,
+    run,
+)
 
 LONG = os.environ.get("GCS_CHAOS") == "long"
 LIVE_EXECS = 1000 if LONG else 60
@@ -53,6 +65,41 @@ async def _start(client: Client, target: Target, *args: str) -> str:
 
 
 TRAP = "trap 'echo bye; exit 9' TERM; echo ready; while :; do sleep 0.01; done"
+
+
+def test_a_paused_container_stays_paused_and_can_be_resumed(fresh: RunningAgent, rootfs: str) -> None:
+    """A second one is left paused: that the agent still stops cleanly is the fixture's to see."""
+    target = at(fresh, rootfs)
+
+    async def before() -> tuple[str, str, int]:
+        async with await connect(target) as client:
+            one, two = [await _start(client, target, "sh", "-c", TRAP) for _ in range(2)]
+            async with await client.events() as events:
+                await client.pause_container(one)
+                last = await event(events, "container.paused", one)
+            await client.pause_container(two)
+            return one, two, last.seq
+
+    async def after(one: str, two: str, seq: int) -> None:
+        async with await connect(target) as client, await client.events(after=seq) as events:
+            for ident in (one, two):
+                assert (await client.container_state(ident)).status is Status.PAUSED
+            with refused(Code.FAILED_PRECONDITION):
+                await run(client, one, "true")
+            await client.resume_container(one)
+            told = [(await anext(events)) for _ in range(2)]
+            assert [(each.type, each.container) for each in told] == [
+                ("container.paused", two),
+                ("container.resumed", one),
+            ]
+            assert (await run(client, one, "echo", "alive")).stdout == b"alive\n"
+            await client.kill_container(one, "TERM")
+            assert (await client.wait_container(one)).exit_code == 9
+
+    one, two, seq = asyncio.run(before())
+    restart(fresh)
+    asyncio.run(after(one, two, seq))
+
 
 BREAKAGES: dict[str, Callable[[str], str]] = {
     "truncated": lambda text: text[: len(text) // 2],

@@ -515,7 +515,12 @@ def test_wait_kill_delete_start(tmp_path: Path) -> None:
             "container.kill": lambda params: Empty(),
             "container.delete": lambda params: {},
             "container.start": lambda params: {"pid": 8},
+            "container.pause": lambda params: Empty(),
+            "container.resume": lambda params: Empty(),
         }
+        assert await gcsctl(agent, "pause", "c") == Done(0, "", "")
+        assert await gcsctl(agent, "resume", "c") == Done(0, "", "")
+        assert agent.named("container.pause") == agent.named("container.resume") == [{"container": "c"}]
         assert await gcsctl(agent, "wait", "c") == Done(137, "", "")
         done = await gcsctl(agent, "wait", "--json", "c")
         assert (done.code, json.loads(done.out)["signal"]) == (137, 9)
@@ -605,7 +610,7 @@ def test_mistakes_are_one_line_and_125(name: str) -> None:
     "command",
     [
         *("info", "ping", "events", "run", "create", "start", "state", "wait", "kill", "delete", "ps"),
-        *("exec", "attach", "vm run"),
+        *("exec", "attach", "vm run", "pause", "resume"),
     ],
 )
 def test_help_has_an_example(command: str) -> None:

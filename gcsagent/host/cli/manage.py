@@ -137,6 +137,22 @@ async def kill(args: argparse.Namespace) -> int:
     return 0
 
 
+async def pause(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        await client.pause_container(args.id)
+    if args.json:
+        print_json({"container": args.id, "status": "paused"})
+    return 0
+
+
+async def resume(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        await client.resume_container(args.id)
+    if args.json:
+        print_json({"container": args.id, "status": "running"})
+    return 0
+
+
 async def delete(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
         record = await client.delete_container(args.id, force=args.force)

@@ -161,6 +161,8 @@ def _add_container_commands(commands: _Subparsers) -> None:
         "-s", "--signal", type=_signal, default="SIGTERM", metavar="SIG", help="default: %(default)s"
     )
     _add_id(parser)
+    _add_id(_add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
+    _add_id(_add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))
     parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
     parser.add_argument("--force", action="store_true", help="kill what still runs in it")
     _add_id(parser)

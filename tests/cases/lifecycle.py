@@ -1,0 +1,110 @@
+"""Cases about what is done to a container that runs: paused and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+import pytest
+
+from protocol.errors import Code, RpcError
+from protocol.types import Status
+from tests.cases.target import (
+    OUTPUT,
+    PIPES,
+    Target,
+    case,
+    connect,
+    created,
+    event,
+    executing,
+    expect,
+    refused,
+    run,
+    running,
+)
+
+ECHO = "echo ready; while read line; do echo got $line; done"
+
+
+@case
+async def a_paused_container_does_nothing_until_it_is_resumed(target: Target) -> None:
+    """Its cgroup says that every process has stopped; what was sent meanwhile is taken afterwards."""
+    async with (
+        await connect(target) as client,
+        await client.events() as events,
+        running(target, client, "sh", "-c", ECHO, stdio=PIPES) as init,
+    ):
+        out = init.streams["stdout"]
+        await expect(out, b"ready\n")
+        await client.pause_container(init.container)
+        await event(events, "container.paused", init.container)
+        state = await client.container_state(init.container)
+        assert (state.status, state.processes[0].status) == (Status.PAUSED, Status.RUNNING)
+        await init.streams["stdin"].write(b"one\n")
+        frozen = await run(client, target.box, "true")  # others run on
+        assert frozen.exit.exit_code == 0
+        await client.resume_container(init.container)
+        await event(events, "container.resumed", init.container)
+        await expect(out, b"got one\n")
+        assert (await client.container_state(init.container)).status is Status.RUNNING
+        assert (await run(client, init.container, "echo", "alive")).stdout == b"alive\n"
+
+
+@case
+async def a_signal_to_a_paused_container_acts_when_it_is_resumed(target: Target) -> None:
+    script = "trap 'echo $n; exit 0' TERM; n=0; echo ready; while :; do n=$((n + 1)); done"
+    async with (
+        await connect(target) as client,
+        running(target, client, "bash", "-c", script, stdio=OUTPUT) as init,
+    ):
+        out = init.streams["stdout"]
+        await expect(out, b"ready\n")
+        await client.pause_container(init.container)
+        await client.kill_container(init.container, "TERM")
+        assert (await client.process_state(init.container)).exit is None
+        await client.resume_container(init.container)
+        await expect(out, b"[0-9]+\n")
+        assert (await client.wait_container(init.container)).exit_code == 0
+
+
+@case
+async def what_a_status_does_not_allow_names_it(target: Target) -> None:
+    async with await connect(target) as client, created(target, client) as init:
+        await _refused(client.pause_container(init.container), "created")
+        await _refused(client.resume_container(init.container), "created")
+        await init.start()
+        await _refused(client.resume_container(init.container), "running")
+        await client.pause_container(init.container)
+        await _refused(client.pause_container(init.container), "paused")
+        await _refused(client.start_container(init.container), "paused")
+        await _refused(client.delete_container(init.container), "paused")
+        await _refused(run(client, init.container, "true"), "paused")
+        assert (await client.container_state(init.container)).status is Status.PAUSED
+        await client.kill_container(init.container, "KILL")
+        assert (await client.wait_container(init.container)).signal == 9
+        await _refused(client.pause_container(init.container), "stopped")
+        await _refused(client.resume_container(init.container), "stopped")
+        with refused(Code.NOT_FOUND):
+            await client.pause_container("nobody")
+
+
+@case
+async def a_paused_container_is_deleted_with_force(target: Target) -> None:
+    async with (
+        await connect(target) as client,
+        running(target, client) as init,
+        executing(client, init.container, "sleep", "100000"),
+    ):
+        await client.pause_container(init.container)
+        record = await client.delete_container(init.container, force=True)
+        assert record is not None
+        assert record.signal == 9
+        with refused(Code.NOT_FOUND):
+            await client.container_state(init.container)
+
+
+async def _refused(call: Awaitable[object], status: str) -> None:
+    with pytest.raises(RpcError, match=f"it is {status}") as caught:
+        await call
+    assert caught.value.code is Code.FAILED_PRECONDITION
+    assert caught.value.details["status"] == status
