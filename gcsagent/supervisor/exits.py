@@ -24,6 +24,23 @@ class ExitRecords:
         self._retry_armed = False
         self.records: dict[str, dict[str, Any]] = {}
         os.makedirs(directory, mode=0o700, exist_ok=True)
+        self._take_over()
+
+    def _take_over(self) -> None:
+        """Records that an earlier supervisor with the same state directory had no agent to give to."""
+        for name in sorted(os.listdir(self._directory)):
+            path = os.path.join(self._directory, name)
+            try:
+                with open(path, encoding="utf-8") as file:
+                    record = json.load(file)
+                key = record.pop("key")
+                if not isinstance(key, str) or self._path(record) != path:
+                    raise ValueError("not one of ours")
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                log("warning", "a broken exit record is removed", path=path, error=str(error))
+                _unlink(path)
+            else:
+                self.records[key] = record
 
     def add(self, key: str, record: dict[str, Any]) -> None:
         self.records[key] = record

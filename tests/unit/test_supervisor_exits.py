@@ -100,3 +100,15 @@ def test_a_record_says_what_wait4_said() -> None:
         "voluntary_switches",
         "involuntary_switches",
     }
+
+
+def test_what_an_earlier_supervisor_left_is_taken_over_and_rubbish_removed(tmp_path: Path) -> None:
+    record = {"pid": 7, "status": 256, "exited_at_ns": 5, "rusage": {}}
+    ExitRecords(Loop(), str(tmp_path)).add("c/init", record)
+    for name, text in (("x.json", "{"), ("y.json", "[]"), ("6.8.json.tmp", ""), ("9.9.json", '{"key": 3}')):
+        (tmp_path / name).write_text(text)
+    successor = ExitRecords(Loop(), str(tmp_path))
+    assert successor.records == {"c/init": record}
+    assert os.listdir(tmp_path) == ["5.7.json"]
+    successor.forget("c/init")
+    assert os.listdir(tmp_path) == []
