@@ -14,6 +14,7 @@ from protocol.limits import Limits
 from protocol.types import (
     BootStage,
     ContainerState,
+    ContainerStats,
     ExitRecord,
     ProcessState,
     RuntimeInfo,
@@ -430,6 +431,7 @@ METHODS: dict[str, Method] = {
         Method("container.kill", KillContainer, Empty, _RUNTIME, True, "the signal has been sent"),
         Method("container.pause", ContainerRef, Empty, _RUNTIME, True, "runc pause has succeeded"),
         Method("container.resume", ContainerRef, Empty, _RUNTIME, True, "runc resume has succeeded"),
+        Method("container.stats", ContainerRef, ContainerStats, _QUICK),
         Method("container.wait", ContainerRef, ExitRecord, None),
         Method("container.delete", DeleteContainer, Deleted, _LONG, True, "runc delete has begun"),
         Method("process.exec", Exec, Created, _RUNTIME, True, "runc exec has succeeded"),

@@ -257,6 +257,93 @@ class BootStage:
     """Since the kernel started."""
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryStats:
+    """Of a container's cgroup, in bytes."""
+
+    current: int | None = None
+    """In use, page cache included."""
+    limit: int | None = None
+    """What it may use; absent: no limit."""
+    peak: int | None = None
+    """Most it has used; absent before Linux 5.19 with cgroup v2."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuStats:
+    """Of a container's cgroup. Times in microseconds."""
+
+    usage_us: int | None = None
+    """CPU time used."""
+    user_us: int | None = None
+    """Of it, in user mode."""
+    system_us: int | None = None
+    """Of it, in the kernel."""
+    periods: int | None = None
+    """Periods in which a CPU limit was enforced."""
+    throttled_periods: int | None = None
+    """Of them, those in which the limit was hit."""
+    throttled_us: int | None = None
+    """For how long it was held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class PidsStats:
+    """Processes and threads in a container's cgroup."""
+
+    current: int | None = None
+    """There now."""
+    limit: int | None = None
+    """How many there may be; absent: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoStats:
+    """What a container's cgroup moved to and from block devices, all of them together."""
+
+    read_bytes: int | None = None
+    """Read."""
+    write_bytes: int | None = None
+    """Written."""
+    reads: int | None = None
+    """Read operations."""
+    writes: int | None = None
+    """Write operations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pressure:
+    """Pressure stall information: percent of the last ten seconds."""
+
+    some_avg10: float | None = None
+    """In which something waited."""
+    full_avg10: float | None = None
+    """In which everything waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStats:
+    """What the cgroup of a container says it uses; what the guest's kernel does not say is absent."""
+
+    container: str
+    time_ns: int
+    """When it was read, since the epoch, by the guest's clock."""
+    memory: MemoryStats = MemoryStats()
+    """Memory."""
+    cpu: CpuStats = CpuStats()
+    """CPU time."""
+    pids: PidsStats = PidsStats()
+    """Processes."""
+    io: IoStats = IoStats()
+    """Block devices."""
+    memory_pressure: Pressure | None = None
+    """Waiting for memory; absent without PSI, as in the following."""
+    cpu_pressure: Pressure | None = None
+    """Waiting for a CPU."""
+    io_pressure: Pressure | None = None
+    """Waiting for block devices."""
+
+
 class UpgradeState(StrEnum):
     """How the last upgrade of the agent went."""
 

@@ -94,6 +94,17 @@ class Cgroup:
                 return
             signal_all(pids, signal.SIGKILL)
 
+    def read(self, name: str) -> list[str]:
+        """The text of this file in every hierarchy that has it, v2 first."""
+        found = []
+        for directory in self._mounts.directories(self.path):
+            with (
+                contextlib.suppress(OSError),
+                open(os.path.join(directory, name), encoding="ascii") as file,
+            ):
+                found.append(file.read())
+        return found
+
     def children(self) -> set[str]:
         """Names of the cgroups directly below it."""
         names: set[str] = set()

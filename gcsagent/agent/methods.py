@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gcsagent.agent.call import Call
+from gcsagent.agent.cgroup_stats import StatsService
 from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
@@ -50,6 +51,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.kill": lifecycle.kill,
         "container.pause": freezing.pause,
         "container.resume": freezing.resume,
+        "container.stats": StatsService(registry).stats,
         "container.wait": lifecycle.wait,
         "container.delete": lifecycle.delete,
         "process.exec": lifecycle.exec,

@@ -27,7 +27,7 @@ from gcsagent.host.transport import Address
 from protocol import checks, methods
 from protocol.address import parse_dial
 from protocol.methods import METHODS
-from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
+from protocol.types import ContainerState, ContainerStats, ExitRecord, ProcessState, Winsize
 
 _IDEMPOTENT = frozenset(
     {"process.resize", "process.close_stdin", "stream.ack", "agent.shutdown", "agent.upload"}
@@ -197,6 +197,11 @@ class Client:
 
     async def resume_container(self, container: str) -> None:
         await self.call("container.resume", methods.ContainerRef(container))
+
+    async def container_stats(self, container: str) -> ContainerStats:
+        """What it uses of memory, CPU, processes and block devices."""
+        result: ContainerStats = await self.call("container.stats", methods.ContainerRef(container))
+        return result
 
     async def wait_container(self, container: str, *, deadline: float | None = None) -> ExitRecord:
         """Returns when every exec and then init have ended; without ``deadline``, however long that takes."""

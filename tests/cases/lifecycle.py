@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 
 from protocol.errors import Code, RpcError
 from protocol.types import Status
 from tests.cases.target import (
+    MIB,
     OUTPUT,
     PIPES,
     Target,
@@ -101,6 +103,47 @@ async def a_paused_container_is_deleted_with_force(target: Target) -> None:
         assert record.signal == 9
         with refused(Code.NOT_FOUND):
             await client.container_state(init.container)
+
+
+@case
+async def statistics_are_what_the_container_does(target: Target) -> None:
+    """It holds memory and burns CPU time it has measured itself; its limits are those of its spec."""
+
+    def limit(spec: dict[str, Any]) -> None:
+        spec["linux"]["resources"] = {"memory": {"limit": 64 * MIB}, "pids": {"limit": 50}}
+
+    code = (
+        "import time; held = bytearray(b'x' * (20 << 20))\n"
+        "while time.process_time() < 0.2: pass\n"
+        "print('ready', flush=True); time.sleep(100000)"
+    )
+    async with (
+        await connect(target) as client,
+        running(target, client, "python3", "-c", code, stdio=OUTPUT, spec=limit) as init,
+    ):
+        before = (await client.info()).time_ns
+        await expect(init.streams["stdout"], b"ready\n")
+        first = await client.container_stats(init.container)
+        assert before <= first.time_ns <= (await client.info()).time_ns
+        memory, cpu, pids = first.memory, first.cpu, first.pids
+        assert memory.current is not None
+        assert memory.peak is not None
+        assert 20 * MIB <= memory.current <= memory.peak <= 64 * MIB
+        assert (memory.limit, pids.limit, pids.current) == (64 * MIB, 50, 1)
+        assert cpu.usage_us is not None
+        assert cpu.user_us is not None
+        assert cpu.system_us is not None
+        assert cpu.usage_us >= 200_000
+        assert cpu.user_us > 0
+        assert first.io.read_bytes is not None
+        assert first.io.writes is not None
+        for pressure in (first.memory_pressure, first.cpu_pressure, first.io_pressure):
+            assert pressure is None or 0 <= (pressure.some_avg10 or 0) <= 100
+        await client.kill_container(init.container, "KILL")
+        await client.wait_container(init.container)
+        after = (await client.container_stats(init.container)).cpu.usage_us
+        assert after is not None
+        assert after >= cpu.usage_us
 
 
 async def _refused(call: Awaitable[object], status: str) -> None:

@@ -610,7 +610,7 @@ def test_mistakes_are_one_line_and_125(name: str) -> None:
     "command",
     [
         *("info", "ping", "events", "run", "create", "start", "state", "wait", "kill", "delete", "ps"),
-        *("exec", "attach", "vm run", "pause", "resume"),
+        *("exec", "attach", "vm run", "pause", "resume", "stats"),
     ],
 )
 def test_help_has_an_example(command: str) -> None:
@@ -618,3 +618,30 @@ def test_help_has_an_example(command: str) -> None:
     assert done.code == 0
     assert "example: gcsctl" in done.out
     assert command.split()[-1] in done.out.partition("example: ")[2]
+
+
+def test_stats(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        found = {
+            "container": "c",
+            "time_ns": 1,
+            "memory": {"current": 3 << 20, "limit": 1 << 30, "peak": 2048},
+            "cpu": {"usage_us": 1_500_000, "throttled_us": 250_000},
+            "pids": {"current": 2},
+            "memory_pressure": {"some_avg10": 0.25},
+        }
+        agent.handlers["container.stats"] = lambda params: found
+        shown = await gcsctl(agent, "stats", "c")
+        assert [line.split() for line in shown.out.splitlines()] == [
+            ["WHAT", "NOW", "LIMIT", "PEAK", "PRESSURE"],
+            ["memory", "3.0", "MiB", "1.0", "GiB", "2.0", "KiB", "0.2", "%"],
+            ["cpu", "1.500", "s", "throttled", "0.250", "s", "-", "-"],
+            ["pids", "2", "-", "-", "-"],
+            ["read", "-", "-", "-", "-"],
+            ["written", "-", "-", "-", "-"],
+        ]
+        document = json.loads((await gcsctl(agent, "stats", "--json", "c")).out)
+        assert document["memory"] == found["memory"]
+        assert document["io_pressure"] is None
+
+    with_agent(tmp_path, body)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gcsagent.host.cli import logs, manage, run
+from gcsagent.host.cli import logs, manage, resources, run
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.vmrun import vm_run
 from gcsagent.host.spec import User
@@ -163,6 +163,7 @@ def _add_container_commands(commands: _Subparsers) -> None:
     _add_id(parser)
     _add_id(_add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
     _add_id(_add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))
+    _add_id(_add(commands, "stats", resources.stats, "show what a container uses", "gcsctl stats web"))
     parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
     parser.add_argument("--force", action="store_true", help="kill what still runs in it")
     _add_id(parser)

@@ -1,0 +1,58 @@
+"""The commands about what a container uses and may use."""
+
+from __future__ import annotations
+
+import argparse
+
+from gcsagent.host.cli.common import connect, print_json, print_table
+from protocol.types import ContainerStats, Pressure
+
+
+async def stats(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        found = await client.container_stats(args.id)
+    if args.json:
+        print_json(found)
+    else:
+        print_table(("WHAT", "NOW", "LIMIT", "PEAK", "PRESSURE"), _rows(found))
+    return 0
+
+
+def _rows(found: ContainerStats) -> list[tuple[str, ...]]:
+    memory, cpu, pids, io = found.memory, found.cpu, found.pids, found.io
+    throttled = f"throttled {_seconds(cpu.throttled_us)}" if cpu.throttled_us else ""
+    return [
+        (
+            "memory",
+            _size(memory.current),
+            _size(memory.limit),
+            _size(memory.peak),
+            _pressure(found.memory_pressure),
+        ),
+        ("cpu", _seconds(cpu.usage_us), throttled, "", _pressure(found.cpu_pressure)),
+        ("pids", _count(pids.current), _count(pids.limit), "", ""),
+        ("read", _size(io.read_bytes), "", "", _pressure(found.io_pressure)),
+        ("written", _size(io.write_bytes), "", "", ""),
+    ]
+
+
+def _size(count: int | None) -> str:
+    if count is None:
+        return ""
+    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 1 << shift:
+            return f"{count / (1 << shift):.1f} {unit}"
+    return f"{count} B"
+
+
+def _seconds(micros: int | None) -> str:
+    return "" if micros is None else f"{micros / 1e6:.3f} s"
+
+
+def _count(count: int | None) -> str:
+    return "" if count is None else str(count)
+
+
+def _pressure(found: Pressure | None) -> str:
+    """Percent of the last ten seconds in which something waited."""
+    return "" if found is None or found.some_avg10 is None else f"{found.some_avg10:.1f} %"
