@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 STAGES = ("init", "mounts", "modules", "disks", "network", "supervisor", "agent", "ready")
 
@@ -56,16 +58,133 @@ def play(mode: str, monitor: socket.socket) -> None:
         boot("")
 
 
+def commands(monitor: socket.socket) -> Iterator[tuple[dict[str, Any], list[int]]]:
+    """Each command with the descriptors that came with it."""
+    rest = b""
+    while True:
+        data, fds, _, _ = socket.recv_fds(monitor, 65536, 4)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield json.loads(line), fds
+            fds = []
+
+
+class Refused(Exception):
+    """Becomes a QMP error."""
+
+
+class Slot:
+    """The vsock device's place: what QEMU has been given for it, and what it says to more.
+
+    Each command is echoed on the console, so that a test sees them in order.
+    """
+
+    def __init__(self, mode: str, monitor: socket.socket) -> None:
+        self.mode = mode
+        self.monitor = monitor
+        self.devices = {"vsock": "vsock0"}
+        self.chardevs = {"vsock0": -1}
+        self.fds: dict[str, int] = {}
+        self.freeing = False
+        found = re.search(r"socket,id=vsock0,fd=(\d+)", " ".join(sys.argv))
+        self.daemon = int(found[1]) if found else -1
+
+    def execute(self, name: str, arguments: dict[str, Any], fds: list[int]) -> object:
+        say(f"qmp: {name} {arguments.get('id') or arguments.get('fdname') or ''}\n")
+        handler = getattr(self, name.replace("-", "_"), None)
+        if handler is None:
+            raise Refused(f"The command {name} has not been found")
+        return handler(arguments, fds)
+
+    def qom_list(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        assert arguments["path"] == "/machine/peripheral"
+        return [{"name": "type", "type": "string"}, *({"name": name} for name in self.devices)]
+
+    def device_del(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        if self.mode == "dies-unplugging":
+            sys.exit("qemu-system-x86_64: bad slot")
+        if self.mode == "keeps-device":
+            return {}
+        if self.mode == "refuses-unplug":
+            event(self.monitor, "DEVICE_UNPLUG_GUEST_ERROR", device="vsock", path="/machine/peripheral/vsock")
+            return {}
+        if self.mode.startswith("waits-for-daemon"):
+            return {}
+        return self.delete()
+
+    def answered(self, name: str) -> None:
+        """The answer to a command has been sent."""
+        if name != "device_del" or not self.mode.startswith("waits-for-daemon"):
+            return
+        with socket.socket(fileno=self.daemon) as daemon:
+            daemon.recv(1)
+        if self.mode == "waits-for-daemon":
+            self.mode = ""
+            self.delete()
+
+    def delete(self) -> object:
+        del self.devices["vsock"]
+        self.freeing = True
+        event(self.monitor, "DEVICE_DELETED", path="/machine/peripheral/vsock/virtio-backend")
+        event(self.monitor, "DEVICE_DELETED", device="vsock", path="/machine/peripheral/vsock")
+        return {}
+
+    def chardev_remove(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        if self.freeing:
+            self.freeing = False
+            raise Refused(f"Chardev '{arguments['id']}' is busy")
+        del self.chardevs[arguments["id"]]
+        return {}
+
+    def getfd(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        (self.fds[arguments["fdname"]],) = fds
+        return {}
+
+    def closefd(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        if arguments["fdname"] not in self.fds:
+            raise Refused("no such descriptor")
+        os.close(self.fds.pop(arguments["fdname"]))
+        return {}
+
+    def chardev_add(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        backend = arguments["backend"]
+        address = backend["data"]["addr"]
+        assert (backend["type"], backend["data"]["server"], address["type"]) == ("socket", False, "fd")
+        if self.mode == "no-chardev":
+            raise Refused("no more chardevs")
+        self.chardevs[arguments["id"]] = self.fds.pop(address["data"]["str"])
+        return {}
+
+    def device_add(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        assert self.chardevs.keys() == {arguments["chardev"]}
+        assert (arguments["driver"], arguments["bus"]) == ("vhost-user-vsock-pci", "vsock-port")
+        if self.mode == "adds-second-time":
+            self.mode = ""
+            raise Refused("no such luck")
+        self.devices[arguments["id"]] = arguments["chardev"]
+        return {}
+
+
 def serve(mode: str, monitor: socket.socket) -> None:
-    for line in monitor.makefile("rb"):
-        command = json.loads(line)
-        answer: object = {}
-        if command["execute"] == "query-status":
-            answer = {"status": "internal-error"}
-        monitor.sendall(json.dumps({"return": answer, "id": command["id"]}).encode() + b"\n")
-        if command["execute"] == "qmp_capabilities":
+    slot = Slot(mode, monitor)
+    for command, fds in commands(monitor):
+        name = command["execute"]
+        answer: dict[str, object] = {"return": {}}
+        if name == "query-status":
+            answer = {"return": {"status": "internal-error"}}
+        elif name not in ("qmp_capabilities", "system_powerdown"):
+            try:
+                answer = {"return": slot.execute(name, command["arguments"], fds)}
+            except Refused as error:
+                answer = {"error": {"class": "GenericError", "desc": str(error)}}
+        monitor.sendall(json.dumps({**answer, "id": command["id"]}).encode() + b"\n")
+        slot.answered(name)
+        if name == "qmp_capabilities":
             play(mode, monitor)
-        elif command["execute"] == "system_powerdown" and mode != "deaf":
+        elif name == "system_powerdown" and mode != "deaf":
+            say(f"qmp: left {sorted(slot.chardevs)} {sorted(slot.fds)}\n")
             say("reboot: Power down\n")
             shutdown(monitor, "guest-shutdown")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import errno
 import fcntl
@@ -38,6 +39,16 @@ def values(argv: list[str], option: str) -> list[str]:
     return [argv[index + 1] for index, word in enumerate(argv) if word == option]
 
 
+BEHIND_PORT = {"id": "vsock", "bus": "vsock-port"}
+
+
+def vsock(argv: list[str]) -> object:
+    """The vsock device, which follows the port that makes it removable."""
+    devices = values(argv, "-device")
+    port = devices.index("pcie-root-port,id=vsock-port,chassis=1,slot=1")
+    return json.loads(devices[port + 1])
+
+
 def test_a_tcg_guest_with_the_daemon_shares_its_memory() -> None:
     argv = qemu_argv(QEMU)
     assert argv[0] == "/q"
@@ -45,8 +56,8 @@ def test_a_tcg_guest_with_the_daemon_shares_its_memory() -> None:
     assert values(argv, "-cpu") == ["max"]
     assert "memory-backend-memfd,id=ram,size=512M,share=on" in values(argv, "-object")
     assert values(argv, "-machine")[0].endswith("memory-backend=ram")
-    assert "socket,id=vsock,fd=5" in values(argv, "-chardev")
-    assert "vhost-user-vsock-pci,chardev=vsock" in values(argv, "-device")
+    assert "socket,id=vsock0,fd=5" in values(argv, "-chardev")
+    assert vsock(argv) == {"driver": "vhost-user-vsock-pci", **BEHIND_PORT, "chardev": "vsock0"}
     assert "socket,id=qmp,fd=6" in values(argv, "-chardev")
     assert "-no-reboot" in argv
     assert "pvpanic-pci" in values(argv, "-device")
@@ -57,7 +68,7 @@ def test_a_kvm_guest_with_vhost_vsock_has_private_memory() -> None:
     argv = qemu_argv(dataclasses.replace(QEMU, accelerator="kvm", vsock="vhost-vsock", vsock_cid=4711))
     assert values(argv, "-accel") == ["kvm"]
     assert values(argv, "-cpu") == ["host"]
-    assert "vhost-vsock-pci,guest-cid=4711,vhostfd=5" in values(argv, "-device")
+    assert vsock(argv) == {"driver": "vhost-vsock-pci", **BEHIND_PORT, "guest-cid": 4711, "vhostfd": "5"}
     assert not any("memfd" in word for word in argv)
     assert "tsc=reliable" not in values(argv, "-append")[0]
 
@@ -197,8 +208,40 @@ def test_a_taken_cid_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     fd, cid = vsockdev.reserve_cid(Path("/dev/null"), lambda: next(picks))
     os.close(fd)
     assert (cid, claimed) == (102, [102])
-    with pytest.raises(LaunchError, match="no free guest CID in 32 attempts"):
+    with pytest.raises(LaunchError, match="CID 100 is in use, no free one in 32 attempts"):
         vsockdev.reserve_cid(Path("/dev/null"), lambda: 100)
+
+
+def test_a_kernel_device_is_renewed_with_the_same_cid(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    claimed: list[int] = []
+
+    def ioctl(fd: int, request: int, argument: bytes) -> int:
+        (cid,) = struct.unpack("=Q", argument)
+        if len(claimed) == 2:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        claimed.append(cid)
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(vsockdev, "VHOST_VSOCK", Path("/dev/null"))
+
+    async def scenario() -> None:
+        choice = vsockdev.VsockChoice("vhost-vsock", "asked for")
+        device = await vsockdev.VsockDevice.create(choice, tmp_path)
+        address = device.address
+        device.handed_over()
+        await device.renew()
+        assert claimed == [device.cid, device.cid]
+        assert device.address == address == f"vsock:{device.cid}"
+        with pytest.raises(LaunchError, match=f"CID {device.cid} is in use, no free one in 1 attempts"):
+            await device.renew()
+        assert device.fd == -1
+
+    before = len(os.listdir("/proc/self/fd"))
+    asyncio.run(scenario())
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_device_that_is_no_vhost_is_named() -> None:

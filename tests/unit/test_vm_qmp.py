@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -134,3 +135,60 @@ def test_closing_fails_what_is_in_flight() -> None:
             await client.execute("query")
 
     talk(lambda command: b"", body)
+
+
+def greeted(body: Callable[[QmpClient, socket.socket, socket.socket], Awaitable[None]]) -> None:
+    """Runs `body` with a client and both ends of its socket; QEMU's part past the handshake is the body's."""
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(GREETING + answered({"id": 1}))
+        with theirs:
+            client = await QmpClient.open(ours, lambda event: None, timeout=5)
+            try:
+                assert json.loads(theirs.recv(65536))["execute"] == "qmp_capabilities"
+                await body(client, ours, theirs)
+            finally:
+                client.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_descriptor_goes_with_its_command() -> None:
+    async def body(client: QmpClient, ours: socket.socket, theirs: socket.socket) -> None:
+        given = os.memfd_create("given")
+        asking = asyncio.create_task(client.execute("getfd", {"fdname": "x"}, fd=given))
+        await asyncio.sleep(0)
+        line, (taken,), _, _ = socket.recv_fds(theirs, 65536, 4)
+        command = json.loads(line)
+        theirs.sendall(answered(command))
+        await asking
+        assert (command["execute"], command["arguments"]) == ("getfd", {"fdname": "x"})
+        assert os.fstat(taken) == os.fstat(given)
+        os.close(taken)
+        os.close(given)
+
+    greeted(body)
+
+
+def test_a_descriptor_waits_for_what_was_to_be_sent_before_it() -> None:
+    async def body(client: QmpClient, ours: socket.socket, theirs: socket.socket) -> None:
+        large = asyncio.create_task(client.execute("first", {"filler": "x" * (1 << 20)}))
+        await asyncio.sleep(0)
+        with pytest.raises(QmpError, match=r"^QEMU did not answer getfd within 0.05 s$"):
+            await client.execute("getfd", fd=0, timeout=0.05)
+        large.cancel()
+        await asyncio.gather(large, return_exceptions=True)
+
+    greeted(body)
+
+
+def test_a_monitor_that_takes_no_descriptor_is_named() -> None:
+    async def body(client: QmpClient, ours: socket.socket, theirs: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65536))
+        with pytest.raises(QmpError, match=r"^QEMU does not read its monitor$"):
+            await client.execute("getfd", fd=0)
+
+    greeted(body)

@@ -45,6 +45,20 @@ class QmpClosed(QmpError):
     """The monitor connection is gone: QEMU has exited or is exiting."""
 
 
+class ReplugError(VmError):
+    """The vsock device could not be unplugged or plugged again; the VM itself runs on.
+
+    Attributes:
+        plugged: whether the VM has its device still. Without it the guest is out of reach; trying again may
+            mend that.
+    """
+
+    def __init__(self, reason: str, *, plugged: bool) -> None:
+        self.plugged = plugged
+        state = "still plugged" if plugged else "unplugged now, try again or power the VM down"
+        super().__init__(f"cannot replug the vsock device: {reason} (it is {state})")
+
+
 class BootError(VmError):
     """The guest did not become ready.
 

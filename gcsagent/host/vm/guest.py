@@ -1,9 +1,9 @@
 """One running QEMU: its process, vsock device, console and monitor, watched until it ends.
 
-Three things can end a guest: QEMU exits, the vsock daemon dies (the guest is then unreachable for good,
-since QEMU's device does not reconnect), or the virtual machine stops inside a living QEMU (a KVM internal
-error). All three lead to one `VmExit`, made after the console and the monitor have been read to their
-ends.
+Three things can end a guest: QEMU exits, the vsock daemon dies (the guest is then out of reach, since
+QEMU's device does not reconnect) other than by a replug, or the virtual machine stops inside a living QEMU
+(a KVM internal error). All three lead to one `VmExit`, made after the console and the monitor have been
+read to their ends.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from gcsagent.host.vm.process import Child, PipeReader, Tail
 from gcsagent.host.vm.qemu import QemuConfig, qemu_argv
 from gcsagent.host.vm.qmp import QmpClient, QmpEvent
 from gcsagent.host.vm.vsockdev import VsockDevice
+from gcsagent.host.vm.vsockplug import VsockPlug
 
 # What may still be in flight once QEMU is gone or the guest has said its last: pipe contents, a panic's
 # trace.
@@ -51,6 +52,9 @@ class Guest:
         self._stderr = PipeReader(self._complaints.feed)
         self._qemu: Child | None = None
         self._qmp: QmpClient | None = None
+        self._plug: VsockPlug | None = None
+        self._replugging = asyncio.Lock()
+        self._daemon_watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._shutdown = ""
         self._blame = ""
@@ -118,6 +122,24 @@ class Guest:
         assert self._qmp is not None
         await self._qmp.execute("system_powerdown")
 
+    async def replug_vsock(self, timeout: float) -> None:
+        """Unplugs the vsock device and plugs it again, with a fresh daemon; one call after the other.
+
+        Args:
+            timeout: seconds the guest may take to let go of the device.
+
+        Raises:
+            ReplugError: it failed; the guest runs on, with or without its device.
+        """
+        assert self._plug is not None
+        async with self._replugging:
+            self._unwatch_daemon()
+            try:
+                await self._plug.replug(timeout)
+            finally:
+                if self._plug.plugged:
+                    self._watch_daemon()
+
     def kill(self, why: str) -> None:
         """Ends QEMU at once; `exited` then gives `why` as the reason."""
         self._blame = self._blame or why
@@ -158,9 +180,12 @@ class Guest:
         self._console_pipe.close_write_end()
         self._stderr.close_write_end()
         self.device.handed_over()
+        self.device.publish()
         self._run(self._watch(self._qemu))
+        self._watch_daemon()
         try:
             self._qmp = await QmpClient.open(ours, self._on_event)
+            self._plug = VsockPlug(self._qmp, self.device)
         except QmpError as error:
             ours.close()
             raise LaunchError(f"QEMU did not start: {await self._why_no_monitor(error)}") from error
@@ -176,17 +201,8 @@ class Guest:
             return (await self.exited()).reason
 
     async def _watch(self, qemu: Child) -> None:
-        running = [asyncio.ensure_future(qemu.wait())]
-        if self.device.daemon is not None:
-            running.append(asyncio.ensure_future(self.device.daemon.wait()))
-        try:
-            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            if qemu.returncode is None:
-                self.kill(f"vhost-device-vsock exited {running[1].result()}: {self.device.complaints()}")
-                await qemu.wait()
-        finally:
-            for waiting in running:
-                waiting.cancel()
+        await qemu.wait()
+        self._unwatch_daemon()
         await asyncio.gather(
             self._console_pipe.drained(_DRAIN_SECONDS),
             self._stderr.drained(_DRAIN_SECONDS),
@@ -197,7 +213,22 @@ class Guest:
         self.device.close()
         self._conclude()
 
+    def _watch_daemon(self) -> None:
+        if self.device.daemon is not None:
+            self._daemon_watch = self._run(self._kill_without(self.device.daemon))
+
+    def _unwatch_daemon(self) -> None:
+        if self._daemon_watch is not None:
+            self._daemon_watch.cancel()
+
+    async def _kill_without(self, daemon: Child) -> None:
+        status = await daemon.wait()
+        if self._qemu is not None and self._qemu.returncode is None:
+            self.kill(f"vhost-device-vsock exited {status}: {self.device.complaints()}")
+
     def _conclude(self) -> None:
+        if self._plug is not None:
+            self._plug.abandon()
         self.console.end()
         if not self._exit.done():
             self._exit.set_result(self._make_exit())
@@ -267,6 +298,8 @@ class Guest:
         return BootError(console.last_stage, reason, console.relevant_lines(), silent=silent)
 
     def _on_event(self, event: QmpEvent) -> None:
+        if self._plug is not None:
+            self._plug.on_event(event)
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
         elif event.name == "STOP":
@@ -285,10 +318,11 @@ class Guest:
             detail = f": {said[0]}" if said else ""
             self.kill(f"the virtual machine stopped ({state}){detail}")
 
-    def _run(self, work: Coroutine[object, object, None]) -> None:
+    def _run(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _signal_name(number: int) -> str:

@@ -134,6 +134,20 @@ class VirtualMachine:
                 continue
         return await self.kill(f"did not power off within {timeout:g} s and was killed")
 
+    async def replug_vsock(self, timeout: float = 60.0) -> None:
+        """Unplugs the vsock device and plugs it again, with a fresh vhost-device-vsock where that is used.
+
+        `address` stays. Every connection breaks, and nothing else in the guest notices. Returns once QEMU has
+        the device; the guest takes a moment longer to find it, and who dials meanwhile must try again.
+
+        Args:
+            timeout: seconds the guest may take to let go of the device.
+
+        Raises:
+            ReplugError: it failed; the VM runs on, with or without its device, and this may be called again.
+        """
+        await self._running.replug_vsock(timeout)
+
     async def kill(self, why: str = "killed") -> VmExit:
         """Ends the VM at once, as pulling the plug does."""
         self._running.kill(why)

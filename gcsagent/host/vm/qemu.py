@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gcsagent.host.vm.accel import Accelerator
 from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import InvalidVmConfig
 from gcsagent.host.vm.vsockdev import Kind
+
+VSOCK_DEVICE = "vsock"
+VSOCK_PORT = "vsock-port"
+VSOCK_BACKEND = "vsock0"
 
 MIN_MEMORY_MIB = 128
 MAX_CPUS = 64
@@ -114,12 +119,25 @@ def _monitors(config: QemuConfig) -> list[str]:
 
 
 def _vsock(config: QemuConfig) -> list[str]:
-    if config.vsock == "vhost-vsock":
-        return ["-device", f"vhost-vsock-pci,guest-cid={config.vsock_cid},vhostfd={config.vsock_fd}"]
-    return [
-        *("-chardev", f"socket,id=vsock,fd={config.vsock_fd}"),
-        *("-device", "vhost-user-vsock-pci,chardev=vsock"),
-    ]
+    # Devices on q35's own bus stay for good; one behind a root port can be unplugged.
+    words = ["-device", f"pcie-root-port,id={VSOCK_PORT},chassis=1,slot=1"]
+    backend = str(config.vsock_fd)
+    if config.vsock == "vhost-user-vsock":
+        words += ["-chardev", f"socket,id={VSOCK_BACKEND},fd={config.vsock_fd}"]
+        backend = VSOCK_BACKEND
+    return [*words, "-device", json.dumps(vsock_device(config.vsock, config.vsock_cid, backend))]
+
+
+def vsock_device(kind: Kind, cid: int, backend: str) -> dict[str, Any]:
+    """The vsock device's properties, for the command line and for QMP's device_add.
+
+    Args:
+        backend: id of the chardev for vhost-user-vsock; descriptor, by number or getfd name, for vhost-vsock.
+    """
+    place = {"id": VSOCK_DEVICE, "bus": VSOCK_PORT}
+    if kind == "vhost-vsock":
+        return {"driver": "vhost-vsock-pci", **place, "guest-cid": cid, "vhostfd": backend}
+    return {"driver": "vhost-user-vsock-pci", **place, "chardev": backend}
 
 
 def _disk(index: int, disk: Disk) -> list[str]:

@@ -33,8 +33,13 @@ class QmpClient:
     """One monitor connection. Commands may overlap; each has a deadline."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, on_event: Callable[[QmpEvent], None]
+        self,
+        sock: socket.socket,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        on_event: Callable[[QmpEvent], None],
     ) -> None:
+        self._sock = sock
         self._reader = reader
         self._writer = writer
         self._on_event = on_event
@@ -53,7 +58,9 @@ class QmpClient:
             QmpError: no or a wrong greeting within `timeout` seconds.
         """
         reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_MAX_MESSAGE_BYTES)
-        client = cls(reader, writer, on_event)
+        # drain() then means that nothing is left to send.
+        writer.transport.set_write_buffer_limits(0)
+        client = cls(sock, reader, writer, on_event)
         try:
             async with asyncio.timeout(timeout):
                 greeting = await client._receive()
@@ -70,9 +77,18 @@ class QmpClient:
         return client
 
     async def execute(
-        self, command: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 10.0
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        fd: int | None = None,
+        timeout: float = 10.0,
     ) -> Any:
         """Runs one command and returns what QEMU returned.
+
+        Args:
+            fd: descriptor that QEMU gets a copy of with the command, which is then getfd.
+            timeout: seconds.
 
         Raises:
             QmpClosed: the connection ended before the answer.
@@ -86,8 +102,7 @@ class QmpClient:
         message = {"execute": command, "arguments": dict(arguments or {}), "id": number}
         try:
             async with asyncio.timeout(timeout):
-                self._writer.write(json.dumps(message).encode() + b"\n")
-                await self._writer.drain()
+                await self._send(json.dumps(message).encode() + b"\n", fd)
                 return await answer
         except TimeoutError:
             raise QmpError(f"QEMU did not answer {command} within {timeout:g} s") from None
@@ -95,6 +110,20 @@ class QmpClient:
             raise QmpClosed(f"QEMU's monitor is gone: {error}") from error
         finally:
             del self._pending[number]
+
+    async def _send(self, line: bytes, fd: int | None) -> None:
+        if fd is None:
+            self._writer.write(line)
+            await self._writer.drain()
+            return
+        # asyncio cannot send descriptors: past its buffer, which must be empty to keep the order.
+        while self._writer.transport.get_write_buffer_size():
+            await self._writer.drain()
+        try:
+            # A line this short goes as a whole or not at all.
+            socket.send_fds(self._sock, [line], [fd])
+        except BlockingIOError:
+            raise QmpError("QEMU does not read its monitor") from None
 
     async def finished(self, timeout: float) -> None:
         """Returns once QEMU has closed its end and all events are delivered, or after `timeout` seconds."""

@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
@@ -51,6 +52,9 @@ _PRIVATE_CID = 3
 _TX_BUFFER_SIZE = 28672
 
 _DAEMON_DEADLINE = 15.0
+
+# The daemon's sockets: QEMU's, and the one that hosts dial.
+_CONTROL, _HYBRID, _UNPUBLISHED = "vhost-user", "vsock", "vsock.new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +101,13 @@ class VsockDevice:
         daemon: the vhost-device-vsock process, if there is one.
     """
 
-    def __init__(self, choice: VsockChoice, address: str, fd: int, cid: int) -> None:
+    def __init__(self, choice: VsockChoice, address: str, cid: int, directory: Path) -> None:
         self.choice = choice
         self.address = address
-        self.fd = fd
+        self.fd = -1
         self.cid = cid
         self.daemon: Child | None = None
+        self._directory = directory
         self._complaints = Tail()
         self._stderr: PipeReader | None = None
 
@@ -118,14 +123,33 @@ class VsockDevice:
         """
         if choice.kind == "vhost-vsock":
             fd, cid = reserve_cid(VHOST_VSOCK)
-            return cls(choice, f"vsock:{cid}", fd, cid)
-        device = cls(choice, f"hvsock:{directory / 'vsock'}", -1, _PRIVATE_CID)
-        try:
-            await device._start_daemon(find_tool(VHOST_DEVICE_VSOCK, env), directory)
-        except BaseException:
-            device.close()
-            raise
+            device = cls(choice, f"vsock:{cid}", cid, directory)
+            device.fd = fd
+            return device
+        device = cls(choice, f"hvsock:{directory / _HYBRID}", _PRIVATE_CID, directory)
+        await device.renew(env)
         return device
+
+    async def renew(self, env: Mapping[str, str] | None = None) -> None:
+        """Gives it a new `fd` for QEMU, with the same address: the same CID, or a fresh daemon's connection.
+
+        A daemon that still runs is ended, so QEMU must not have the device any more.
+
+        Raises:
+            LaunchError: the CID was taken meanwhile, or the daemon did not come up; there is none then.
+            ToolMissing: there is no vhost-device-vsock.
+        """
+        self.close()
+        if self.choice.kind == "vhost-vsock":
+            self.fd, _ = reserve_cid(VHOST_VSOCK, lambda: self.cid, attempts=1)
+            return
+        for name in (_CONTROL, _HYBRID, _UNPUBLISHED):
+            (self._directory / name).unlink(missing_ok=True)
+        try:
+            await self._start_daemon(find_tool(VHOST_DEVICE_VSOCK, env))
+        except BaseException:
+            self.close()
+            raise
 
     def complaints(self) -> str:
         """The last thing the daemon said, on one line."""
@@ -138,21 +162,33 @@ class VsockDevice:
             os.close(self.fd)
             self.fd = -1
 
+    def publish(self) -> None:
+        """QEMU has the device: from now on hosts may dial. The daemon would take their calls before that."""
+        if self.daemon is not None:
+            (self._directory / _UNPUBLISHED).rename(self._directory / _HYBRID)
+
+    def kill_daemon(self) -> None:
+        """Kills the daemon, if there is one, and leaves it to whoever waits for it."""
+        if self.daemon is not None:
+            self.daemon.signal(signal.SIGKILL)
+
     def close(self) -> None:
         """Ends the daemon and frees everything; may be called again."""
         self.handed_over()
         if self.daemon is not None:
             self.daemon.destroy()
+            self.daemon = None
         if self._stderr is not None:
             self._stderr.close()
 
-    async def _start_daemon(self, program: Path, directory: Path) -> None:
-        control = directory / "vhost-user"
+    async def _start_daemon(self, program: Path) -> None:
+        directory, control = self._directory, self._directory / _CONTROL
+        self._complaints = Tail()
         self._stderr = PipeReader(self._complaints.feed)
         with DirectoryWatch(directory) as watch:
             self.daemon = Child.spawn(
                 VHOST_DEVICE_VSOCK,
-                daemon_argv(program, control, directory / "vsock", self.cid),
+                daemon_argv(program, control, directory / _UNPUBLISHED, self.cid),
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr.write_end,
             )
@@ -184,7 +220,9 @@ def daemon_argv(program: Path, control: Path, uds: Path, cid: int) -> list[str]:
     return [str(program), "--vm", vm]
 
 
-def reserve_cid(device: Path, pick: Callable[[], int] | None = None) -> tuple[int, int]:
+def reserve_cid(
+    device: Path, pick: Callable[[], int] | None = None, attempts: int = _CID_ATTEMPTS
+) -> tuple[int, int]:
     """Opens the vhost device and claims a free CID on it; returns the descriptor and the CID.
 
     The claim lasts as long as the descriptor, so no other VM can take the CID before QEMU uses it.
@@ -198,7 +236,7 @@ def reserve_cid(device: Path, pick: Callable[[], int] | None = None) -> tuple[in
     except OSError as error:
         raise LaunchError(f"cannot open {device}: {error.strerror}") from error
     try:
-        for _ in range(_CID_ATTEMPTS):
+        for _ in range(attempts):
             cid = pick()
             if _claim_cid(fd, cid):
                 return fd, cid
@@ -206,7 +244,7 @@ def reserve_cid(device: Path, pick: Callable[[], int] | None = None) -> tuple[in
         os.close(fd)
         raise LaunchError(f"{device} refuses a guest CID: {error.strerror}") from error
     os.close(fd)
-    raise LaunchError(f"{device}: no free guest CID in {_CID_ATTEMPTS} attempts")
+    raise LaunchError(f"{device}: CID {cid} is in use, no free one in {attempts} attempts")
 
 
 def _claim_cid(fd: int, cid: int) -> bool:
