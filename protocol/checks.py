@@ -57,6 +57,11 @@ def signal(value: int | str) -> str | None:
     return None if _SIGNAL.match(value.upper()) else "must be a signal's name or number"
 
 
+def cpus(value: float) -> str | None:
+    """A hundredth of a CPU is the least the kernel takes: 1 ms in a period of 100 ms."""
+    return None if 0.01 <= value <= 8192 else f"must be a number of CPUs from 0.01 to 8192, not {value}"
+
+
 def request_id(value: str) -> str | None:
     """Ids of requests are compared, never used as names."""
     return None if 0 < len(value) <= MAX_ID else f"must be 1 to {MAX_ID} characters"
@@ -78,4 +83,5 @@ Offset = Annotated[int, Between(0, MAX_STREAM_OFFSET)]
 DeadlineMs = Annotated[int, Between(1, MAX_DEADLINE_MS)]
 Sha256 = Annotated[str, sha256]
 Chunk = Annotated[bytes, chunk]
+Cpus = Annotated[float, cpus]
 RequestId = Annotated[str, request_id]

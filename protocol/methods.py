@@ -272,6 +272,19 @@ class KillContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateContainer:
+    """New limits; what is absent stays as it is. At least one must be there."""
+
+    container: checks.Id
+    memory_bytes: Annotated[int, checks.Between(1 << 20, 1 << 50)] | None = None
+    """Memory it may use."""
+    cpus: checks.Cpus | None = None
+    """CPU time it may use, in CPUs: 0.5 is half of one."""
+    pids: Annotated[int, checks.Between(1, 1 << 22)] | None = None
+    """Processes and threads it may have."""
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteContainer:
     """``force`` kills what still runs; without it a running container is left as it is."""
 
@@ -431,6 +444,7 @@ METHODS: dict[str, Method] = {
         Method("container.kill", KillContainer, Empty, _RUNTIME, True, "the signal has been sent"),
         Method("container.pause", ContainerRef, Empty, _RUNTIME, True, "runc pause has succeeded"),
         Method("container.resume", ContainerRef, Empty, _RUNTIME, True, "runc resume has succeeded"),
+        Method("container.update", UpdateContainer, Empty, _RUNTIME, True, "runc update has succeeded"),
         Method("container.stats", ContainerRef, ContainerStats, _QUICK),
         Method("container.wait", ContainerRef, ExitRecord, None),
         Method("container.delete", DeleteContainer, Deleted, _LONG, True, "runc delete has begun"),

@@ -31,6 +31,7 @@ _NAMED = {
     checks.identifier: "id",
     checks.absolute_path: "path",
     checks.signal: "signal",
+    checks.cpus: "number 0.01 to 8192",
     checks.request_id: "request id",
     checks.sha256: "64 hex digits",
     checks.chunk: "bytes",

@@ -19,6 +19,7 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "exec in": frozenset({Status.CREATED, Status.RUNNING}),
     "kill": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "read the statistics of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
+    "update": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "pause": frozenset({Status.RUNNING}),
     "resume": frozenset({Status.PAUSED}),
     "delete": frozenset({Status.CREATED, Status.STOPPED, Status.FAILED}),

@@ -15,6 +15,7 @@ from gcsagent.agent.cgroup_stats import StatsService
 from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
+from gcsagent.agent.limits import LimitService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.spools import SpoolService
@@ -52,6 +53,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.pause": freezing.pause,
         "container.resume": freezing.resume,
         "container.stats": StatsService(registry).stats,
+        "container.update": LimitService(registry).update,
         "container.wait": lifecycle.wait,
         "container.delete": lifecycle.delete,
         "process.exec": lifecycle.exec,

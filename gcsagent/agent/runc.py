@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+from typing import Any
 
 from gcsagent.agent import runc_argv
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, kill_and_close
@@ -81,6 +82,16 @@ class Runc:
         with _Files(self) as files:
             argv = runc_argv.resume(self._globals, files.log, container)
             await self._run("resume", argv, timeout, log=files.log)
+
+    async def update(self, container: str, resources: dict[str, Any], timeout: float) -> None:
+        fd = os.memfd_create("resources", os.MFD_CLOEXEC)
+        try:
+            os.pwrite(fd, json.dumps(resources).encode(), 0)  # its position stays at 0, where runc reads
+            with _Files(self) as files:
+                argv = runc_argv.update(self._globals, files.log, container)
+                await self._run("update", argv, timeout, fds={0: fd}, log=files.log)
+        finally:
+            os.close(fd)
 
     async def _unmount_copies(self, container: str) -> None:
         """runc protects its binary by a copy, in older versions by a bind mount on a ``runc.XXXXXX`` of

@@ -69,5 +69,10 @@ def resume(options: RuncGlobals, log: str, container: str) -> list[str]:
     return [*_base(options, log), "resume", container]
 
 
+def update(options: RuncGlobals, log: str, container: str) -> list[str]:
+    """The resources come as JSON on standard input."""
+    return [*_base(options, log), "update", "--resources", "-", container]
+
+
 def version(options: RuncGlobals) -> list[str]:
     return [options.binary, "--version"]

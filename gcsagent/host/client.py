@@ -198,6 +198,17 @@ class Client:
     async def resume_container(self, container: str) -> None:
         await self.call("container.resume", methods.ContainerRef(container))
 
+    async def update_container(
+        self,
+        container: str,
+        *,
+        memory_bytes: int | None = None,
+        cpus: float | None = None,
+        pids: int | None = None,
+    ) -> None:
+        """Sets other limits; what is not given stays as it is."""
+        await self.call("container.update", methods.UpdateContainer(container, memory_bytes, cpus, pids))
+
     async def container_stats(self, container: str) -> ContainerStats:
         """What it uses of memory, CPU, processes and block devices."""
         result: ContainerStats = await self.call("container.stats", methods.ContainerRef(container))

@@ -1,4 +1,4 @@
-"""Cases about what is done to a container that runs: paused and resumed."""
+"""Cases about what is done to a container that runs: paused and resumed, measured, limited."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tests.cases.target import (
     event,
     executing,
     expect,
+    raw_call,
     refused,
     run,
     running,
@@ -144,6 +145,74 @@ async def statistics_are_what_the_container_does(target: Target) -> None:
         after = (await client.container_stats(init.container)).cpu.usage_us
         assert after is not None
         assert after >= cpu.usage_us
+
+
+@case
+async def limits_are_changed_one_by_one_and_hold(target: Target) -> None:
+    script = "echo ready; read line; for n in 1 2 3 4 5 6; do sleep 100000 & done; echo never"
+    async with (
+        await connect(target) as client,
+        running(target, client, "bash", "-c", script, stdio=PIPES) as init,
+    ):
+        out, where = init.streams["stdout"], init.container
+        await expect(out, b"ready\n")
+        await client.update_container(where, memory_bytes=96 * MIB)
+        await client.update_container(where, pids=4)
+        await client.update_container(where, cpus=0.5)
+        found = await client.container_stats(where)
+        assert (found.memory.limit, found.pids.limit) == (96 * MIB, 4)
+        await init.streams["stdin"].write(b"go\n")
+        await expect(init.streams["stderr"], b"fork.*\n")
+        held = (await client.container_stats(where)).pids.current
+        assert held is not None
+        assert held <= 4
+
+
+@case
+async def a_cpu_limit_throttles(target: Target) -> None:
+    """A tenth of a CPU is 10 ms in a period: 300 ms take it through many of them."""
+    code = (
+        "import time; print('ready', flush=True); input()\n"
+        "until = time.process_time() + 0.3\n"
+        "while time.process_time() < until: pass\n"
+        "print('done', flush=True); time.sleep(100000)"
+    )
+    async with (
+        await connect(target) as client,
+        running(target, client, "python3", "-c", code, stdio=PIPES) as init,
+    ):
+        out = init.streams["stdout"]
+        await expect(out, b"ready\n")
+        await client.update_container(init.container, cpus=0.1)
+        await init.streams["stdin"].write(b"go\n")
+        await expect(out, b"done\n")
+        cpu = (await client.container_stats(init.container)).cpu
+        assert cpu.throttled_us is not None
+        assert cpu.throttled_us > 100_000
+
+
+@case
+async def limits_can_be_changed_while_paused(target: Target) -> None:
+    async with await connect(target) as client, running(target, client) as init:
+        await client.pause_container(init.container)
+        await client.update_container(init.container, pids=77)
+        assert (await client.container_stats(init.container)).pids.limit == 77
+        assert (await client.container_state(init.container)).status is Status.PAUSED
+        await client.resume_container(init.container)
+        assert (await run(client, init.container, "echo", "alive")).stdout == b"alive\n"
+
+
+@case
+async def updates_that_cannot_be_are_refused(target: Target) -> None:
+    async with await connect(target) as client, running(target, client) as init:
+        with refused(Code.INVALID_ARGUMENT, field="memory_bytes"):
+            await client.update_container(init.container)
+        for field, value in (("memory_bytes", 1), ("cpus", 0.0), ("cpus", "1"), ("pids", 0)):
+            with refused(Code.INVALID_ARGUMENT, field=field):
+                await raw_call(target, "container.update", {"container": init.container, field: value})
+        await client.kill_container(init.container, "KILL")
+        await client.wait_container(init.container)
+        await _refused(client.update_container(init.container, pids=5), "stopped")
 
 
 async def _refused(call: Awaitable[object], status: str) -> None:

@@ -584,6 +584,9 @@ BAD_LINES = {
     "empty id": (("--address", "unix:/x", "state", ""), "must not be empty"),
     "long id": (("--address", "unix:/x", "state", "a" * 300), "at most 128"),
     "bad signal": (("--address", "unix:/x", "kill", "-s", "no/pe", "c"), "signal's name or number"),
+    "bad size": (("--address", "unix:/x", "update", "--memory", "64T", "c"), "like 64M"),
+    "no cpu": (("--address", "unix:/x", "update", "--cpus", "nan", "c"), "from 0.01 to 8192"),
+    "no update": (("--address", "unix:/x", "update", "c"), "nothing to update"),
     "signal 0": (("--address", "unix:/x", "kill", "-s", "0", "c"), "between 1 and 64"),
     "named user": (("--address", "unix:/x", "exec", "-u", "root", "c", "--", "x"), "UID or UID:GID"),
     "no command": (("--address", "unix:/x", "exec", "c"), "give a command"),
@@ -610,7 +613,7 @@ def test_mistakes_are_one_line_and_125(name: str) -> None:
     "command",
     [
         *("info", "ping", "events", "run", "create", "start", "state", "wait", "kill", "delete", "ps"),
-        *("exec", "attach", "vm run", "pause", "resume", "stats"),
+        *("exec", "attach", "vm run", "pause", "resume", "stats", "update"),
     ],
 )
 def test_help_has_an_example(command: str) -> None:
@@ -643,5 +646,18 @@ def test_stats(tmp_path: Path) -> None:
         document = json.loads((await gcsctl(agent, "stats", "--json", "c")).out)
         assert document["memory"] == found["memory"]
         assert document["io_pressure"] is None
+
+    with_agent(tmp_path, body)
+
+
+def test_update(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers["container.update"] = lambda params: Empty()
+        assert await gcsctl(agent, "update", "--memory", "64M", "--cpus", "0.5", "c") == Done(0, "", "")
+        assert await gcsctl(agent, "update", "--pids", "7", "--memory", "2048k", "c") == Done(0, "", "")
+        assert agent.named("container.update") == [
+            {"container": "c", "memory_bytes": 64 << 20, "cpus": 0.5},
+            {"container": "c", "memory_bytes": 2 << 20, "pids": 7},
+        ]
 
     with_agent(tmp_path, body)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 
-from gcsagent.host.cli.common import connect, print_json, print_table
+from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
 from protocol.types import ContainerStats, Pressure
+
+_SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)\Z", re.ASCII)
 
 
 async def stats(args: argparse.Namespace) -> int:
@@ -16,6 +19,25 @@ async def stats(args: argparse.Namespace) -> int:
     else:
         print_table(("WHAT", "NOW", "LIMIT", "PEAK", "PRESSURE"), _rows(found))
     return 0
+
+
+async def update(args: argparse.Namespace) -> int:
+    wanted = {"memory_bytes": args.memory, "cpus": args.cpus, "pids": args.pids}
+    if all(value is None for value in wanted.values()):
+        raise UsageError("nothing to update: give --memory, --cpus or --pids")
+    async with await connect(args) as client:
+        await client.update_container(args.id, memory_bytes=args.memory, cpus=args.cpus, pids=args.pids)
+    if args.json:
+        print_json({"container": args.id, **{name: value for name, value in wanted.items() if value}})
+    return 0
+
+
+def parse_size(text: str) -> int:
+    """Bytes from ``64M``, ``1G``, ``512k`` (of 1024) or a plain number. Raises ValueError."""
+    match = _SIZE.match(text)
+    if match is None:
+        raise ValueError("give a number of bytes, or one with K, M or G, like 64M")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
 
 
 def _rows(found: ContainerStats) -> list[tuple[str, ...]]:
