@@ -11,6 +11,7 @@ import json
 import os
 from typing import Any
 
+from gcsagent.agent import seccomp
 from protocol.errors import Code, RpcError
 from protocol.methods import CreateContainer
 from protocol.types import Stdio
@@ -31,7 +32,7 @@ def load(params: CreateContainer) -> dict[str, Any]:
         spec = copy.deepcopy(params.spec)
         _make_absolute(spec, "")
     _check(spec)
-    return spec
+    return spec if params.allow_vsock else seccomp.deny_vsock(spec)
 
 
 def finish(spec: dict[str, Any], stdio: Stdio, cgroups_path: str) -> dict[str, Any]:

@@ -37,7 +37,15 @@ async def vm_run(args: argparse.Namespace) -> int:
 
 def vm_plan(args: argparse.Namespace) -> RunPlan:
     """The container of ``vm run``: the disk is read-only, so it gets a throw-away layer."""
-    own = {"id": None, "bundle": None, "rootfs": GUEST_ROOTFS, "overlay": True, "rm": True, "quiet": False}
+    own = {
+        "id": None,
+        "bundle": None,
+        "rootfs": GUEST_ROOTFS,
+        "overlay": True,
+        "allow_vsock": False,
+        "rm": True,
+        "quiet": False,
+    }
     return run_plan(argparse.Namespace(**{**vars(args), **own}), HybridAddress("in the guest"))
 
 

@@ -1,0 +1,128 @@
+"""Cases about what a container may not do: AF_VSOCK, by every way there is to a socket.
+
+Nothing here connects, binds or listens: a socket is made and closed.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from protocol.errors import Code
+from tests.cases.target import OUTPUT, Target, case, connect, creation, name, refused, run, running
+
+PROBE = """
+import ctypes, socket
+libc = ctypes.CDLL(None, use_errno=True)
+
+def syscall(number, *arguments):
+    ctypes.set_errno(0)
+    result = libc.syscall(ctypes.c_long(number), *map(ctypes.c_ulong, arguments))
+    return ctypes.get_errno() if result < 0 else 0
+
+def family(number):
+    try:
+        socket.socket(number, socket.SOCK_STREAM).close()
+    except OSError as error:
+        return error.errno
+    return 0
+
+print(family(40), syscall(41, 1 << 32 | 40, 1, 0), family(socket.AF_UNIX), family(socket.AF_INET))
+print(syscall(425, 1, 0), syscall(426, -1, 0, 0, 0, 0, 0), syscall(427, -1, 0, 0, 0))
+"""
+"""Numbers of errors, 0 for none: vsock, vsock with rubbish above the int, two others; io_uring."""
+
+COMPAT = """
+import ctypes, mmap, os
+page = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+# push rbx; mov eax, edi; mov ebx, esi; mov ecx, edx; xor edx, edx; int 0x80; pop rbx; ret
+page.write(bytes.fromhex("53 89f8 89f3 89d1 31d2 cd80 5b c3"))
+address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+call = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_uint, ctypes.c_uint, ctypes.c_uint)(address)
+print(-call(359, 40, 1), -call(102, 1, 0), -call(20, 0, 0) == -os.getpid())
+"""
+"""What 32-bit code is told by socket, by socketcall, and whether it may do anything else."""
+
+DENIED = f"{errno.EAFNOSUPPORT} {errno.EAFNOSUPPORT} 0 0\n1 1 1\n".encode()
+COMPAT_DENIED = f"{errno.EAFNOSUPPORT} 1 True\n".encode()
+
+
+def logging_profile(spec: dict[str, Any]) -> None:
+    """A profile of the caller's that lets just what must be denied through, and says so in a rule."""
+    spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+        "syscalls": [
+            {"names": ["getpid", "socket", "socketcall", "io_uring_setup"], "action": "SCMP_ACT_LOG"},
+            {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EXDEV},
+        ],
+    }
+
+
+def unprivileged(spec: dict[str, Any]) -> None:
+    """No CAP_SYS_ADMIN and no no_new_privs: the filter must be in place before both count."""
+    spec["process"].update(user={"uid": 1000, "gid": 1000}, noNewPrivileges=False)
+    spec["process"]["capabilities"] = {"bounding": [], "effective": [], "permitted": []}
+
+
+@case
+async def a_container_has_no_vsock(target: Target) -> None:
+    async with await connect(target) as client:
+        for change in (None, unprivileged, logging_profile):
+            python = ("python3", "-c", PROBE)
+            async with running(target, client, *python, stdio=OUTPUT, spec=change) as init:
+                done = await init.communicate()
+                assert (done.stdout, done.stderr) == (DENIED, b""), change
+
+
+@case
+async def an_exec_has_no_vsock(target: Target) -> None:
+    async with await connect(target) as client:
+        done = await run(client, target.box, "python3", "-c", PROBE)
+        assert (done.stdout, done.stderr) == (DENIED, b"")
+        async with running(target, client, spec=unprivileged) as init:
+            done = await run(client, init.container, "python3", "-c", PROBE)
+            assert (done.stdout, done.stderr) == (DENIED, b"")
+
+
+@case
+async def code_of_32_bits_has_no_vsock(target: Target) -> None:
+    async with await connect(target) as client:
+        done = await run(client, target.box, "python3", "-c", COMPAT)
+        assert (done.stdout, done.stderr) == (COMPAT_DENIED, b"")
+        async with running(target, client, spec=logging_profile) as init:
+            done = await run(client, init.container, "python3", "-c", COMPAT)
+            assert (done.stdout, done.stderr) == (COMPAT_DENIED, b"")
+
+
+@case
+async def a_callers_own_rules_stay(target: Target) -> None:
+    async with (
+        await connect(target) as client,
+        running(target, client, "mkdir", "/x", stdio=OUTPUT, spec=logging_profile) as init,
+    ):
+        done = await init.communicate()
+        assert b"cross-device" in done.stderr, done.stderr
+
+
+@case
+async def a_profile_that_cannot_be_narrowed_is_refused(target: Target) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        above = {"index": 0, "value": 1, "op": "SCMP_CMP_GT"}
+        rule = {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [above]}
+        spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [rule]}
+
+    async with await connect(target) as client:
+        with refused(Code.INVALID_ARGUMENT, field="spec.linux.seccomp.syscalls[0].args"):
+            await client.create_container(creation(target, name("c"), ("true",), spec=change))
+
+
+@case
+async def what_is_allowed_vsock_is_not_filtered(target: Target) -> None:
+    """Seen in the process's status: no socket need be made for it."""
+    status = ("grep", "^Seccomp:", "/proc/self/status")
+    async with await connect(target) as client:
+        for allowed, mode in ((True, b"0"), (False, b"2")):
+            async with running(target, client, *status, stdio=OUTPUT, allow_vsock=allowed) as init:
+                done = await init.communicate()
+                assert done.stdout.split() == [b"Seccomp:", mode]
