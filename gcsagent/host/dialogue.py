@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ from protocol.schema import SchemaError, from_wire, to_wire
 
 _CHUNK = 65536
 _LOSSES = 5
+_SOON = 5.0
+"""Seconds: a connection that held longer than that was a good one, and its loss is the first of a row."""
 _MAX_EARLY = 4096
 """Notifications kept while an answer is awaited; more than any replay ring needs before its reply."""
 
@@ -166,17 +169,19 @@ def despite_losses(generation: Callable[[], int | None] = lambda: None) -> Async
 
 
 class _Losses(stop_base):
-    """Stops after _LOSSES by one and the same agent."""
+    """Stops after _LOSSES by one and the same agent, each soon after the one before."""
 
     def __init__(self, generation: Callable[[], int | None]) -> None:
         self._generation = generation
         self._last: int | None = None
         self._count = 0
+        self._at = 0.0
 
     def __call__(self, retry_state: RetryCallState) -> bool:
-        now = self._generation()
-        if now != self._last:
-            self._last, self._count = now, 0
+        agent, now = self._generation(), time.monotonic()
+        if agent != self._last or now - self._at > _SOON:
+            self._count = 0
+        self._last, self._at = agent, now
         self._count += 1
         return self._count >= _LOSSES
 
