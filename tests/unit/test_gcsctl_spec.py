@@ -55,6 +55,11 @@ def test_streams_follow_the_flags(flags: str, expected: str) -> None:
     assert stdio.stdin_once is (flags in ("-i", "--log -i"))
 
 
+def test_vsock_is_allowed_only_when_asked() -> None:
+    assert plan("--rootfs", "/r", "--", "x").params.allow_vsock is False
+    assert plan("--rootfs", "/r", "--allow-vsock", "--", "x").params.allow_vsock is True
+
+
 def test_create_keeps_streams_only_when_asked() -> None:
     args = parser.parse(["create", "--rootfs", "/r", "--", "x"])
     assert modes(run_plan(args, UNIX).params.stdio) == "----"
@@ -140,6 +145,7 @@ def test_vm_run_uses_the_disk_under_a_layer() -> None:
     assert params.spec["root"]["path"] == GUEST_ROOTFS
     assert params.spec["process"]["args"] == ["ls", "-l"]
     assert params.overlay is True
+    assert params.allow_vsock is False
     assert modes(params.stdio) == "ioe-"
     assert str(args.rootfs) == "/host/dir"
 
