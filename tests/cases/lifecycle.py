@@ -71,6 +71,18 @@ async def a_signal_to_a_paused_container_acts_when_it_is_resumed(target: Target)
 
 
 @case
+async def a_pause_cut_off_by_its_deadline_leaves_the_container_running(target: Target) -> None:
+    """No runtime can be started within a millisecond."""
+    async with await connect(target) as client, running(target, client) as init:
+        with refused(Code.DEADLINE_EXCEEDED):
+            await raw_call(target, "container.pause", {"container": init.container, "deadline_ms": 1})
+        assert (await client.container_state(init.container)).status is Status.RUNNING
+        assert (await run(client, init.container, "echo", "alive")).stdout == b"alive\n"
+        await client.pause_container(init.container)
+        await client.resume_container(init.container)
+
+
+@case
 async def what_a_status_does_not_allow_names_it(target: Target) -> None:
     async with await connect(target) as client, created(target, client) as init:
         await _refused(client.pause_container(init.container), "created")

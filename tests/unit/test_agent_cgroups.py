@@ -154,3 +154,28 @@ def test_signals_reach_the_living_and_pass_over_the_dead(sleepers: list[subproce
     assert signal_all({sleepers[0].pid, sleepers[1].pid, dead.pid}, signal.SIGTERM) == 2
     assert [ended(process) for process in sleepers[:2]] == [-signal.SIGTERM] * 2
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_frozen_is_seen_and_thawed_in_either_kind_and_below(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, freezer="cgroup", unified="cgroup2")
+    old = tree.make("freezer", "/gcs/c", freezer__state="THAWED\n")
+    below = tree.make("freezer", "/gcs/c/inner", freezer__state="FREEZING\n")
+    new = tree.make("unified", "/gcs/c", cgroup__freeze="0\n")
+    cgroup = Cgroup(tree.mounts, "/gcs/c")
+    assert cgroup.frozen()
+    cgroup.thaw()
+    assert (below / "freezer.state").read_text() == "THAWED"
+    assert not cgroup.frozen()
+    (new / "cgroup.freeze").write_text("1\n")
+    assert cgroup.frozen()
+    cgroup.thaw()
+    assert (new / "cgroup.freeze").read_text() == "0"
+    (old / "freezer.state").write_text("FROZEN\n")
+    cgroup.kill()
+    assert not cgroup.frozen()
+
+
+def test_nothing_to_thaw_is_not_frozen(tmp_path: Path) -> None:
+    cgroup = Cgroup(Tree(tmp_path, unified="cgroup2").mounts, "/gcs/gone")
+    cgroup.thaw()
+    assert not cgroup.frozen()
