@@ -85,6 +85,8 @@ class Process:
     def restore_exit(self, record: ExitRecord) -> None:
         """It had ended before this agent began."""
         self.exit, self.status = record, Status.STOPPED
+        for stream in self.streams.values():
+            stream.process_ended()
         self._exited.set_result(record)
 
     def end(self, record: dict[str, Any], oom: Oom | None) -> ExitRecord:

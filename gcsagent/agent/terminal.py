@@ -25,6 +25,8 @@ class TtyStream(Attachable):
         self._output: Pump | None = None
         self._input: Pump | None = None
         self._middles: list[tuple[MiddlePipe, str]] = []
+        self._sink = -1  # where output goes now: the connection, or /dev/null
+        self._over = self._hung_up = False
         self._eof_at: int | None = None
 
     def resize(self, rows: int, cols: int) -> None:
@@ -50,7 +52,10 @@ class TtyStream(Attachable):
         return self._offset() + (self._output.in_middle if self._output else 0)
 
     def process_ended(self) -> None:
-        return  # the kernel hangs the terminal up when its session leader ends; EIO tells
+        """From now on EIO from the master is the end; if it has been seen already, it is looked at again."""
+        self._over = True
+        if self._hung_up and self._sink >= 0 and self._output is not None:
+            self._output.attach(self._fd, self._sink)
 
     def close(self) -> None:
         self.detach()
@@ -71,12 +76,14 @@ class TtyStream(Attachable):
         """Moves all output to ``null``, an open /dev/null, from now on."""
         if self._output is None or self._input is None:
             self._output, self._input = self._make_pumps()
+        self._sink = null
         if not self.ended:
             self._output.attach(self._fd, null)
 
     def _start(self, connection: int) -> None:
         if self._output is None or self._input is None:
             self._output, self._input = self._make_pumps()
+        self._sink = connection
         self._output.attach(self._fd, connection)
         self._input.attach(connection, self._fd)
 
@@ -109,14 +116,24 @@ class TtyStream(Attachable):
         return output, incoming
 
     def _stop(self) -> None:
+        self._sink = -1
         for pump in (self._output, self._input):
             if pump is not None:
                 pump.detach()
 
     def _on_hangup(self, _code: int) -> None:
-        """The last slave was closed and everything written to it has been delivered."""
+        """The last slave was closed and everything written to it has been delivered.
+
+        A process closes its descriptors a moment before it has ended (cat does so itself, to see whether
+        that fails). Closing the master then would hang the terminal up, and SIGHUP would become the
+        process's end instead of its exit status: so the master stays until the process is gone.
+        """
         if self._input is not None:
             self._input.detach()
+        if not self._over:
+            self._hung_up = True
+            self._watch_peer()
+            return
         self._drop_fd()
         self._end(self._offset())
         self._start_linger()

@@ -6,7 +6,7 @@ import asyncio
 
 from protocol.errors import Code
 from protocol.methods import Stream as Name
-from protocol.types import Stdio, Winsize
+from protocol.types import Reason, Stdio, Winsize
 from tests.cases import pattern
 from tests.cases.target import OUTPUT, Target, case, connect, executing, expect, refused, running, terminal
 
@@ -168,3 +168,16 @@ async def a_process_without_a_terminal_cannot_be_resized(target: Target) -> None
     ):
         with refused(Code.FAILED_PRECONDITION):
             await process.resize(Winsize(1, 1))
+
+
+@case
+async def a_program_that_closes_its_terminal_before_it_ends_is_not_hung_up(target: Target) -> None:
+    """cat closes its descriptors to see whether that fails; its exit status is its own all the same."""
+    script = "import os; os.closerange(0, 3); sum(range(300000)); os._exit(7)"
+    runs = [(("cat",), 0)] * 5 + [(("python3", "-I", "-S", "-c", script), 7)]
+    async with await connect(target) as client:
+        for command, code in runs:
+            async with executing(client, target.box, *command, stdio=terminal()) as process:
+                await process.streams["tty"].write(b"\x04")
+                record = await process.wait()
+                assert (record.exit_code, record.reason) == (code, Reason.EXITED)

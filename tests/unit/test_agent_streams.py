@@ -403,6 +403,10 @@ def test_a_terminal_goes_both_ways_on_one_connection_until_it_hangs_up() -> None
         os.write(process, b"last words")
         os.close(process)
         assert await read(theirs, 10) == b"last words"
+        # The program has closed its terminal, and lives: it must not be hung up on its way out.
+        stream.resize(12, 34)
+        assert bench.ends == []
+        stream.process_ended()
         await bench.until(lambda: bench.ends == [12])
         with pytest.raises(RpcError, match="has ended"):
             stream.resize(1, 1)
