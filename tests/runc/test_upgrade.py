@@ -24,6 +24,8 @@ from protocol.errors import Code
 from protocol.types import UpgradeState
 from tests.cases import pattern
 from tests.cases.agents import REPO, RunningAgent, stopped_clean
+from tests.cases.chaos import Storm, weather_the_storm
+from tests.cases.spine import close_box, open_box
 from tests.cases.target import MIB, OUTPUT, Target, creation, refused, run
 
 SECONDS = 50.0
@@ -184,6 +186,34 @@ def test_what_was_promoted_is_what_comes_back(target: Target, code: Path) -> Non
 
 
 # -- what is refused before anything happens --------------------------------------------------------
+
+
+def test_upgrades_in_the_middle_of_everything(target: Target, code: Path) -> None:
+    """Stdout, stdin, a raw terminal, a spool and execs, through two promotions, a crash and a hang."""
+    good = [with_version(code, version) for version in ("9.1", "9.2")]
+    bad = []
+    for fault in (CRASH, HANG):
+        (code / APP).write_text(fault)
+        bad.append(pack(code))
+    plan = [(good[0], True), (bad[0], False), (good[1], True), (bad[1], False)]
+    storm = Storm(kills=len(plan), stdout=SIZE, stdin=24 * MIB, tty=MIB, spool=16 * MIB, execs=8)
+
+    async def scene() -> None:
+        async with asyncio.timeout(2 * SECONDS), await Client.connect(target.address, patience=30) as client:
+
+            async def switch() -> None:
+                archive, promoted = plan.pop(0)
+                with contextlib.nullcontext() if promoted else pytest.raises(RolledBack):
+                    await upgrade(client, archive, trial=20.0 if archive is not bad[1] else 2.0)
+
+            await open_box(target)
+            try:
+                await weather_the_storm(target, storm, switch)
+            finally:
+                await close_box(target)
+            assert (await client.info()).agent_version == "9.2"
+
+    asyncio.run(scene())
 
 
 async def send(client: Client, upload: str, data: bytes) -> None:
