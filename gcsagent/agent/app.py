@@ -61,7 +61,7 @@ async def _run(settings: Settings, generation: int) -> int:
     registry, agent = _assemble(settings, generation, supervisor, Keeper(supervisor, counters), events)
     await agent.upgrades.load()
     await reload(registry, supervisor)
-    dispatcher = Dispatcher(methods.build(registry, agent), registry.journal)
+    dispatcher = Dispatcher(methods.build(registry, agent), registry.journal, lambda: agent.stopping)
 
     def make_session(sock: socket.socket, peer: str, closed: Callable[[Session], None]) -> Session:
         return Session(sock, peer, dispatcher, registry, agent, closed)

@@ -27,13 +27,17 @@ Answer = Callable[[Any], None]
 
 
 class Dispatcher:
-    def __init__(self, table: dict[str, Handler], journal: Journal) -> None:
-        self._table, self._journal = table, journal
+    def __init__(self, table: dict[str, Handler], journal: Journal, stopping: Callable[[], bool]) -> None:
+        """While ``stopping`` says so, nothing is begun that would outlive its end."""
+        self._table, self._journal, self._stopping = table, journal, stopping
         self._inline = {name for name, handler in table.items() if not inspect.iscoroutinefunction(handler)}
 
     def run(self, call: Call, raw: dict[str, Any], params: Any, envelope: Envelope, answer: Answer) -> None:
         """Calls ``answer`` once with the result or the RpcError, now or later."""
-        if envelope.request_id is not None and METHODS[call.method].mutating:
+        mutating = METHODS[call.method].mutating
+        if mutating and call.method != "agent.shutdown" and self._stopping():
+            answer(RpcError(Code.UNAVAILABLE, "the agent is going down: its containers are being stopped"))
+        elif envelope.request_id is not None and mutating:
             self._run_once(call, raw, params, envelope.request_id, answer)
         else:
             self._run(call, params, answer)

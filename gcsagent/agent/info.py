@@ -36,7 +36,7 @@ class AgentService:
         self._settings, self._registry = settings, registry
         self._supervisor_pid = supervisor_pid
         self._started = time.monotonic()
-        self._stopping = False
+        self.stopping = False
         self.generation = generation
         self.upgrades = UpgradeService(settings.state, generation, registry.keeper.supervisor)
         self.boot_id = _read("/proc/sys/kernel/random/boot_id").strip()
@@ -98,8 +98,8 @@ class AgentService:
         return Empty()
 
     def begin_shutdown(self, action: str, grace_ms: int) -> None:
-        if not self._stopping:
-            self._stopping = True
+        if not self.stopping:
+            self.stopping = True
             self._registry.spawn(self._stop(action, grace_ms / 1000))
 
     async def _stop(self, action: str, grace: float) -> None:

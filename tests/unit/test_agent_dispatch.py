@@ -30,7 +30,9 @@ class Desk:
 
     def __init__(self, state: Path, handler: Handler) -> None:
         self.journal = Journal(str(state))
-        self.dispatcher = Dispatcher({METHOD: handler, "container.state": handler}, self.journal)
+        self.stopping = False
+        table = {METHOD: handler, "container.state": handler}
+        self.dispatcher = Dispatcher(table, self.journal, lambda: self.stopping)
         self.answers: list[Any] = []
         self.runs = 0
 
@@ -128,6 +130,22 @@ def test_the_same_id_for_another_request_is_refused(tmp_path: Path) -> None:
         assert (await desk.answered(4))[3] == Created(2)
 
     gated(tmp_path, body)
+
+
+def test_nothing_is_begun_while_the_agent_goes_down(tmp_path: Path) -> None:
+    async def handler(_params: Any, _call: Call) -> Created:
+        return Created(1)
+
+    async def body(desk: Desk) -> None:
+        desk.stopping = True
+        desk.ask(request="r")
+        (refusal,) = await desk.answered()
+        assert refusal.code is Code.UNAVAILABLE
+        assert desk.journal.find("r") is None
+        desk.ask(method="container.state")
+        assert (await desk.answered(2))[1] == Created(1)
+
+    at_desk(tmp_path, handler, body)
 
 
 def test_an_error_is_not_stored_so_the_request_can_be_tried_again(tmp_path: Path) -> None:

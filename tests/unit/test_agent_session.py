@@ -47,7 +47,7 @@ class Host:
         self.registry = Registry(str(tmp_path), False, runtime, caller, keeper, EventLog(), cgroups)
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
         table = methods.build(self.registry, self.agent)
-        self.dispatcher = Dispatcher(table, self.registry.journal)
+        self.dispatcher = Dispatcher(table, self.registry.journal, lambda: False)
         self.closed: list[Session] = []
         self.session, self.sock = self.connect()
         self._unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 26)
