@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +29,7 @@ from gcsagent.host.vm.errors import (
 from gcsagent.host.vm.named import VmStore, read_record, state_dir, write_record
 from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
 from gcsagent.host.vm.vmcli import add_vm_parser, vm_address
+from tests.cases.agents import eventually
 from tests.fakes.vm import FakeHost, fake_host
 
 
@@ -227,16 +229,28 @@ def test_stop_kills_a_guest_that_is_deaf(host: FakeHost) -> None:
 
 def test_following_a_console_ends_with_the_vm(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:
     start("web")
-    keeper = VmStore().get("web").keeper_pid
+    record = VmStore().get("web")
+    keeper, follower = record.keeper_pid, os.getpid()
     stopper = os.fork()
     if stopper == 0:
-        os.kill(keeper, signal.SIGTERM)
-        os._exit(0)
+        try:
+            followed = eventually(lambda: record.console in _open_files(follower))
+            os.kill(keeper, signal.SIGTERM)
+        finally:
+            os._exit(0 if followed else 1)
     capsys.readouterr()
     vm("console", "-f", "web")
-    os.waitpid(stopper, 0)
+    assert os.waitpid(stopper, 0)[1] == 0
     assert "gcs-boot: ready 7.5" in capsys.readouterr().out
     assert end_of(keeper)
+
+
+def _open_files(pid: int) -> list[str]:
+    found = []
+    for fd in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.append(os.readlink(f"/proc/{pid}/fd/{fd}"))
+    return found
 
 
 def test_a_damaged_record_says_what_to_remove(host: FakeHost) -> None:
