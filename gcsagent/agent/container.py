@@ -44,7 +44,6 @@ class Container:
         self.auto_delete, self.labels = auto_delete, labels
         self.status = Status.CREATING
         self.problem = ""
-        self.overlay = False
         self.owns_pids = True
         self.root = ""
         self.created_at_ns = time.time_ns()
@@ -105,7 +104,6 @@ class Container:
             "version": 1,
             "container": self.ident,
             "status": self.status.value,
-            "overlay": self.overlay,
             "owns_pids": self.owns_pids,
             "root": self.root,
             "cgroup": self.cgroup.path,

@@ -79,7 +79,6 @@ class Lifecycle:
         process = Process(container.ident, INIT, args, params.stdio, False)
         container.processes[INIT] = process
         container.root, container.owns_pids = spec["root"]["path"], bundle.owns_pid_namespace(spec)
-        container.overlay = params.overlay
         container.save()
         if params.overlay:
             spec["root"]["path"] = await overlay.mount(

@@ -116,7 +116,7 @@ class Reloader:
         path = container.directory.path
         document = _read(os.path.join(path, "container.json"))
         container.status = Status(document["status"])
-        container.overlay, container.owns_pids = bool(document["overlay"]), bool(document["owns_pids"])
+        container.owns_pids = bool(document["owns_pids"])
         container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
         container.create_request = _mark(document.get("create_request"))
         container.start_request = _mark(document.get("start_request"))

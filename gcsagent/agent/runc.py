@@ -30,8 +30,7 @@ class Runc:
     async def version(self) -> str:
         fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
         try:
-            outcome = await self._run("version", runc_argv.version(self._globals), 10.0, fds={1: fd})
-            del outcome
+            await self._run("version", runc_argv.version(self._globals), 10.0, fds={1: fd})
             text = os.pread(fd, 4096, 0).decode(errors="replace")
         finally:
             os.close(fd)
