@@ -23,6 +23,7 @@ from typing import Any
 from protocol import checks, errors, limits, methods
 from protocol import types as records
 from protocol.connection import TRANSITIONS
+from protocol.method import Empty
 
 SPEC = Path(__file__).parent.parent / "protocol" / "SPEC.md"
 BLOCK = re.compile(r"(<!-- generated: ([\w .]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -53,7 +54,9 @@ def block(name: str) -> str:
 
 def _find(name: str) -> Any:
     return next(
-        getattr(module, name) for module in (records, methods, limits, errors) if hasattr(module, name)
+        getattr(module, name)
+        for module in (records, methods, *methods.FAMILIES, limits, errors)
+        if hasattr(module, name)
     )
 
 
@@ -88,7 +91,7 @@ def _method(name: str) -> Iterable[str]:
     yield ""
     yield from _record(method.params, "argument", "No arguments.")
     yield ""
-    if method.result is methods.Empty:
+    if method.result is Empty:
         yield "Result: an empty map."
     elif method.result.__module__ == records.__name__:
         yield f"Result: {_link(method.result)}."

@@ -13,7 +13,7 @@ from typing import Any
 
 from gcsagent.agent import seccomp
 from protocol.errors import Code, RpcError
-from protocol.methods import CreateContainer
+from protocol.families.container import CreateContainer
 from protocol.types import Stdio
 
 MAX_CONFIG = 4 << 20

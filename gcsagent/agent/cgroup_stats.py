@@ -11,7 +11,7 @@ import time
 from gcsagent.agent.call import Call
 from gcsagent.agent.cgroups import Cgroup
 from gcsagent.agent.registry import Registry
-from protocol.methods import ContainerRef
+from protocol.families.container import ContainerRef
 from protocol.types import ContainerStats, CpuStats, IoStats, MemoryStats, PidsStats, Pressure
 
 NO_LIMIT = 1 << 62

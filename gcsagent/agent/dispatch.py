@@ -21,7 +21,8 @@ from gcsagent.agent.methods import Handler
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
-from protocol.methods import METHODS, Envelope
+from protocol.method import Envelope
+from protocol.methods import METHODS
 
 Answer = Callable[[Any], None]
 

@@ -15,7 +15,8 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import RuntimeFailure
 from protocol.checks import INIT
-from protocol.methods import ContainerRef, Empty
+from protocol.families.container import ContainerRef
+from protocol.method import Empty
 from protocol.types import Event, Status
 
 _log = logging.getLogger("agent.freezing")

@@ -21,7 +21,8 @@ from gcsagent.agent.upgrade import UpgradeService
 from gcsagent.common.config import Settings
 from protocol.address import UnixAddress, parse_listen
 from protocol.errors import RpcError
-from protocol.methods import Empty, Info, Pong, Shutdown, ShutdownAction
+from protocol.families.agent import Info, Pong, Shutdown, ShutdownAction
+from protocol.method import Empty
 from protocol.types import BootStage, RuntimeInfo, Status
 
 BUILD_FILE = "/etc/gcsagent/build.json"

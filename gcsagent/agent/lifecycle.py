@@ -22,16 +22,16 @@ from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
-from protocol.methods import (
+from protocol.families.container import (
     ContainerRef,
     CreateContainer,
     Created,
     DeleteContainer,
     Deleted,
-    Empty,
-    Exec,
     KillContainer,
 )
+from protocol.families.process import Exec
+from protocol.method import Empty
 from protocol.types import ExitRecord, Status, Stdio
 
 _log = logging.getLogger("agent.lifecycle")

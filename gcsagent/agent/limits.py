@@ -7,7 +7,8 @@ from typing import Any
 from gcsagent.agent.call import Call
 from gcsagent.agent.registry import Registry
 from protocol.errors import Code, RpcError
-from protocol.methods import Empty, UpdateContainer
+from protocol.families.container import UpdateContainer
+from protocol.method import Empty
 
 PERIOD_US = 100_000
 """The kernel's default period for CPU limits (sched-bwc.rst); the quota is the part of it that is allowed."""

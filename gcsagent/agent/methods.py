@@ -19,7 +19,9 @@ from gcsagent.agent.limits import LimitService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.spools import SpoolService
-from protocol.methods import METHODS, ContainerList, ContainerRef, Empty
+from protocol.families.container import ContainerList, ContainerRef
+from protocol.method import Empty
+from protocol.methods import METHODS
 from protocol.types import ContainerState
 
 Handler = Callable[[Any, Call], Any | Awaitable[Any]]

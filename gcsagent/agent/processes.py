@@ -7,7 +7,9 @@ from gcsagent.agent.lifecycle import signal_number
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from protocol.errors import Code, RpcError
-from protocol.methods import CloseStdin, Deleted, Empty, KillProcess, ProcessRef, Resize
+from protocol.families.container import Deleted
+from protocol.families.process import CloseStdin, KillProcess, ProcessRef, Resize
+from protocol.method import Empty
 from protocol.types import ExitRecord, ProcessState
 
 

@@ -38,7 +38,7 @@ from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.common.channel import MAX_FDS
 from protocol.checks import INIT, identifier
 from protocol.errors import RpcError
-from protocol.methods import Created, Deleted
+from protocol.families.container import Created, Deleted
 from protocol.schema import SchemaError, from_wire
 from protocol.types import ExitRecord, Reason, Status, Stdio
 

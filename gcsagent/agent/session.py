@@ -23,21 +23,13 @@ from gcsagent.agent.registry import Registry
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.connection import Connection, Role, State
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
+from protocol.families.agent import Hello, Welcome
+from protocol.families.events import Subscribe, Subscribed
+from protocol.families.stream import Attach, Attached
 from protocol.framing import Notification, Request
 from protocol.limits import Limits
-from protocol.methods import (
-    CANCEL,
-    EVENT,
-    METHODS,
-    Attach,
-    Attached,
-    Cancel,
-    Envelope,
-    Hello,
-    Subscribe,
-    Subscribed,
-    Welcome,
-)
+from protocol.method import Envelope
+from protocol.methods import CANCEL, EVENT, METHODS, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
 from protocol.types import Event
 

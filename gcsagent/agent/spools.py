@@ -7,7 +7,8 @@ from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.spool_stream import SpoolStream
 from protocol.errors import Code, RpcError
-from protocol.methods import Ack, Empty, Find, Found
+from protocol.families.stream import Ack, Find, Found
+from protocol.method import Empty
 
 
 class SpoolService:

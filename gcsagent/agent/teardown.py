@@ -20,7 +20,7 @@ from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
-from protocol.methods import Deleted
+from protocol.families.container import Deleted
 from protocol.types import Status
 
 KILL_SECONDS = 10.0

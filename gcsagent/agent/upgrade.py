@@ -22,8 +22,8 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.errors import Code, RpcError
+from protocol.families.agent import AwaitUpgrade, Upgrade, Upgrading, Upload, Uploaded
 from protocol.limits import MAX_UPLOAD
-from protocol.methods import AwaitUpgrade, Upgrade, Upgrading, Upload, Uploaded
 from protocol.types import UpgradeState, UpgradeStatus
 
 MAX_UPLOADS = 4

@@ -24,8 +24,23 @@ from gcsagent.host.link import Link
 from gcsagent.host.spool import SpoolStream
 from gcsagent.host.streams import Stream
 from gcsagent.host.transport import Address
-from protocol import checks, methods
+from protocol import checks
 from protocol.address import parse_dial
+from protocol.families.agent import Info, Pong, Shutdown, ShutdownAction, Welcome
+from protocol.families.container import (
+    ContainerList,
+    ContainerRef,
+    CreateContainer,
+    Created,
+    DeleteContainer,
+    Deleted,
+    KillContainer,
+    UpdateContainer,
+)
+from protocol.families.events import Subscribe
+from protocol.families.process import CloseStdin, Exec, KillProcess, ProcessRef, Resize
+from protocol.families.stream import Ack, Attach, Find, Found, StreamName
+from protocol.method import Empty
 from protocol.methods import METHODS
 from protocol.types import ContainerState, ContainerStats, ExitRecord, ProcessState, Winsize
 
@@ -49,7 +64,7 @@ class Client:
         self.address = address
         self.timeout = timeout
         self.client_name = client_name
-        self.welcome: methods.Welcome | None = None
+        self.welcome: Welcome | None = None
         self._link: Link | None = None
         self._closed = False
         self._linking = asyncio.Lock()
@@ -144,59 +159,59 @@ class Client:
 
     # -- the methods of the contract ------------------------------------------------------------
 
-    async def ping(self) -> methods.Pong:
-        result: methods.Pong = await self.call("agent.ping", methods.Empty())
+    async def ping(self) -> Pong:
+        result: Pong = await self.call("agent.ping", Empty())
         return result
 
-    async def info(self) -> methods.Info:
-        result: methods.Info = await self.call("agent.info", methods.Empty())
+    async def info(self) -> Info:
+        result: Info = await self.call("agent.info", Empty())
         return result
 
     async def shutdown(
         self,
-        action: methods.ShutdownAction = methods.ShutdownAction.POWEROFF,
+        action: ShutdownAction = ShutdownAction.POWEROFF,
         *,
         grace: float = 10.0,
     ) -> None:
         """Stops the containers (TERM, ``grace`` seconds, KILL), then does ``action``."""
-        await self.call("agent.shutdown", methods.Shutdown(action, round(grace * 1000)))
+        await self.call("agent.shutdown", Shutdown(action, round(grace * 1000)))
 
     async def create_container(
         self,
-        params: methods.CreateContainer,
+        params: CreateContainer,
         *,
         deadline: float | None = None,
         request_id: str | None = None,
-    ) -> methods.Created:
-        result: methods.Created = await self.call(
+    ) -> Created:
+        result: Created = await self.call(
             "container.create", params, deadline=deadline, request_id=request_id
         )
         return result
 
-    async def start_container(self, container: str) -> methods.Created:
-        result: methods.Created = await self.call("container.start", methods.ContainerRef(container))
+    async def start_container(self, container: str) -> Created:
+        result: Created = await self.call("container.start", ContainerRef(container))
         return result
 
     async def container_state(self, container: str) -> ContainerState:
-        result: ContainerState = await self.call("container.state", methods.ContainerRef(container))
+        result: ContainerState = await self.call("container.state", ContainerRef(container))
         return result
 
     async def list_containers(self) -> tuple[ContainerState, ...]:
-        result: methods.ContainerList = await self.call("container.list", methods.Empty())
+        result: ContainerList = await self.call("container.list", Empty())
         return result.containers
 
     async def kill_container(
         self, container: str, signal: int | str = "SIGTERM", *, everyone: bool = False
     ) -> None:
         """Signals init, or with ``everyone`` each process of the container."""
-        await self.call("container.kill", methods.KillContainer(container, signal, everyone))
+        await self.call("container.kill", KillContainer(container, signal, everyone))
 
     async def pause_container(self, container: str) -> None:
         """Freezes every process of it."""
-        await self.call("container.pause", methods.ContainerRef(container))
+        await self.call("container.pause", ContainerRef(container))
 
     async def resume_container(self, container: str) -> None:
-        await self.call("container.resume", methods.ContainerRef(container))
+        await self.call("container.resume", ContainerRef(container))
 
     async def update_container(
         self,
@@ -207,82 +222,74 @@ class Client:
         pids: int | None = None,
     ) -> None:
         """Sets other limits; what is not given stays as it is."""
-        await self.call("container.update", methods.UpdateContainer(container, memory_bytes, cpus, pids))
+        await self.call("container.update", UpdateContainer(container, memory_bytes, cpus, pids))
 
     async def container_stats(self, container: str) -> ContainerStats:
         """What it uses of memory, CPU, processes and block devices."""
-        result: ContainerStats = await self.call("container.stats", methods.ContainerRef(container))
+        result: ContainerStats = await self.call("container.stats", ContainerRef(container))
         return result
 
     async def wait_container(self, container: str, *, deadline: float | None = None) -> ExitRecord:
         """Returns when every exec and then init have ended; without ``deadline``, however long that takes."""
-        result: ExitRecord = await self.call(
-            "container.wait", methods.ContainerRef(container), deadline=deadline
-        )
+        result: ExitRecord = await self.call("container.wait", ContainerRef(container), deadline=deadline)
         return result
 
     async def delete_container(self, container: str, *, force: bool = False) -> ExitRecord | None:
         """Removes it and all it left; ``force`` kills what runs. Returns init's exit record, if any."""
-        result: methods.Deleted = await self.call(
-            "container.delete", methods.DeleteContainer(container, force)
-        )
+        result: Deleted = await self.call("container.delete", DeleteContainer(container, force))
         return result.exit
 
     async def exec_process(
-        self, params: methods.Exec, *, deadline: float | None = None, request_id: str | None = None
-    ) -> methods.Created:
-        result: methods.Created = await self.call(
-            "process.exec", params, deadline=deadline, request_id=request_id
-        )
+        self, params: Exec, *, deadline: float | None = None, request_id: str | None = None
+    ) -> Created:
+        result: Created = await self.call("process.exec", params, deadline=deadline, request_id=request_id)
         return result
 
     async def process_state(self, container: str, process: str = checks.INIT) -> ProcessState:
-        result: ProcessState = await self.call("process.state", methods.ProcessRef(container, process))
+        result: ProcessState = await self.call("process.state", ProcessRef(container, process))
         return result
 
     async def kill_process(
         self, container: str, process: str = checks.INIT, signal: int | str = "SIGTERM"
     ) -> None:
-        await self.call("process.kill", methods.KillProcess(container, process, signal))
+        await self.call("process.kill", KillProcess(container, process, signal))
 
     async def resize_process(self, container: str, process: str, winsize: Winsize) -> None:
-        await self.call("process.resize", methods.Resize(container, process, winsize))
+        await self.call("process.resize", Resize(container, process, winsize))
 
     async def close_stdin(self, container: str, process: str, offset: int | None = None) -> None:
         """Ends stdin once ``offset`` bytes of it are in the process's pipe; without it, at once."""
-        params = methods.CloseStdin(container, process, offset)
+        params = CloseStdin(container, process, offset)
         await self.call("process.close_stdin", params, request_id=secrets.token_hex(8))
 
     async def wait_process(
         self, container: str, process: str = checks.INIT, *, deadline: float | None = None
     ) -> ExitRecord:
         result: ExitRecord = await self.call(
-            "process.wait", methods.ProcessRef(container, process), deadline=deadline
+            "process.wait", ProcessRef(container, process), deadline=deadline
         )
         return result
 
     async def delete_process(self, container: str, process: str) -> ExitRecord | None:
         """Forgets an exec that has ended."""
-        result: methods.Deleted = await self.call("process.delete", methods.ProcessRef(container, process))
+        result: Deleted = await self.call("process.delete", ProcessRef(container, process))
         return result.exit
 
-    async def ack_stream(self, container: str, process: str, stream: methods.Stream, offset: int) -> None:
+    async def ack_stream(self, container: str, process: str, stream: StreamName, offset: int) -> None:
         """Releases what a spool keeps before ``offset``."""
-        await self.call("stream.ack", methods.Ack(container, process, stream, offset))
+        await self.call("stream.ack", Ack(container, process, stream, offset))
 
     async def find_in_stream(
         self,
         container: str,
         process: str,
-        stream: methods.Stream,
+        stream: StreamName,
         *,
         since_ns: int | None = None,
         tail: int | None = None,
-    ) -> methods.Found:
+    ) -> Found:
         """Where to attach to a spool to read what was written since a time, or the last lines."""
-        result: methods.Found = await self.call(
-            "stream.find", methods.Find(container, process, stream, since_ns, tail)
-        )
+        result: Found = await self.call("stream.find", Find(container, process, stream, since_ns, tail))
         return result
 
     # -- connections of their own ---------------------------------------------------------------
@@ -291,20 +298,20 @@ class Client:
         self,
         container: str,
         process: str,
-        stream: methods.Stream,
+        stream: StreamName,
         *,
         offset: int | None = None,
         acknowledge: bool,
     ) -> SpoolStream:
         """Attaches to a spool, again and again if need be; ``acknowledge`` releases what has been read."""
-        wanted = methods.Attach(container, process, stream, offset)
+        wanted = Attach(container, process, stream, offset)
         return await SpoolStream.attach(self, wanted, acknowledge=acknowledge)
 
     async def attach(
         self,
         container: str,
         process: str = checks.INIT,
-        stream: methods.Stream = methods.Stream.STDOUT,
+        stream: StreamName = StreamName.STDOUT,
         *,
         take: bool = False,
         offset: int | None = None,
@@ -314,7 +321,7 @@ class Client:
         ``offset`` is where to begin, for a spool. Raises what :meth:`call` raises; FAILED_PRECONDITION when
         somebody else is attached and not ``take``, or the spool has no such offset (any more).
         """
-        wanted = methods.Attach(container, process, stream, offset, take)
+        wanted = Attach(container, process, stream, offset, take)
         return await Stream.open(self.address, wanted, timeout=self.timeout, client_name=self.client_name)
 
     async def events(self, *, after: int | None = None, container: str | None = None) -> EventStream:
@@ -322,7 +329,7 @@ class Client:
 
         With ``after`` what the agent still remembers beyond that sequence number comes first.
         """
-        wanted = methods.Subscribe(after, container)
+        wanted = Subscribe(after, container)
         return await EventStream.open(
             self.address, wanted, timeout=self.timeout, client_name=self.client_name
         )

@@ -28,8 +28,10 @@ from gcsagent.host.transport import Address, dial
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.connection import Connection, Role, State
 from protocol.errors import Code, RemoteProtocolError, RpcError
+from protocol.families.agent import Hello, Welcome
 from protocol.framing import Message, Notification, Response
-from protocol.methods import HELLO, METHODS, Envelope, Hello, Welcome
+from protocol.method import Envelope
+from protocol.methods import HELLO, METHODS
 from protocol.schema import SchemaError, from_wire, to_wire
 
 _CHUNK = 65536

@@ -14,8 +14,9 @@ from gcsagent.host.dialogue import Dialogue, despite_losses, greet
 from gcsagent.host.errors import AgentSilent, ClosedByUs, ConnectionLost
 from gcsagent.host.transport import Address
 from protocol.errors import RemoteProtocolError
+from protocol.families.events import Subscribe, Subscribed
 from protocol.framing import Notification
-from protocol.methods import EVENT, Subscribe, Subscribed
+from protocol.methods import EVENT
 from protocol.schema import SchemaError, from_wire
 from protocol.types import Event
 

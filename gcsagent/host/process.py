@@ -18,13 +18,16 @@ from typing import Self, TypeVar
 from gcsagent.host.client import Client
 from gcsagent.host.errors import ClosedByPeer, HostError, OutputTooLarge
 from gcsagent.host.streams import CHUNK, Stream
-from protocol import checks, methods
+from protocol import checks
 from protocol.errors import Code, RpcError
+from protocol.families.container import CreateContainer
+from protocol.families.process import Exec
+from protocol.families.stream import StreamName
 from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, StreamState, WhenFull, Winsize
 
 T = TypeVar("T")
 
-STDIN, STDOUT, STDERR, TTY = (name.value for name in methods.Stream)
+STDIN, STDOUT, STDERR, TTY = (name.value for name in StreamName)
 
 STREAM_END = "stream.end"
 """Event: ``{stream, bytes}``, the stream has given all it ever will."""
@@ -59,7 +62,7 @@ class RemoteProcess:
         self.streams: dict[str, Stream] = {}
 
     @classmethod
-    async def create(cls, client: Client, params: methods.CreateContainer, *, attached: bool = True) -> Self:
+    async def create(cls, client: Client, params: CreateContainer, *, attached: bool = True) -> Self:
         """Creates a container and, if ``attached``, attaches to its init; :meth:`start` lets it run.
 
         When attaching fails or the caller is cancelled the container is removed again. Raises what
@@ -84,7 +87,7 @@ class RemoteProcess:
         return process
 
     @classmethod
-    async def exec(cls, client: Client, params: methods.Exec, *, attached: bool = True) -> Self:
+    async def exec(cls, client: Client, params: Exec, *, attached: bool = True) -> Self:
         """Runs one more process in a container and, if ``attached``, attaches to it.
 
         When attaching fails or the caller is cancelled the process is killed. Raises what
@@ -110,7 +113,7 @@ class RemoteProcess:
         attached = cls(client, container, process, state.pid)
         await attached._attach_all(
             {
-                methods.Stream(name): stream
+                StreamName(name): stream
                 for name, stream in state.streams.items()
                 if stream.mode is not StreamMode.NULL and name in (STDIN, STDOUT, STDERR, TTY)
             },
@@ -197,10 +200,10 @@ class RemoteProcess:
 
     async def _attach_all(
         self,
-        wanted: Mapping[methods.Stream, StreamSpec | StreamState],
+        wanted: Mapping[StreamName, StreamSpec | StreamState],
         offsets: Mapping[str, int] | None = None,
     ) -> None:
-        async def one(name: methods.Stream) -> None:
+        async def one(name: StreamName) -> None:
             where = self.container, self.process, name
             if wanted[name].mode is StreamMode.SPOOL:
                 self.streams[name.value] = await self.client.attach_spool(
@@ -271,10 +274,10 @@ def _is_log(stream: StreamSpec | StreamState) -> bool:
     return stream.when_full is WhenFull.DROP_OLDEST
 
 
-def _named(stdio: Stdio) -> dict[methods.Stream, StreamSpec | StreamState]:
+def _named(stdio: Stdio) -> dict[StreamName, StreamSpec | StreamState]:
     """The streams of ``stdio`` that can be attached to."""
     modes = {STDIN: stdio.stdin, STDOUT: stdio.stdout, STDERR: stdio.stderr, TTY: stdio.tty}
-    return {methods.Stream(name): spec for name, spec in modes.items() if spec.mode is not StreamMode.NULL}
+    return {StreamName(name): spec for name, spec in modes.items() if spec.mode is not StreamMode.NULL}
 
 
 @contextlib.contextmanager

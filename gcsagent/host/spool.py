@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Self
 from gcsagent.host.errors import ClosedByUs, ConnectionBroken, HostError
 from gcsagent.host.streams import CHUNK, Stream
 from protocol.errors import Code, RpcError
+from protocol.families.stream import Attach
 from protocol.limits import MIN_SPOOL
-from protocol.methods import Attach
 
 if TYPE_CHECKING:
     from gcsagent.host.client import Client

@@ -18,7 +18,8 @@ from typing import Self
 from gcsagent.host.dialogue import despite_losses, encode_params, greet
 from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken, OutputTruncated
 from gcsagent.host.transport import Address
-from protocol.methods import ATTACH, Attach, Attached
+from protocol.families.stream import Attach, Attached
+from protocol.methods import ATTACH
 
 CHUNK = 65536
 _ATTACH_SECONDS = 15.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
-from protocol import methods
+from protocol.families.agent import AwaitUpgrade, Upgrade, Upload
 from protocol.limits import MAX_CHUNK, MAX_UPLOAD
 from protocol.types import UpgradeStatus
 
@@ -86,7 +86,7 @@ async def upgrade(client: Client, archive: bytes, *, trial: float = TRIAL_SECOND
     is none.
     """
     sha256 = hashlib.sha256(archive).hexdigest()
-    status: UpgradeStatus = await client.call("agent.upgrade_status", methods.AwaitUpgrade(wait=True))
+    status: UpgradeStatus = await client.call("agent.upgrade_status", AwaitUpgrade(wait=True))
     if status.running != sha256:
         status = await _send_and_switch(client, archive, sha256, trial)
     if status.running != sha256:
@@ -97,13 +97,13 @@ async def upgrade(client: Client, archive: bytes, *, trial: float = TRIAL_SECOND
 async def _send_and_switch(client: Client, archive: bytes, sha256: str, trial: float) -> UpgradeStatus:
     upload, at = f"upgrade-{secrets.token_hex(8)}", 0
     while at < len(archive):
-        part = methods.Upload(upload, at, archive[at : at + MAX_CHUNK])
+        part = Upload(upload, at, archive[at : at + MAX_CHUNK])
         await client.call("agent.upload", part)
         at += len(part.data)
     patience, client.timeout = client.timeout, max(client.timeout, trial + COMING_BACK_SECONDS)
     try:
-        await client.call("agent.upgrade", methods.Upgrade(upload, sha256, round(trial * 1000)))
-        status: UpgradeStatus = await client.call("agent.upgrade_status", methods.AwaitUpgrade(wait=True))
+        await client.call("agent.upgrade", Upgrade(upload, sha256, round(trial * 1000)))
+        status: UpgradeStatus = await client.call("agent.upgrade_status", AwaitUpgrade(wait=True))
     finally:
         client.timeout = patience
     return status

@@ -8,7 +8,7 @@ import sys
 
 from gcsagent.host.streams import Stream
 from protocol.errors import Code
-from protocol.methods import Stream as Name
+from protocol.families.stream import StreamName
 from protocol.types import Stdio
 from tests.cases import pattern
 from tests.cases.agents import REPO
@@ -144,7 +144,7 @@ async def output_waits_in_the_pipe_for_whoever_attaches_after_the_exit(target: T
         ) as process,
     ):
         assert (await client.wait_process(target.box, process.process)).streams["stdout"] == 60000
-        async with await client.attach(target.box, process.process, Name.STDOUT) as late:
+        async with await client.attach(target.box, process.process, StreamName.STDOUT) as late:
             assert late.offset == 0
             late.finish_at(60000)
             assert await digest_of(late) == (60000, hashlib.sha256(bytes(60000)).hexdigest())
@@ -180,11 +180,11 @@ async def null_streams_are_dev_null(target: Target) -> None:
         ) as process,
     ):
         assert (await process.wait()).exit_code == 4
-        for name in (Name.STDIN, Name.STDOUT, Name.STDERR):
+        for name in (StreamName.STDIN, StreamName.STDOUT, StreamName.STDERR):
             with refused(Code.FAILED_PRECONDITION):
                 await client.attach(target.box, process.process, name)
         with refused(Code.NOT_FOUND):
-            await client.attach(target.box, process.process, Name.TTY)
+            await client.attach(target.box, process.process, StreamName.TTY)
 
 
 @case
@@ -194,8 +194,8 @@ async def a_second_attach_is_refused_unless_it_takes(target: Target) -> None:
         await cat.streams["stdin"].write(b"for the first")
         await expect(first, b"for the first")
         with refused(Code.FAILED_PRECONDITION):
-            await client.attach(target.box, cat.process, Name.STDOUT)
-        async with await client.attach(target.box, cat.process, Name.STDOUT, take=True) as second:
+            await client.attach(target.box, cat.process, StreamName.STDOUT)
+        async with await client.attach(target.box, cat.process, StreamName.STDOUT, take=True) as second:
             assert second.offset == len(b"for the first")
             assert await first.read() == b""
             await cat.streams["stdin"].write(b"for the second")
@@ -219,7 +219,7 @@ async def stdin_stays_open_for_the_next_client_otherwise(target: Target) -> None
         await cat.streams["stdin"].write(b"first ")
         await expect(stdout, b"first ")
         cat.streams["stdin"].close()
-        async with await client.attach(target.box, cat.process, Name.STDIN) as again:
+        async with await client.attach(target.box, cat.process, StreamName.STDIN) as again:
             assert again.offset == len(b"first ")
             await again.write(b"second")
             await expect(stdout, b"second")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gcsagent.host.streams import Stream
-from protocol.methods import Stream as Name
+from protocol.families.stream import StreamName
 from protocol.types import Reason, Status
 from tests.cases import pattern
 from tests.cases.target import (
@@ -35,8 +35,8 @@ async def a_host_that_comes_back_finds_everything(target: Target) -> None:
             events = await client.events()
             await client.create_container(params)
             seen = await event(events, "container.created", params.container)
-            stdin = await client.attach(params.container, stream=Name.STDIN)
-            stderr = await client.attach(params.container, stream=Name.STDERR)
+            stdin = await client.attach(params.container, stream=StreamName.STDIN)
+            stderr = await client.attach(params.container, stream=StreamName.STDERR)
             await client.start_container(params.container)
             assert len(await expect(stderr, b"(?s)...")) == 3
             waiting = asyncio.ensure_future(client.wait_container(params.container))

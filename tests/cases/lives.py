@@ -7,7 +7,8 @@ import json
 import time
 
 from protocol.errors import Code
-from protocol.methods import ContainerRef, Exec
+from protocol.families.container import ContainerRef
+from protocol.families.process import Exec
 from protocol.schema import to_wire
 from protocol.types import Reason, Status, Stdio
 from tests.cases.target import (

@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 from protocol.errors import Code, RpcError
+from protocol.families.container import CreateContainer
+from protocol.families.process import Exec
 from protocol.limits import MAX_IN_FLIGHT
-from protocol.methods import CreateContainer, Exec
 from protocol.types import Stdio
 from tests.cases.target import (
     OUTPUT,

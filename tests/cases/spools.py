@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 
 from gcsagent.host.spool import SpoolStream
-from protocol import methods
+from protocol.families.stream import StreamName
 from protocol.types import Stdio, StreamMode, StreamSpec, WhenFull
 from tests.cases import pattern
 from tests.cases.target import MIB, Target, case, connect, created, event, running
 
 LIMIT = 256 << 10
-STDOUT = methods.Stream.STDOUT
+STDOUT = StreamName.STDOUT
 
 
 @case

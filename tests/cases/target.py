@@ -25,8 +25,9 @@ from gcsagent.host.spec import container_spec, exec_spec
 from gcsagent.host.streams import Stream
 from protocol.address import parse_dial
 from protocol.errors import Code, RpcError
+from protocol.families.container import CreateContainer
+from protocol.families.process import Exec
 from protocol.framing import Response
-from protocol.methods import CreateContainer, Exec
 from protocol.types import Event, Stdio, StreamMode, StreamSpec, Winsize
 
 MIB = 1 << 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from protocol.errors import Code
-from protocol.methods import Stream as Name
+from protocol.families.stream import StreamName
 from protocol.types import Reason, Stdio, Winsize
 from tests.cases import pattern
 from tests.cases.target import OUTPUT, Target, case, connect, executing, expect, refused, running, terminal
@@ -138,7 +138,7 @@ async def stderr_is_a_terminal_too_and_the_only_stream_is_tty(target: Target) ->
         executing(client, target.box, "sh", "-c", script, stdio=terminal()) as shell,
     ):
         with refused(Code.NOT_FOUND):
-            await client.attach(target.box, shell.process, Name.STDERR)
+            await client.attach(target.box, shell.process, StreamName.STDERR)
         done = await shell.communicate()
         assert (done.stdout, done.stderr, done.exit.exit_code) == (b"/dev/pts/0\r\n", b"", 0)
 
@@ -157,7 +157,7 @@ async def a_terminal_nobody_wants_holds_nobody_up(target: Target) -> None:
     ):
         assert (await shell.wait()).exit_code == 9
         with refused(Code.FAILED_PRECONDITION):
-            await client.attach(target.box, shell.process, Name.TTY)
+            await client.attach(target.box, shell.process, StreamName.TTY)
 
 
 @case

@@ -12,8 +12,11 @@ from typing import Any
 
 from protocol.connection import Connection, Role
 from protocol.errors import Code, RemoteProtocolError, RpcError
+from protocol.families.agent import Welcome
+from protocol.families.stream import Attach, Attached
 from protocol.framing import Message, Notification, Request
-from protocol.methods import CANCEL, EVENT, HELLO, METHODS, Attach, Attached, Empty, Welcome
+from protocol.method import Empty
+from protocol.methods import CANCEL, EVENT, HELLO, METHODS
 from protocol.schema import from_wire, to_wire
 from protocol.types import Event, ExitRecord, Reason
 

@@ -20,7 +20,8 @@ import pytest
 from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from protocol.errors import Code, RpcError
-from protocol.methods import Exec, Stream
+from protocol.families.process import Exec
+from protocol.families.stream import StreamName
 from protocol.types import Status
 from tests.cases.agents import RunningAgent, stopped_clean
 from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, expect, name, remove
@@ -149,7 +150,7 @@ async def attach(bench: Bench, arm: Act) -> None:
         await bench.client.start_container(params.container)
         await arm()
         async with (
-            await bench.client.attach(params.container, stream=Stream.STDIN) as stdin,
+            await bench.client.attach(params.container, stream=StreamName.STDIN) as stdin,
             await bench.client.attach(params.container) as stdout,
         ):
             await expect(stdout, b"before\n")

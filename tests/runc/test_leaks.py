@@ -10,7 +10,7 @@ import pytest
 
 from gcsagent.host.client import Client
 from protocol.errors import RpcError
-from protocol.methods import Exec
+from protocol.families.process import Exec
 from tests.cases.agents import RunningAgent, stopped_clean
 from tests.cases.spine import close_box, open_box
 from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, name, run, running, terminal

@@ -19,7 +19,7 @@ from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spec import exec_spec
 from protocol.errors import Code, RpcError
-from protocol.methods import Exec
+from protocol.families.process import Exec
 from protocol.schema import to_wire
 from protocol.types import Status
 from tests.cases.agents import RunningAgent, eventually, greeted, stopped_clean

@@ -20,14 +20,14 @@ from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spool import SpoolStream
 from gcsagent.host.streams import Stream
-from protocol import methods
 from protocol.errors import Code, RpcError
+from protocol.families.stream import StreamName
 from protocol.types import ProcessState, Stdio, StreamMode, StreamSpec, WhenFull
 from tests.cases import pattern
 from tests.cases.agents import REPO, RunningAgent, stopped_clean
 from tests.cases.target import MIB, Target, connect, created, creation, event, name, refused, remove, running
 
-STDOUT = methods.Stream.STDOUT
+STDOUT = StreamName.STDOUT
 SMALL = 256 << 10
 SECONDS = 100.0
 
@@ -178,9 +178,7 @@ def test_an_agent_killed_again_and_again_loses_no_byte_of_a_spool(own: RunningAg
             await connect(target) as client,
             running(target, client, *command, stdio=stdio, attached=False) as init,
             await client.attach(init.container) as held,
-            await client.attach_spool(
-                init.container, "init", methods.Stream.STDERR, acknowledge=True
-            ) as kept,
+            await client.attach_spool(init.container, "init", StreamName.STDERR, acknowledge=True) as kept,
         ):
             held.finish_at(size)
             kept.finish_at(size)
@@ -325,7 +323,7 @@ def test_find_gives_lines_and_times(target: Target) -> None:
             early = len("early 1\n") * 3
             await state_when(client, init.container, lambda s: s.streams["stdout"].bytes == early)
             moment = time.time_ns()
-            async with await client.attach(init.container, stream=methods.Stream.STDIN) as stdin:
+            async with await client.attach(init.container, stream=StreamName.STDIN) as stdin:
                 await stdin.write(b"go\n")
                 await state_when(client, init.container, lambda s: s.streams["stdout"].ended)
 
@@ -373,7 +371,7 @@ def test_gcsctl_logs_follows_across_agents(own: RunningAgent, target: Target) ->
                 generation = (await client.ping()).generation
                 os.kill(own.agent_pid, signal.SIGKILL)
                 await asyncio.to_thread(own.wait_for_generation, generation + 1)
-            async with await client.attach(init.container, stream=methods.Stream.STDIN) as stdin:
+            async with await client.attach(init.container, stream=StreamName.STDIN) as stdin:
                 await stdin.write(b"go\n")
             found += await asyncio.wait_for(following.stdout.read(), 30)
             assert await following.wait() == 0

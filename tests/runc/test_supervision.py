@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gcsagent.host.client import Client
-from protocol.methods import ShutdownAction
+from protocol.families.agent import ShutdownAction
 from tests.cases.agents import REPO, RunningAgent, eventually, greeted
 from tests.cases.target import OUTPUT, Target, creation, expect
 

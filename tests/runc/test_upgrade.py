@@ -19,8 +19,8 @@ import pytest
 from gcsagent.host.client import Client
 from gcsagent.host.streams import Stream
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
-from protocol import methods
 from protocol.errors import Code
+from protocol.families.agent import AwaitUpgrade, Upgrade, Upload
 from protocol.types import UpgradeState
 from tests.cases import pattern
 from tests.cases.agents import REPO, RunningAgent, stopped_clean
@@ -218,7 +218,7 @@ def test_upgrades_in_the_middle_of_everything(target: Target, code: Path) -> Non
 
 async def send(client: Client, upload: str, data: bytes) -> None:
     for at in range(0, len(data), 100_000):
-        part = methods.Upload(upload, at, data[at : at + 100_000])
+        part = Upload(upload, at, data[at : at + 100_000])
         assert (await client.call("agent.upload", part)).size == at + len(part.data)
 
 
@@ -233,29 +233,29 @@ def test_an_upload_that_is_not_what_was_promised_changes_nothing(own: RunningAge
     async def scene() -> None:
         async with asyncio.timeout(SECONDS), await Client.connect(own.address) as client:
             with refused(Code.NOT_FOUND):
-                await client.call("agent.upgrade", methods.Upgrade("nothing", sha256))
+                await client.call("agent.upgrade", Upgrade("nothing", sha256))
             await send(client, "cut", archive[:-1000])
             with refused(Code.INVALID_ARGUMENT, field="sha256"):
-                await client.call("agent.upgrade", methods.Upgrade("cut", sha256))
+                await client.call("agent.upgrade", Upgrade("cut", sha256))
             with refused(Code.FAILED_PRECONDITION):
-                await client.call("agent.upload", methods.Upload("cut", len(archive), b"x"))
+                await client.call("agent.upload", Upload("cut", len(archive), b"x"))
             await send(client, "wrong", archive[:-1] + bytes([archive[-1] ^ 1]))
             with refused(Code.INVALID_ARGUMENT, field="sha256"):
-                await client.call("agent.upgrade", methods.Upgrade("wrong", sha256))
+                await client.call("agent.upgrade", Upgrade("wrong", sha256))
             await send(client, "outside", outside.getvalue())
             with refused(Code.INVALID_ARGUMENT, field="upload_id"):
                 await client.call(
                     "agent.upgrade",
-                    methods.Upgrade("outside", hashlib.sha256(outside.getvalue()).hexdigest()),
+                    Upgrade("outside", hashlib.sha256(outside.getvalue()).hexdigest()),
                 )
-            status = await client.call("agent.upgrade_status", methods.AwaitUpgrade(wait=True))
+            status = await client.call("agent.upgrade_status", AwaitUpgrade(wait=True))
             assert status.state is UpgradeState.NONE
             assert (await client.ping()).generation == 1
             # the cut one is gone on with, one part of it sent again
-            await client.call("agent.upload", methods.Upload("cut", 0, archive[:1000]))
-            await client.call("agent.upload", methods.Upload("cut", len(archive) - 1000, archive[-1000:]))
-            await client.call("agent.upgrade", methods.Upgrade("cut", sha256))
-            status = await client.call("agent.upgrade_status", methods.AwaitUpgrade(wait=True))
+            await client.call("agent.upload", Upload("cut", 0, archive[:1000]))
+            await client.call("agent.upload", Upload("cut", len(archive) - 1000, archive[-1000:]))
+            await client.call("agent.upgrade", Upgrade("cut", sha256))
+            status = await client.call("agent.upgrade_status", AwaitUpgrade(wait=True))
             assert status.running == sha256
 
     asyncio.run(scene())

@@ -10,7 +10,7 @@ import pytest
 
 from gcsagent.agent import bundle
 from protocol.errors import Code, RpcError
-from protocol.methods import CreateContainer
+from protocol.families.container import CreateContainer
 from protocol.types import Stdio, Winsize
 
 

@@ -18,7 +18,8 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
-from protocol.methods import Created, Envelope
+from protocol.families.container import Created
+from protocol.method import Envelope
 from tests.fakes import watched_loop
 
 Handler = Callable[[Any, Call], Any]

@@ -20,9 +20,10 @@ from gcsagent.host.errors import (
     ConnectionLost,
 )
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
+from protocol.families.agent import Pong, Welcome
+from protocol.families.container import CreateContainer, Created
 from protocol.framing import Response, encode
 from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
-from protocol.methods import CreateContainer, Created, Pong, Welcome
 from protocol.schema import to_wire
 from protocol.types import Status
 from tests.fakes.fake_agent import FakeAgent, exit_record, raw_server

@@ -13,8 +13,8 @@ from gcsagent.host.client import Client
 from gcsagent.host.errors import ClosedByUs, ConnectFailed
 from gcsagent.host.spool import ACK_BYTES, SpoolStream
 from protocol.errors import Code, RpcError
-from protocol.methods import Ack, Empty
-from protocol.methods import Stream as StreamName
+from protocol.families.stream import Ack, StreamName
+from protocol.method import Empty
 from tests.fakes.fake_agent import FakeAgent
 
 DATA = bytes(range(256)) * 2000

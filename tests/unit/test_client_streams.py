@@ -17,8 +17,10 @@ from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectionBroken, Out
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
-from protocol.methods import CreateContainer, Empty, Exec
-from protocol.methods import Stream as StreamName
+from protocol.families.container import CreateContainer
+from protocol.families.process import Exec
+from protocol.families.stream import StreamName
+from protocol.method import Empty
 from protocol.types import Event, Reason, Stdio, StreamMode, StreamSpec
 from tests.fakes.fake_agent import FakeAgent, Script, exit_record
 

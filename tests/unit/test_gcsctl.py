@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from protocol.errors import Code, RpcError
-from protocol.methods import Empty, Pong
+from protocol.families.agent import Pong
+from protocol.method import Empty
 from protocol.types import Event
 from tests.fakes.fake_agent import FakeAgent, Script, exit_record
 

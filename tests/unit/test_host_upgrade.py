@@ -16,8 +16,8 @@ import pytest
 
 from gcsagent.host.client import Client
 from gcsagent.host.upgrade import RolledBack, UnusableCode, pack, upgrade
+from protocol.families.agent import Upgrading, Uploaded
 from protocol.limits import MAX_CHUNK, MAX_UPLOAD
-from protocol.methods import Upgrading, Uploaded
 from protocol.types import UpgradeState, UpgradeStatus
 from tests.fakes.fake_agent import FakeAgent
 

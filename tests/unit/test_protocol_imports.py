@@ -13,7 +13,10 @@ import pytest
 import protocol
 
 ROOT = Path(__file__).parent.parent.parent
-MODULES = ["protocol", *(f"protocol.{module.name}" for module in pkgutil.iter_modules(protocol.__path__))]
+MODULES = [
+    "protocol",
+    *(module.name for module in pkgutil.walk_packages(protocol.__path__, prefix="protocol.")),
+]
 
 # asyncio and logging stand for themselves: each would cost the agent's start more than the whole contract.
 DOES_IO = {
@@ -59,6 +62,4 @@ def test_msgpack_is_the_only_package_beside_the_standard_library() -> None:
 
 
 def test_all_modules_are_looked_at() -> None:
-    assert len(MODULES) == 1 + len(
-        [path for path in (ROOT / "protocol").glob("*.py") if path.stem != "__init__"]
-    )
+    assert len(MODULES) == len(list((ROOT / "protocol").rglob("*.py")))

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from protocol.checks import Between
 from protocol.errors import RpcError
 from protocol.framing import Response, decode, encode
-from protocol.methods import METHODS, Envelope, Method
+from protocol.method import Envelope, Method
+from protocol.methods import METHODS
 from protocol.schema import SchemaError, from_wire, to_wire
 
 

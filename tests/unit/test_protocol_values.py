@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 from protocol import checks
 from protocol.address import HybridAddress, UnixAddress, VsockAddress, parse_dial, parse_listen
 from protocol.errors import Code, RemoteProtocolError, RpcError
+from protocol.families.container import CreateContainer
+from protocol.families.events import Subscribe
+from protocol.families.process import KillProcess
+from protocol.families.stream import Attach
 from protocol.framing import Response, decode, encode
 from protocol.limits import MAX_DEADLINE_MS, MAX_ID, MAX_STREAM_OFFSET
-from protocol.methods import ATTACH, HELLO, METHODS, Attach, CreateContainer, Envelope, KillProcess, Subscribe
+from protocol.method import Envelope
+from protocol.methods import ATTACH, HELLO, METHODS
 from protocol.schema import SchemaError, from_wire, to_wire
 from protocol.types import Stdio, StreamMode, StreamSpec
 

@@ -12,7 +12,8 @@ from protocol.connection import Connection, Role, State
 from protocol.errors import Code, RemoteProtocolError, RpcError
 from protocol.framing import Message, Notification, Request, Response, decode, encode
 from protocol.limits import Limits
-from protocol.methods import CANCEL, EVENT, METHODS, PROTOCOL_ERROR, Cancel, Envelope
+from protocol.method import Envelope
+from protocol.methods import CANCEL, EVENT, METHODS, PROTOCOL_ERROR, Cancel
 from protocol.scan import FrameScanner
 from protocol.schema import from_wire, to_wire
 from protocol.types import Event

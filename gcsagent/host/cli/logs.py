@@ -13,8 +13,8 @@ from gcsagent.host.client import Client
 from gcsagent.host.localio import LocalWriter
 from gcsagent.host.process import STDERR, STREAM_END, first_error
 from gcsagent.host.spool import SpoolStream
-from protocol import methods
 from protocol.errors import Code, RpcError
+from protocol.families.stream import StreamName
 from protocol.types import StreamMode
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -29,7 +29,7 @@ async def logs(args: argparse.Namespace) -> int:
         since_ns = None if args.since is None else await _moment(client, args.since)
         streams: dict[str, SpoolStream] = {}
         for name in names:
-            where = args.id, args.process, methods.Stream(name)
+            where = args.id, args.process, StreamName(name)
             found = await client.find_in_stream(*where, since_ns=since_ns, tail=args.tail)
             stream = await client.attach_spool(*where, offset=found.offset, acknowledge=False)
             streams[name] = await stack.enter_async_context(stream)

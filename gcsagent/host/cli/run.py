@@ -23,7 +23,8 @@ from gcsagent.host.spool import SpoolStream
 from gcsagent.host.transport import Address
 from protocol.address import UnixAddress
 from protocol.errors import Code, RpcError
-from protocol.methods import CreateContainer, Exec
+from protocol.families.container import CreateContainer
+from protocol.families.process import Exec
 from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, WhenFull, Winsize
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2

@@ -1,0 +1,107 @@
+"""``container.*``: one container's life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from protocol import checks
+from protocol.method import LONG, QUICK, RUNTIME, Empty, Method
+from protocol.types import ContainerState, ContainerStats, ExitRecord, Stdio
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerRef:
+    container: checks.Id
+
+
+@dataclass(frozen=True, slots=True)
+class CreateContainer:
+    """Exactly one of ``spec`` (an OCI runtime spec) and ``bundle`` (a directory holding config.json).
+
+    ``overlay`` puts a throw-away writable layer over the root. ``auto_delete`` deletes the container once
+    init has ended and no one is owed its output.
+    """
+
+    container: checks.Id
+    """The new container's id."""
+    spec: dict[str, Any] | None = None
+    """An OCI runtime spec, as config.json holds it."""
+    bundle: checks.Path | None = None
+    """A directory in the guest holding config.json."""
+    stdio: Stdio = Stdio()
+    """What stands behind init's streams."""
+    overlay: bool = False
+    """Put a throw-away writable layer over the root file system."""
+    auto_delete: bool = False
+    """Delete it once init has ended and its output is taken."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Kept with the container and shown in its state; the agent reads none of them."""
+    allow_vsock: bool = False
+    """Leave AF_VSOCK, io_uring and 32-bit socketcall to the spec's own seccomp profile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    pid: int
+    """In the guest's pid namespace; for showing to people, never for sending signals."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerList:
+    containers: tuple[ContainerState, ...] = ()
+    """In the order they were created."""
+
+
+@dataclass(frozen=True, slots=True)
+class KillContainer:
+    """``all``: every process of the container, not just init."""
+
+    container: checks.Id
+    signal: checks.Signal = "SIGTERM"
+    """What to send."""
+    all: bool = False
+    """To every process in the container, not just init."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateContainer:
+    """New limits; what is absent stays as it is. At least one must be there."""
+
+    container: checks.Id
+    memory_bytes: Annotated[int, checks.Between(1 << 20, 1 << 50)] | None = None
+    """Memory it may use."""
+    cpus: checks.Cpus | None = None
+    """CPU time it may use, in CPUs: 0.5 is half of one."""
+    pids: Annotated[int, checks.Between(1, 1 << 22)] | None = None
+    """Processes and threads it may have."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteContainer:
+    """``force`` kills what still runs; without it a running container is left as it is."""
+
+    container: checks.Id
+    force: bool = False
+    """Kill what still runs first; without it a running container is refused and left as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    exit: ExitRecord | None = None
+    """The last copy of the exit record, where there is one."""
+
+
+METHODS = (
+    Method("container.create", CreateContainer, Created, RUNTIME, True, "runc create has succeeded"),
+    Method("container.start", ContainerRef, Created, RUNTIME, True, "runc start has succeeded"),
+    Method("container.state", ContainerRef, ContainerState, QUICK),
+    Method("container.list", Empty, ContainerList, QUICK),
+    Method("container.kill", KillContainer, Empty, RUNTIME, True, "the signal has been sent"),
+    Method("container.pause", ContainerRef, Empty, RUNTIME, True, "runc pause has succeeded"),
+    Method("container.resume", ContainerRef, Empty, RUNTIME, True, "runc resume has succeeded"),
+    Method("container.update", UpdateContainer, Empty, RUNTIME, True, "runc update has succeeded"),
+    Method("container.stats", ContainerRef, ContainerStats, QUICK),
+    Method("container.wait", ContainerRef, ExitRecord, None),
+    Method("container.delete", DeleteContainer, Deleted, LONG, True, "runc delete has begun"),
+)
