@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from protocol import checks, errors, limits, methods
+from protocol import checks, errors, limits, method, methods
 from protocol import types as records
 from protocol.connection import TRANSITIONS
 from protocol.method import Empty
@@ -55,7 +55,7 @@ def block(name: str) -> str:
 def _find(name: str) -> Any:
     return next(
         getattr(module, name)
-        for module in (records, methods, *methods.FAMILIES, limits, errors)
+        for module in (records, method, *methods.FAMILIES, limits, errors)
         if hasattr(module, name)
     )
 
@@ -84,21 +84,21 @@ def _enum(kind: Any) -> Iterable[str]:
 
 
 def _method(name: str) -> Iterable[str]:
-    method = methods.METHODS[name]
-    deadline = "none" if method.deadline_ms is None else f"{method.deadline_ms} ms"
-    commit = f"; takes `request_id`; commit point: {method.commit}" if method.mutating else ""
+    entry = methods.METHODS[name]
+    deadline = "none" if entry.deadline_ms is None else f"{entry.deadline_ms} ms"
+    commit = f"; takes `request_id`; commit point: {entry.commit}" if entry.mutating else ""
     yield f"Default deadline: {deadline}{commit}."
     yield ""
-    yield from _record(method.params, "argument", "No arguments.")
+    yield from _record(entry.params, "argument", "No arguments.")
     yield ""
-    if method.result is Empty:
+    if entry.result is Empty:
         yield "Result: an empty map."
-    elif method.result.__module__ == records.__name__:
-        yield f"Result: {_link(method.result)}."
+    elif entry.result.__module__ == records.__name__:
+        yield f"Result: {_link(entry.result)}."
     else:
         yield "Result:"
         yield ""
-        yield from _record(method.result)
+        yield from _record(entry.result)
 
 
 def _record(cls: Any, heading: str = "key", empty: str = "Empty.") -> Iterable[str]:
