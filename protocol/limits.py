@@ -41,6 +41,12 @@ MAX_CHUNK = 1 << 19
 MAX_UPLOAD = 32 << 20
 """Bytes of one upload; the agent's own code is a tenth of a megabyte."""
 
+MAX_PAGE = 4096
+"""Processes in one answer of container.processes; each is some 30 values and 300 bytes, and its command."""
+
+MAX_COMMAND = 4096
+"""Bytes of a command line in it; a longer one is cut off."""
+
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 """Longest deadline of a call that is not unbounded."""
 

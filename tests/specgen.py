@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from protocol import checks, errors, limits, method, methods
+from protocol import checks, errors, limits, method, methods, usage
 from protocol import types as records
 from protocol.connection import TRANSITIONS
 from protocol.method import Empty
@@ -55,7 +55,7 @@ def block(name: str) -> str:
 def _find(name: str) -> Any:
     return next(
         getattr(module, name)
-        for module in (records, method, *methods.FAMILIES, limits, errors)
+        for module in (records, usage, method, *methods.FAMILIES, limits, errors)
         if hasattr(module, name)
     )
 
@@ -93,7 +93,7 @@ def _method(name: str) -> Iterable[str]:
     yield ""
     if entry.result is Empty:
         yield "Result: an empty map."
-    elif entry.result.__module__ == records.__name__:
+    elif entry.result.__module__ in (records.__name__, usage.__name__):
         yield f"Result: {_link(entry.result)}."
     else:
         yield "Result:"

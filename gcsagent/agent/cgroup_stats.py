@@ -12,7 +12,7 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.cgroups import Cgroup
 from gcsagent.agent.registry import Registry
 from protocol.families.container import ContainerRef
-from protocol.types import ContainerStats, CpuStats, IoStats, MemoryStats, PidsStats, Pressure
+from protocol.usage import ContainerStats, CpuStats, IoStats, MemoryStats, PidsStats, Pressure
 
 NO_LIMIT = 1 << 62
 """From here on a v1 memory limit means none: the kernel shows the largest number of whole pages."""

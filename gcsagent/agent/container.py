@@ -18,6 +18,9 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "start": frozenset({Status.CREATED}),
     "exec in": frozenset({Status.CREATED, Status.RUNNING}),
     "kill": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
+    "list the processes of": frozenset(
+        {Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED, Status.FAILED}
+    ),
     "read the statistics of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
     "update": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "pause": frozenset({Status.RUNNING}),

@@ -16,6 +16,7 @@ from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.limits import LimitService
+from gcsagent.agent.process_list import ProcessListService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.spools import SpoolService
@@ -51,6 +52,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.start": lifecycle.start,
         "container.state": state,
         "container.list": list_all,
+        "container.processes": ProcessListService(registry).processes,
         "container.kill": lifecycle.kill,
         "container.pause": freezing.pause,
         "container.resume": freezing.resume,

@@ -35,6 +35,8 @@ from protocol.families.container import (
     DeleteContainer,
     Deleted,
     KillContainer,
+    ListProcesses,
+    ProcessList,
     UpdateContainer,
 )
 from protocol.families.events import Subscribe
@@ -42,7 +44,8 @@ from protocol.families.process import CloseStdin, Exec, KillProcess, ProcessRef,
 from protocol.families.stream import Ack, Attach, Find, Found, StreamName
 from protocol.method import Empty
 from protocol.methods import METHODS
-from protocol.types import ContainerState, ContainerStats, ExitRecord, ProcessState, Winsize
+from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
+from protocol.usage import ContainerProcess, ContainerStats
 
 _IDEMPOTENT = frozenset(
     {"process.resize", "process.close_stdin", "stream.ack", "agent.shutdown", "agent.upload"}
@@ -223,6 +226,17 @@ class Client:
     ) -> None:
         """Sets other limits; what is not given stays as it is."""
         await self.call("container.update", UpdateContainer(container, memory_bytes, cpus, pids))
+
+    async def container_processes(self, container: str) -> tuple[ContainerProcess, ...]:
+        """Every process in it, by pid; as many requests as it takes. What comes or goes meanwhile may be
+        missing."""
+        found: list[ContainerProcess] = []
+        while True:
+            after = found[-1].pid if found else 0
+            page: ProcessList = await self.call("container.processes", ListProcesses(container, after))
+            found += page.processes
+            if not page.left_out or found[-1].pid <= after:
+                return tuple(found)
 
     async def container_stats(self, container: str) -> ContainerStats:
         """What it uses of memory, CPU, processes and block devices."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from protocol import checks
+from protocol.limits import MAX_PAGE
 from protocol.method import LONG, QUICK, RUNTIME, Empty, Method
-from protocol.types import ContainerState, ContainerStats, ExitRecord, Stdio
+from protocol.types import ContainerState, ExitRecord, Stdio
+from protocol.usage import ContainerProcess, ContainerStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,25 @@ class ContainerList:
 
 
 @dataclass(frozen=True, slots=True)
+class ListProcesses:
+    """One page of a container's processes; the next is asked for ``after`` the last pid of this one."""
+
+    container: checks.Id
+    after: Annotated[int, checks.Between(0, 1 << 22)] = 0
+    """Only processes with a higher pid."""
+    limit: Annotated[int, checks.Between(1, MAX_PAGE)] = MAX_PAGE
+    """At most so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessList:
+    processes: tuple[ContainerProcess, ...] = ()
+    """By pid."""
+    left_out: int = 0
+    """How many there are beyond these: more than ``limit``, or than a message holds."""
+
+
+@dataclass(frozen=True, slots=True)
 class KillContainer:
     """``all``: every process of the container, not just init."""
 
@@ -97,6 +118,7 @@ METHODS = (
     Method("container.start", ContainerRef, Created, RUNTIME, True, "runc start has succeeded"),
     Method("container.state", ContainerRef, ContainerState, QUICK),
     Method("container.list", Empty, ContainerList, QUICK),
+    Method("container.processes", ListProcesses, ProcessList, QUICK),
     Method("container.kill", KillContainer, Empty, RUNTIME, True, "the signal has been sent"),
     Method("container.pause", ContainerRef, Empty, RUNTIME, True, "runc pause has succeeded"),
     Method("container.resume", ContainerRef, Empty, RUNTIME, True, "runc resume has succeeded"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gcsagent.agent.cgroup_stats import read_stats
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
-from protocol.types import ContainerStats, CpuStats, IoStats, MemoryStats, PidsStats, Pressure
+from protocol.usage import ContainerStats, CpuStats, IoStats, MemoryStats, PidsStats, Pressure
 
 V2 = {
     "memory.current": "4096\n",

@@ -508,6 +508,45 @@ def test_a_misbehaving_agent_restores_the_terminal(tmp_path: Path) -> None:
 
 # -- the other commands ---------------------------------------------------------------------------
 
+EVIL = "echo \x1b[31mred"
+PROCESS = {
+    "pid": 213,
+    "ns_pid": 7,
+    "ppid": 1,
+    "uid": 0,
+    "process": "sh-1",
+    "state": "S",
+    "command": "sh",
+    "running": True,
+    "created_by_runtime": True,
+    "zombie": False,
+    "threads": 1,
+    "started_at_ns": 1_764_000_000_000_000_000,
+    "cpu_us": 1_250_000,
+    "rss_bytes": 3 << 19,
+}
+
+
+def test_ps_of_a_container_asks_until_it_has_all(tmp_path: Path) -> None:
+    dead = {"running": False, "created_by_runtime": False, "zombie": True, "process": "", "state": "Z"}
+    pages = {
+        0: {"processes": [PROCESS], "left_out": 1},
+        213: {"processes": [{**PROCESS, **dead, "pid": 214, "ns_pid": 0, "rss_bytes": 0}]},
+    }
+
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers["container.processes"] = lambda params: pages[params.after]
+        done = await gcsctl(agent, "ps", "c")
+        assert done.code == 0, done.err
+        header, one, two = (line.split() for line in done.out.splitlines())
+        assert " ".join(header) == "PID NSPID PPID UID PROCESS STATE AGE CPU RSS COMMAND"
+        assert " ".join(one[:6] + one[7:]) == "213 7 1 0 sh-1 S 1.25 1.5 MiB sh"
+        assert " ".join(two[:7] + two[8:]) == "214 - 1 0 - Z zombie 1.25 0 B sh"
+        document = json.loads((await gcsctl(agent, "ps", "--json", "c")).out)
+        assert [(each["pid"], each["zombie"]) for each in document] == [(213, False), (214, True)]
+
+    with_agent(tmp_path, body)
+
 
 def test_wait_kill_delete_start(tmp_path: Path) -> None:
     async def body(agent: FakeAgent) -> None:
@@ -540,13 +579,13 @@ def test_what_the_guest_says_cannot_drive_the_terminal(tmp_path: Path) -> None:
         agent.handlers |= {
             "container.list": lambda params: {"containers": [container_state(None)]},
             "container.state": container_state,
+            "container.processes": lambda params: {"processes": [{**PROCESS, "command": EVIL}]},
             "container.start": refusing(Code.INTERNAL, "evil \x1b]52;c;x\x07\nsecond line \u202e"),
         }
         for argv in (("ps",), ("ps", "c"), ("state", "c")):
             done = await gcsctl(agent, *argv)
             assert done.code == 0
             assert r"echo \x1b[31mred" in done.out
-            assert "signal 9" in done.out
             assert "\x1b" not in done.out
         done = await gcsctl(agent, "start", "c")
         assert done.err == "gcsctl: evil \\x1b]52;c;x\\x07\\nsecond line \\u202e\n"

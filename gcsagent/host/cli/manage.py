@@ -6,6 +6,7 @@ import argparse
 import time
 
 from gcsagent.host.cli.common import complain, connect, exit_code, print_json, print_pairs, print_table
+from gcsagent.host.cli.processes import age, show_processes
 from gcsagent.host.text import printable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.types import ContainerState, Event, ExitRecord, ProcessState
@@ -164,8 +165,7 @@ async def delete(args: argparse.Namespace) -> int:
 async def ps(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
         if args.id is not None:
-            container = await client.container_state(args.id)
-            _show_processes(container, args.json)
+            show_processes(await client.container_processes(args.id), args.json)
         else:
             _show_containers(await client.list_containers(), args.json)
     return 0
@@ -182,27 +182,9 @@ def _show_containers(containers: tuple[ContainerState, ...], as_json: bool) -> N
         command = " ".join(init.args) if init is not None else ""
         status = f"{container.status.value} {ended}".strip()
         rows.append(
-            (container.container, status, container.pid or "-", _age(container.created_at_ns), command)
+            (container.container, status, container.pid or "-", age(container.created_at_ns), command)
         )
     print_table(("CONTAINER", "STATUS", "PID", "AGE", "COMMAND"), rows)
-
-
-def _show_processes(container: ContainerState, as_json: bool) -> None:
-    if as_json:
-        print_json(container.processes)
-        return
-    rows = [
-        (
-            process.process,
-            f"{process.status.value} {_ending(process.exit)}".strip(),
-            process.pid or "-",
-            "yes" if process.terminal else "no",
-            _age(process.created_at_ns),
-            " ".join(process.args),
-        )
-        for process in container.processes
-    ]
-    print_table(("PROCESS", "STATUS", "PID", "TTY", "AGE", "COMMAND"), rows)
 
 
 def _process_line(process: ProcessState) -> str:
@@ -228,11 +210,3 @@ def _moment(time_ns: int) -> str:
         return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns / 1e9)) + "Z"
     except (ValueError, OverflowError, OSError):  # a guest may say anything
         return "?"
-
-
-def _age(since_ns: int) -> str:
-    seconds = max(0, int(time.time() - since_ns / 1e9))
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{seconds // size}{unit}"
-    return f"{seconds}s"

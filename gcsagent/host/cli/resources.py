@@ -6,7 +6,7 @@ import argparse
 import re
 
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
-from protocol.types import ContainerStats, Pressure
+from protocol.usage import ContainerStats, Pressure
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)\Z", re.ASCII)
 
@@ -46,19 +46,19 @@ def _rows(found: ContainerStats) -> list[tuple[str, ...]]:
     return [
         (
             "memory",
-            _size(memory.current),
-            _size(memory.limit),
-            _size(memory.peak),
+            size(memory.current),
+            size(memory.limit),
+            size(memory.peak),
             _pressure(found.memory_pressure),
         ),
         ("cpu", _seconds(cpu.usage_us), throttled, "", _pressure(found.cpu_pressure)),
         ("pids", _count(pids.current), _count(pids.limit), "", ""),
-        ("read", _size(io.read_bytes), "", "", _pressure(found.io_pressure)),
-        ("written", _size(io.write_bytes), "", "", ""),
+        ("read", size(io.read_bytes), "", "", _pressure(found.io_pressure)),
+        ("written", size(io.write_bytes), "", "", ""),
     ]
 
 
-def _size(count: int | None) -> str:
+def size(count: int | None) -> str:
     if count is None:
         return ""
     for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
