@@ -12,6 +12,7 @@ from gcsagent.common.config import (
     ConfigError,
     Settings,
     is_number,
+    parse_runtimes,
     parse_watchdog,
     read_guest_settings,
 )
@@ -52,6 +53,12 @@ def _parse(arguments: list[str]) -> Settings:
     )
     parser.add_argument("--state", default="/run/gcsagent", metavar="DIR", help="default: %(default)s")
     parser.add_argument("--runtime", default="runc", metavar="PATH", help="OCI runtime, default: %(default)s")
+    parser.add_argument(
+        "--runtimes",
+        default="",
+        metavar="PATH,...",
+        help="OCI runtimes that a container may ask for by name, beside the default",
+    )
     parser.add_argument("--log-level", default="info", choices=LOG_LEVELS)
     parser.add_argument(
         "--peer-cid",
@@ -72,6 +79,8 @@ def _parse(arguments: list[str]) -> Settings:
             parse_listen(address)
         except ValueError as error:
             raise ConfigError(f"--listen {error}") from error
+    if not os.path.basename(options.runtime):
+        raise ConfigError(f"--runtime {options.runtime}: a program's name or path")
     if options.peer_cid != "any" and not is_number(options.peer_cid):
         raise ConfigError(f"--peer-cid {options.peer_cid}: a number or 'any'")
     return Settings(
@@ -81,6 +90,7 @@ def _parse(arguments: list[str]) -> Settings:
         log_level=options.log_level,
         peer_cid=None if options.peer_cid == "any" else int(options.peer_cid),
         watchdog=parse_watchdog(options.watchdog, "--watchdog "),
+        runtimes=parse_runtimes(options.runtimes, "--runtimes "),
     )
 
 

@@ -243,6 +243,8 @@ class ContainerState:
     """For ``failed``: what could not be done, in one sentence."""
     labels: dict[str, str] = field(default_factory=dict)
     """As given to create."""
+    runtime: str = ""
+    """Name of the OCI runtime it was made with."""
     processes: tuple[ProcessState, ...] = ()
     """Init first, then in the order of exec."""
 
@@ -286,14 +288,16 @@ class UpgradeStatus:
 
 @dataclass(frozen=True, slots=True)
 class RuntimeInfo:
-    """The OCI runtime in use: its name, the binary's path, and the first line of its ``--version``."""
+    """An OCI runtime: its name, where its binary is, its version and features."""
 
     name: str
-    """``runc``, ``crun``, ..."""
+    """``runc``, ``crun``, ...: what ``container.create`` takes."""
     path: str
-    """In the guest."""
+    """In the guest; as configured, if it is not there."""
     version: str
-    """First line of its ``--version``."""
+    """First line of its ``--version``, or why there is none."""
+    features: dict[str, Any] = field(default_factory=dict)
+    """What its ``features`` command prints (OCI runtime spec); empty if not asked for or unknown."""
 
 
 @dataclass(frozen=True, slots=True)

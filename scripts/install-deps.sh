@@ -12,7 +12,7 @@ packages=(
     ca-certificates debian-archive-keyring gpgv # verified downloads
     mmdebstrap zstd kmod                        # the guest image (kmod: depmod)
     erofs-utils                                 # a root file system as a block device
-    runc                                        # containers without a VM: development and tests
+    runc crun                                   # containers without a VM: development and tests
     util-linux procps iproute2                  # flock, unshare, ps, ip
 )
 # Ubuntu 22.04's python3 is 3.10; its archive also has 3.11.

@@ -1,4 +1,4 @@
-"""Wires the agent together; the only module that knows the runtime is runc."""
+"""Wires the agent together; the only module that knows which runtimes there are."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from gcsagent.agent.info import AgentService
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.reload import reload
 from gcsagent.agent.runc import Runc
+from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
 from gcsagent.agent.supervisor_client import SupervisorClient
@@ -82,8 +83,12 @@ def _assemble(
     settings: Settings, generation: int, supervisor: SupervisorClient, keeper: Keeper, events: EventLog
 ) -> tuple[Registry, AgentService]:
     caller = Caller(supervisor, {"PATH": os.environ["PATH"]}, f"g{generation}")
-    runtime = Runc(caller, settings.runtime, settings.state, os.path.join(settings.state, "console"))
-    registry = Registry(settings.state, settings.guest, runtime, caller, keeper, events, CgroupMounts())
+
+    def runtime(binary: str) -> Runc:
+        return Runc(caller, binary, settings.state, os.path.join(settings.state, "console"))
+
+    runtimes = Runtimes(runtime, settings.offered_runtimes)
+    registry = Registry(settings.state, settings.guest, runtimes, caller, keeper, events, CgroupMounts())
     registry.tear_down = functools.partial(teardown.tear_down, registry)
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
     return registry, agent

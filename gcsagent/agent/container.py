@@ -10,6 +10,7 @@ from gcsagent.agent.cgroups import Cgroup
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
+from gcsagent.agent.runtime import Runtime
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.types import ContainerState, Status
@@ -39,11 +40,12 @@ class Container:
         ident: str,
         directory: ContainerDir,
         cgroup: Cgroup,
+        runtime: Runtime,
         *,
         auto_delete: bool,
         labels: dict[str, str],
     ) -> None:
-        self.ident, self.directory, self.cgroup = ident, directory, cgroup
+        self.ident, self.directory, self.cgroup, self.runtime = ident, directory, cgroup, runtime
         self.auto_delete, self.labels = auto_delete, labels
         self.status = Status.CREATING
         self.problem = ""
@@ -97,6 +99,7 @@ class Container:
             created_at_ns=self.created_at_ns,
             auto_delete=self.auto_delete,
             problem=self.problem,
+            runtime=self.runtime.name,
             labels=self.labels,
             processes=tuple(process.state() for process in self.processes.values()),
         )
@@ -107,6 +110,7 @@ class Container:
             "version": 1,
             "container": self.ident,
             "status": self.status.value,
+            "runtime": self.runtime.binary,
             "owns_pids": self.owns_pids,
             "root": self.root,
             "cgroup": self.cgroup.path,

@@ -35,7 +35,7 @@ class FreezingService:
             try:
                 container.status, container.freeze_request = Status.PAUSED, call.mark
                 container.save()
-                await self._registry.runtime.pause(container.ident, call.timeout)
+                await container.runtime.pause(container.ident, call.timeout)
             except BaseException:
                 _undo_pause(container)
                 raise
@@ -50,7 +50,7 @@ class FreezingService:
         async with container.freezing:
             container.check("resume")
             try:
-                await self._registry.runtime.resume(container.ident, call.timeout)
+                await container.runtime.resume(container.ident, call.timeout)
             except RuntimeFailure:
                 if container.cgroup.frozen():
                     raise

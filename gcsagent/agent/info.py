@@ -16,14 +16,14 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.container import Container
 from gcsagent.agent.process_dir import read_json
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.runtime import RuntimeFailure
+from gcsagent.agent.runtime_facts import RuntimeFacts
 from gcsagent.agent.upgrade import UpgradeService
 from gcsagent.common.config import Settings
 from protocol.address import UnixAddress, parse_listen
 from protocol.errors import RpcError
-from protocol.families.agent import Info, Pong, Shutdown, ShutdownAction
+from protocol.families.agent import AskInfo, Info, Pong, Shutdown, ShutdownAction
 from protocol.method import Empty
-from protocol.types import BootStage, RuntimeInfo, Status
+from protocol.types import BootStage, Status
 
 BUILD_FILE = "/etc/gcsagent/build.json"
 BOOT_FILE = "/run/gcs/boot-stages"
@@ -39,6 +39,7 @@ class AgentService:
         self._started = time.monotonic()
         self.stopping = False
         self.generation = generation
+        self._runtimes = RuntimeFacts(registry.runtimes)
         self.upgrades = UpgradeService(settings.state, generation, registry.keeper.supervisor)
         self.boot_id = _read("/proc/sys/kernel/random/boot_id").strip()
 
@@ -49,7 +50,8 @@ class AgentService:
         now = time.monotonic()
         return Pong(self.generation, int((now - self._started) * 1000), int((now - before) * 1_000_000))
 
-    async def info(self, _params: Empty, _call: Call) -> Info:
+    async def info(self, params: AskInfo, _call: Call) -> Info:
+        runtimes = await self._runtimes.all(params.features)
         containers = self._registry.containers
         memory = _meminfo()
         return Info(
@@ -61,7 +63,8 @@ class AgentService:
             os=_os_name(),
             python=platform.python_version(),
             cgroups=self._registry.cgroups.version,
-            runtime=await self._runtime(),
+            runtime=runtimes[0],
+            runtimes=runtimes,
             containers=len(containers),
             processes=sum(
                 process.alive for container in containers.values() for process in container.processes.values()
@@ -78,14 +81,6 @@ class AgentService:
             build=_build(),
             code=self.upgrades.running,
         )
-
-    async def _runtime(self) -> RuntimeInfo:
-        runtime = self._registry.runtime
-        try:
-            version = await runtime.version()
-        except RuntimeFailure as error:
-            version = str(error)
-        return RuntimeInfo(runtime.name, runtime.binary, version)
 
     # -- the end --------------------------------------------------------------------------------
 

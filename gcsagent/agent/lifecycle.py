@@ -46,7 +46,8 @@ class Lifecycle:
     async def create(self, params: CreateContainer, call: Call) -> Created:
         _check_stdio(params.stdio)
         spec = bundle.load(params)
-        container = self._registry.new(params.container, params.auto_delete, params.labels)
+        runtime = self._registry.runtimes.choose(params.runtime)
+        container = self._registry.new(params.container, runtime, params.auto_delete, params.labels)
         container.create_request = call.mark
         self._make_directory(container)
         try:
@@ -91,7 +92,7 @@ class Lifecycle:
         directory = container.directory.begin(INIT, process.document())
         launch = prepared.launch(os.path.join(directory, "pid"))
         try:
-            launched = await registry.runtime.create(
+            launched = await container.runtime.create(
                 container.ident, container.directory.path, launch, call.timeout
             )
         except RuntimeFailure as failure:
@@ -167,7 +168,7 @@ class Lifecycle:
         process = container.init
         process.status = Status.CREATING
         try:
-            await self._registry.runtime.start(container.ident, call.timeout)
+            await container.runtime.start(container.ident, call.timeout)
         except BaseException as error:
             self._start_failed(container, process)
             if isinstance(error, RuntimeFailure):
@@ -260,14 +261,13 @@ class Lifecycle:
     async def _launch_exec(
         self, container: Container, process: Process, spec: dict[str, Any], call: Call
     ) -> None:
-        registry = self._registry
         prepared = self._prepare(container, process)
         try:
             directory = container.directory.begin(process.ident, process.document())
             process_file = os.path.join(directory, "spec.json")
             write_json(process_file, spec)
             launch = prepared.launch(os.path.join(directory, "pid"))
-            launched = await registry.runtime.exec(container.ident, process_file, launch, call.timeout)
+            launched = await container.runtime.exec(container.ident, process_file, launch, call.timeout)
         except RuntimeFailure as failure:
             root = f"/proc/{container.init.pid}/root" if container.init.alive else container.root
             raise explain_launch(failure, root, process.args, spec["env"], spec["cwd"]) from failure

@@ -29,7 +29,7 @@ class LimitService:
                 "nothing to update: give memory_bytes, cpus or pids",
                 field="memory_bytes",
             )
-        await self._registry.runtime.update(container.ident, wanted, call.timeout)
+        await container.runtime.update(container.ident, wanted, call.timeout)
         call.commit()
         return Empty()
 

@@ -19,6 +19,7 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
+from gcsagent.agent.runtimes import Runtimes
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.schema import to_wire
@@ -32,14 +33,14 @@ class Registry:
         self,
         state: str,
         guest: bool,
-        runtime: Runtime,
+        runtimes: Runtimes,
         caller: Caller,
         keeper: Keeper,
         events: EventLog,
         cgroups: CgroupMounts,
     ) -> None:
-        self.runtime, self.caller, self.keeper, self.events, self.cgroups = (
-            runtime,
+        self.runtimes, self.caller, self.keeper, self.events, self.cgroups = (
+            runtimes,
             caller,
             keeper,
             events,
@@ -63,13 +64,13 @@ class Registry:
             raise RpcError(Code.NOT_FOUND, f"there is no container {ident}")
         return container
 
-    def new(self, ident: str, auto_delete: bool, labels: dict[str, str]) -> Container:
+    def new(self, ident: str, runtime: Runtime, auto_delete: bool, labels: dict[str, str]) -> Container:
         """A container in status CREATING. Raises ALREADY_EXISTS."""
         if ident in self.containers:
             raise RpcError(Code.ALREADY_EXISTS, f"there is a container {ident} already")
         cgroup = self.cgroup_of(ident)
         directory = ContainerDir(self.directory, ident)
-        container = Container(ident, directory, cgroup, auto_delete=auto_delete, labels=labels)
+        container = Container(ident, directory, cgroup, runtime, auto_delete=auto_delete, labels=labels)
         self.containers[ident] = container
         return container
 

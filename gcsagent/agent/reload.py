@@ -33,7 +33,7 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import VERSION, read_json
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
+from gcsagent.agent.runtime import Launched, Runtime, RuntimeFailure, launch_call, start_call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.common.channel import MAX_FDS
 from protocol.checks import INIT, identifier
@@ -98,7 +98,7 @@ class Reloader:
             if identifier(name) is not None:
                 _log.warning("a directory that is no container's is left alone", extra={"directory": name})
                 continue
-            container = self._registry.new(name, False, {})
+            container = self._registry.new(name, self._registry.runtimes.default, False, {})
             if set(os.listdir(container.directory.path)) <= {"exited", "container.json.tmp"}:
                 # Killed before the first word of it was written: nothing had been made, nobody was told.
                 container.directory.move_to_trash()
@@ -116,6 +116,7 @@ class Reloader:
         path = container.directory.path
         document = _read(os.path.join(path, "container.json"))
         container.status = Status(document["status"])
+        container.runtime = self._registry.runtimes.remembered(str(document["runtime"]))
         container.owns_pids = bool(document["owns_pids"])
         container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
         container.create_request = _mark(document.get("create_request"))
@@ -130,6 +131,9 @@ class Reloader:
     def _set_aside(self, container: Container, error: BaseException) -> None:
         """Its files are kept as they are; a forced delete removes it, processes and all."""
         container.status = Status.FAILED
+        for runtime in self._registry.runtimes:
+            if container.ident in runtime.leftovers():
+                container.runtime = runtime
         container.problem = (
             f"its state in {container.directory.path} cannot be read ({type(error).__name__}: {error})"
         )
@@ -411,14 +415,11 @@ class Reloader:
     async def _clean_up(self) -> None:
         """What only the runtime, the kernel or the disk still know of."""
         registry = self._registry
-        registry.runtime.forget_earlier_logs()
+        registry.runtimes.default.forget_earlier_logs()
         known = registry.containers.keys()
-        for ident in registry.runtime.leftovers() - known:
-            _log.warning("a container only the runtime knows is deleted", extra={"container": ident})
-            try:
-                await registry.runtime.delete(ident, 60.0)
-            except RuntimeFailure as error:
-                _log.error("that failed", extra={"container": ident, "error": str(error)})
+        for runtime in registry.runtimes:
+            for ident in runtime.leftovers() - known:
+                await _delete_unknown(runtime, ident)
         for ident in registry.cgroup_children() - known:
             _log.warning("a cgroup without a container is removed", extra={"container": ident})
             cgroup = registry.cgroup_of(ident)
@@ -430,6 +431,15 @@ class Reloader:
 
     def _note(self, container: Container, what: str, process: str = "") -> None:
         context(_log, container=container.ident, process=process).info(what)
+
+
+async def _delete_unknown(runtime: Runtime, ident: str) -> None:
+    log = context(_log, container=ident)
+    log.warning("a container only the runtime knows is deleted", extra={"fields": {"runtime": runtime.name}})
+    try:
+        await runtime.delete(ident, 60.0)
+    except RuntimeFailure as error:
+        log.error("that failed", extra={"error": str(error)})
 
 
 def _process_directories(path: str) -> list[str]:

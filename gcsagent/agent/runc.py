@@ -11,9 +11,15 @@ from typing import Any
 from gcsagent.agent import runc_argv
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, kill_and_close
 from gcsagent.agent.runtime import Launch, Launched, RuntimeFailure, RuntimeMissing, launch_call, start_call
+from protocol.checks import identifier
 
 LOG_TAIL = 64 * 1024
+MAX_OUTPUT = 256 * 1024
+ASK_SECONDS = 10.0
 UNMOUNT_SECONDS = 10.0
+
+_numbers = itertools.count(1)
+"""Of calls, whichever runtime's: their files share a directory."""
 
 
 class Runc:
@@ -21,20 +27,34 @@ class Runc:
         self.name = os.path.basename(binary)
         self.binary = binary
         self._caller = caller
-        self._globals = runc_argv.RuncGlobals(binary, os.path.join(state, "runtime"))
+        # Each runtime reads its own state only: another's would be rubbish to it.
+        self._globals = runc_argv.RuncGlobals(binary, os.path.join(state, "runtime", self.name))
         self._logs = os.path.join(state, "calls")
         self._consoles = console_directory
-        self._numbers = itertools.count(1)
-        os.makedirs(self._logs, mode=0o700, exist_ok=True)
+        for directory in (self._logs, self._globals.root):
+            os.makedirs(directory, mode=0o700, exist_ok=True)
 
     async def version(self) -> str:
+        text = await self._output("version", runc_argv.version(self._globals))
+        return text.decode(errors="replace").partition("\n")[0]
+
+    async def features(self) -> dict[str, Any]:
+        """What ``features`` prints (runc 1.1, crun 1.8.6; OCI runtime spec, features.md), else nothing."""
+        try:
+            found = json.loads(await self._output("features", runc_argv.features(self._globals)))
+        except RuntimeMissing:
+            raise
+        except (RuntimeFailure, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    async def _output(self, action: str, argv: list[str]) -> bytes:
         fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
         try:
-            await self._run("version", runc_argv.version(self._globals), 10.0, fds={1: fd})
-            text = os.pread(fd, 4096, 0).decode(errors="replace")
+            await self._run(action, argv, ASK_SECONDS, fds={1: fd})
+            return os.pread(fd, MAX_OUTPUT, 0)
         finally:
             os.close(fd)
-        return text.partition("\n")[0]
 
     async def create(self, container: str, bundle: str, launch: Launch, timeout: float) -> Launched:
         with _Files(self, bool(launch.console_name)) as files:
@@ -106,9 +126,9 @@ class Runc:
                 await self._caller.run(["umount", os.path.join(directory, name)], UNMOUNT_SECONDS)
 
     def leftovers(self) -> set[str]:
-        """Containers that runc has a state for: a directory each below its root."""
+        """Containers it has a state for: a directory each below its root. crun keeps a cache there, too."""
         try:
-            return set(os.listdir(self._globals.root))
+            return {name for name in os.listdir(self._globals.root) if identifier(name) is None}
         except FileNotFoundError:
             return set()
 
@@ -166,7 +186,7 @@ class _Files:
     """The per-call files: a fresh log, a console socket's path, /dev/null. Gone when the call is."""
 
     def __init__(self, runc: Runc, console: bool = False) -> None:
-        number = next(runc._numbers)
+        number = next(_numbers)
         self.log = os.path.join(runc._logs, f"{runc._caller.prefix}.{number}.log")
         self.console = os.path.join(runc._consoles, f"{runc._caller.prefix}.{number}") if console else ""
         self.null = -1

@@ -74,5 +74,9 @@ def update(options: RuncGlobals, log: str, container: str) -> list[str]:
     return [*_base(options, log), "update", "--resources", "-", container]
 
 
+def features(options: RuncGlobals) -> list[str]:
+    return [options.binary, "features"]
+
+
 def version(options: RuncGlobals) -> list[str]:
     return [options.binary, "--version"]

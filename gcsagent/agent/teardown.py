@@ -86,7 +86,7 @@ async def _kill_processes(container: Container) -> None:
 
 async def _delete_in_runtime(registry: Registry, container: Container) -> None:
     try:
-        await registry.runtime.delete(container.ident, DELETE_SECONDS)
+        await container.runtime.delete(container.ident, DELETE_SECONDS)
     except RuntimeMissing:
         if any(process.pid for process in container.processes.values()):
             raise  # it knows the container, and now it is gone itself

@@ -8,6 +8,7 @@ line more of them, and the later one wins:
     gcs.peer_cid=2             CID that may connect; ``any`` for loopback tests
     gcs.log_level=info         debug, info, warning, error
     gcs.runtime=runc           OCI runtime, a name on PATH or a path
+    gcs.runtimes=runc,crun     runtimes that a container may ask for, by name; the one above always
     gcs.on_failure=poweroff    what a guest that cannot start does: poweroff, or hold for a look
     gcs.watchdog=15            seconds of silence after which a stuck agent is restarted, or off
 
@@ -41,6 +42,14 @@ class Settings(NamedTuple):
     on_failure: str = "poweroff"
     watchdog: int = DEFAULT_WATCHDOG
     """Seconds; 0 is off."""
+    runtimes: tuple[str, ...] = ()
+    """Names or paths, as ``runtime``."""
+
+    @property
+    def offered_runtimes(self) -> tuple[str, ...]:
+        """Every runtime a container may have, the default first, no name twice."""
+        default = os.path.basename(self.runtime)
+        return self.runtime, *(each for each in self.runtimes if os.path.basename(each) != default)
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
@@ -91,8 +100,9 @@ def parse_guest_settings(words: list[str]) -> Settings:
         raise ConfigError(f"gcs.peer_cid={peer}: a CID or 'any'")
     if level not in LOG_LEVELS:
         raise ConfigError(f"gcs.log_level={level}: one of {', '.join(LOG_LEVELS)}")
-    if not runtime:
-        raise ConfigError("gcs.runtime=: a program's name or path")
+    if not os.path.basename(runtime):
+        raise ConfigError(f"gcs.runtime={runtime}: a program's name or path")
+    runtimes = parse_runtimes(values.pop("gcs.runtimes", ""), "gcs.runtimes=")
     watchdog = parse_watchdog(values.pop("gcs.watchdog", str(DEFAULT_WATCHDOG)), "gcs.watchdog=")
     if on_failure not in ("poweroff", "hold"):
         raise ConfigError(f"gcs.on_failure={on_failure}: poweroff or hold")
@@ -108,7 +118,19 @@ def parse_guest_settings(words: list[str]) -> Settings:
         peer_cid=None if peer == "any" else int(peer),
         on_failure=on_failure,
         watchdog=watchdog,
+        runtimes=runtimes,
     )
+
+
+def parse_runtimes(text: str, option: str) -> tuple[str, ...]:
+    """Programs' names or paths, separated by commas. Raises ConfigError."""
+    found = tuple(text.split(",")) if text else ()
+    names = [os.path.basename(each) for each in found]
+    if not all(names):
+        raise ConfigError(f"{option}{text}: programs' names or paths, separated by commas")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{option}{text}: names a runtime twice")
+    return found
 
 
 def parse_watchdog(text: str, option: str) -> int:

@@ -26,7 +26,7 @@ from gcsagent.host.streams import Stream
 from gcsagent.host.transport import Address
 from protocol import checks
 from protocol.address import parse_dial
-from protocol.families.agent import Info, Pong, Shutdown, ShutdownAction, Welcome
+from protocol.families.agent import AskInfo, Info, Pong, Shutdown, ShutdownAction, Welcome
 from protocol.families.container import (
     ContainerList,
     ContainerRef,
@@ -166,8 +166,9 @@ class Client:
         result: Pong = await self.call("agent.ping", Empty())
         return result
 
-    async def info(self) -> Info:
-        result: Info = await self.call("agent.info", Empty())
+    async def info(self, *, features: bool = False) -> Info:
+        """``features``: also what the runtimes say they can do; the agent asks them once."""
+        result: Info = await self.call("agent.info", AskInfo(features))
         return result
 
     async def shutdown(

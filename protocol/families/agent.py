@@ -64,6 +64,12 @@ class Pong:
 
 
 @dataclass(frozen=True, slots=True)
+class AskInfo:
+    features: bool = False
+    """Also what the runtimes say they can do."""
+
+
+@dataclass(frozen=True, slots=True)
 class Info:
     agent_version: str
     """As in hello."""
@@ -82,7 +88,7 @@ class Info:
     cgroups: str
     """``v1``, ``v2`` or ``hybrid``."""
     runtime: RuntimeInfo
-    """The OCI runtime."""
+    """The OCI runtime a container gets that asks for none."""
     containers: int
     """How many the agent knows, in any status."""
     processes: int
@@ -109,6 +115,8 @@ class Info:
     """What the image was stamped with: commit and package versions; empty outside a VM."""
     code: str = ""
     """SHA-256 of the uploaded archive whose code runs; empty: what the image came with."""
+    runtimes: tuple[RuntimeInfo, ...] = ()
+    """Every OCI runtime that ``container.create`` may name, the default first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +174,7 @@ class AwaitUpgrade:
 METHODS = (
     Method("agent.hello", Hello, Welcome, QUICK),
     Method("agent.ping", Empty, Pong, QUICK),
-    Method("agent.info", Empty, Info, QUICK),
+    Method("agent.info", AskInfo, Info, QUICK),
     Method("agent.shutdown", Shutdown, Empty, QUICK, True, "the supervisor has been told"),
     Method("agent.upload", Upload, Uploaded, QUICK, True, "the bytes are being written"),
     Method("agent.upgrade", Upgrade, Upgrading, LONG, True, "the supervisor is being told"),

@@ -39,6 +39,8 @@ class CreateContainer:
     """Delete it once init has ended and its output is taken."""
     labels: dict[str, str] = field(default_factory=dict)
     """Kept with the container and shown in its state; the agent reads none of them."""
+    runtime: str = ""
+    """Name of one of the agent's OCI runtimes (``agent.info``); empty: the default."""
     allow_vsock: bool = False
     """Leave AF_VSOCK, io_uring and 32-bit socketcall to the spec's own seccomp profile."""
 

@@ -83,7 +83,12 @@ class RunningAgent:
     """One supervisor and its agent, in the foreground of a subprocess. :meth:`stop` is to be called."""
 
     def __init__(
-        self, *options: str, socket_path: str = "", python_path: str = "", state_dir: Path | None = None
+        self,
+        *options: str,
+        runtime: str = "runc",
+        socket_path: str = "",
+        python_path: str = "",
+        state_dir: Path | None = None,
     ) -> None:
         """``python_path`` comes before this tree on the agent's module path."""
         self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
@@ -94,9 +99,12 @@ class RunningAgent:
         self._last_words = ""
         self._cgroup = f"gcs-{hashlib.sha256(str(self.state_dir).encode()).hexdigest()[:8]}"
         command = [sys.executable, "-m", "gcsagent", "--listen", self.address, "--state", str(self.state_dir)]
+        command += ["--runtime", runtime, *options]
+        if "crun" in " ".join(command):
+            command = _where_crun_works(command)
         with self._log.open("wb") as log:
             env = {**os.environ, "PYTHONPATH": python_path} if python_path else None
-            self._process = subprocess.Popen([*command, *options], cwd=REPO, stdout=log, stderr=log, env=env)
+            self._process = subprocess.Popen(command, cwd=REPO, stdout=log, stderr=log, env=env)
         self.pid = self._process.pid
         try:
             self.wait_for_generation(1)
@@ -167,7 +175,7 @@ class RunningAgent:
         """
         kept = self.state_dir / "requests"
         found = [path for path in walk(self.state_dir) if kept not in (path, *path.parents)]
-        return [path for path in found if not path.match("runtime/*/runc.*")]
+        return [path for path in found if not path.match("runtime/*/*/runc.*")]
 
     def leftovers(self) -> list[str]:
         """Traces after the end: processes, mounts, cgroups, sockets, files. Empty is right."""
@@ -219,6 +227,15 @@ class RunningAgent:
             with contextlib.suppress(OSError):
                 os.rmdir(path)
         return not self.cgroups()
+
+
+def _where_crun_works(command: list[str]) -> list[str]:
+    """crun refuses a machine with cgroup v1 whose v2 hierarchy has a controller: there it sees v1 alone."""
+    controllers = Path("/sys/fs/cgroup/unified/cgroup.controllers")
+    if not controllers.exists() or not controllers.read_text().strip():
+        return command
+    hide = 'umount /sys/fs/cgroup/unified && exec "$@"'
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-c", hide, "sh", *command]
 
 
 def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:

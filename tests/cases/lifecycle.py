@@ -146,7 +146,7 @@ async def statistics_are_what_the_container_does(target: Target) -> None:
         assert cpu.usage_us is not None
         assert cpu.user_us is not None
         assert cpu.system_us is not None
-        assert cpu.usage_us >= 200_000
+        assert cpu.usage_us >= 190_000  # what it used before it was put into the cgroup is not in it
         assert cpu.user_us > 0
         assert first.io.read_bytes is not None
         assert first.io.writes is not None

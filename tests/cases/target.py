@@ -42,7 +42,7 @@ class Target:
 
     ``rootfs`` is the demo root as the agent sees it, and is never written to: containers get an overlay.
     ``box`` is a container that runs all the while, for execs. ``pace`` is how many times slower things may
-    be than on bare metal; ``execs`` how many are asked for at once.
+    be than on bare metal; ``execs`` how many are asked for at once. ``runtime`` is what containers ask for.
     """
 
     address: str
@@ -50,6 +50,7 @@ class Target:
     box: str
     pace: float
     execs: int
+    runtime: str = ""
 
 
 Case = Callable[[Target], Awaitable[None]]
@@ -86,6 +87,7 @@ def creation(target: Target, ident: str, args: tuple[str, ...], **more: Any) -> 
     spec = container_spec(container=ident, rootfs=target.rootfs, args=args, terminal=tty)
     if change is not None:
         change(spec)
+    more.setdefault("runtime", target.runtime)
     return CreateContainer(ident, spec, overlay=more.pop("overlay", True), **more)
 
 

@@ -9,7 +9,7 @@ import pytest
 from gcsagent.host.vm.tools import cache_dir
 from tests.cases.agents import RunningAgent, stopped_clean
 
-_AGENT = pytest.StashKey[RunningAgent]()
+_AGENT, _CRUN_AGENT = pytest.StashKey[RunningAgent](), pytest.StashKey[RunningAgent]()
 
 
 @pytest.fixture(scope="session")
@@ -28,11 +28,20 @@ def agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
     yield from stopped_clean(running)
 
 
+@pytest.fixture(scope="session")
+def crun_agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
+    """Likewise, with crun: its end is a test, too."""
+    running = RunningAgent("--log-level", "debug", runtime="crun")
+    request.config.stash[_CRUN_AGENT] = running
+    yield from stopped_clean(running)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A failure shows the end of the agent's log."""
+    """A failure shows the end of the log of the agent it met."""
     report = yield
-    running = item.config.stash.get(_AGENT, None)
-    if report.failed and running is not None:
-        report.sections.append(("the agent's log, its end", running.log_tail()))
+    for fixture, key in (("agent", _AGENT), ("crun_agent", _CRUN_AGENT)):
+        running = item.config.stash.get(key, None)
+        if report.failed and running is not None and fixture in getattr(item, "fixturenames", ()):
+            report.sections.append(("the agent's log, its end", running.log_tail()))
     return report

@@ -313,7 +313,7 @@ def test_unknown_containers_of_the_runtime_are_removed(fresh: RunningAgent, root
             bundle = fresh.directory / "stray"
             bundle.mkdir()
             (bundle / "config.json").write_text(json.dumps(stray))
-            root = ["runc", "--root", str(fresh.state_dir / "runtime")]
+            root = ["runc", "--root", str(fresh.state_dir / "runtime" / "runc")]
             await asyncio.to_thread(_quietly, [*root, "create", "--bundle", str(bundle), "stray"])
             await asyncio.to_thread(restart, fresh)
             with pytest.raises(RpcError):

@@ -1,4 +1,4 @@
-"""Every case over a UNIX socket with the real runc, and after each: nothing left, nothing held."""
+"""Every case over a UNIX socket with the real runc and crun, and after each: nothing left, nothing held."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ async def _run(target: Target, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_case(agent: RunningAgent, rootfs: str, name: str) -> None:
+    _hold(agent, Target(agent.address, rootfs, box="box", pace=1.0, execs=30), name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_case_with_crun(crun_agent: RunningAgent, rootfs: str, name: str) -> None:
+    _hold(crun_agent, Target(crun_agent.address, rootfs, box="box", pace=1.0, execs=30, runtime="crun"), name)
+
+
+def _hold(agent: RunningAgent, target: Target, name: str) -> None:
     before = agent.holdings()
-    asyncio.run(_run(Target(agent.address, rootfs, box="box", pace=1.0, execs=30), name))
+    asyncio.run(_run(target, name))
     agent.assert_holds(before)

@@ -24,6 +24,7 @@ from gcsagent.agent.info import AgentService
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runc import Runc
+from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.session import Session
 from gcsagent.agent.streams import OutputStream
 from gcsagent.common.config import Settings
@@ -44,7 +45,8 @@ class Host:
         runtime = Runc(caller, "runc", str(tmp_path), str(tmp_path / "console"))
         keeper = Keeper(self.supervisor.client, CounterSlots())
         cgroups = CgroupMounts(str(mounts))
-        self.registry = Registry(str(tmp_path), False, runtime, caller, keeper, EventLog(), cgroups)
+        runtimes = Runtimes(lambda _: runtime, ["runc"])
+        self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, EventLog(), cgroups)
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
         table = methods.build(self.registry, self.agent)
         self.dispatcher = Dispatcher(table, self.registry.journal, lambda: False)
@@ -93,7 +95,7 @@ class Host:
 
     def process(self) -> tuple[OutputStream, int]:
         """A container ``c`` whose init has a stdout; the process's end of that."""
-        container: Container = self.registry.new("c", False, {})
+        container: Container = self.registry.new("c", self.registry.runtimes.default, False, {})
         container.status = Status.RUNNING
         process = Process("c", "init", ("x",), Stdio(stdout=StreamSpec(StreamMode.STREAM)), False)
         process.pid, process.status = 1, Status.RUNNING

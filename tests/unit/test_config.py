@@ -43,6 +43,7 @@ def test_every_setting_is_taken() -> None:
             "gcs.peer_cid=4294967295",
             "gcs.log_level=debug",
             "gcs.runtime=/usr/bin/crun",
+            "gcs.runtimes=runc,crun,/opt/runsc",
             "gcs.on_failure=hold",
             "gcs.hostname=guest",
             "gcs.disk.data=/mnt",
@@ -51,6 +52,7 @@ def test_every_setting_is_taken() -> None:
     assert settings.listen == ("vsock:4294967294",)
     assert settings.peer_cid == 4294967295
     assert (settings.log_level, settings.runtime, settings.on_failure) == ("debug", "/usr/bin/crun", "hold")
+    assert settings.offered_runtimes == ("/usr/bin/crun", "runc", "/opt/runsc")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +72,9 @@ def test_every_setting_is_taken() -> None:
         ("gcs.peer_cid=", "a CID or 'any'"),
         ("gcs.log_level=trace", "debug, info, warning, error"),
         ("gcs.runtime=", "a program's name or path"),
+        ("gcs.runtime=/usr/bin/", "a program's name or path"),
+        ("gcs.runtimes=runc,,crun", "separated by commas"),
+        ("gcs.runtimes=crun,/usr/bin/crun", "twice"),
         ("gcs.on_failure=reboot", "poweroff or hold"),
         ("gcs.prot=1024", "no such setting"),
         ("gcs.=1", "no such setting"),
@@ -91,6 +96,7 @@ def test_a_setting_that_cannot_be_used_is_named_with_what_is_allowed(word: str, 
         (["--peer-cid", "²"], "--peer-cid"),
         (["--peer-cid", "host"], "--peer-cid"),
         (["--log-level", "loud"], "--log-level"),
+        (["--runtimes", "runc,"], "--runtimes runc,"),
         (["--guest", "--listen", "vsock"], "--guest"),
         (["--state", "/dev/null/x", "--listen", "unix:/nowhere/x"], "/dev/null/x"),
     ],

@@ -55,6 +55,11 @@ def test_streams_follow_the_flags(flags: str, expected: str) -> None:
     assert stdio.stdin_once is (flags in ("-i", "--log -i"))
 
 
+def test_the_runtime_is_the_agents_choice_unless_named() -> None:
+    assert plan("--rootfs", "/r", "--", "x").params.runtime == ""
+    assert plan("--rootfs", "/r", "--runtime", "crun", "--", "x").params.runtime == "crun"
+
+
 def test_vsock_is_allowed_only_when_asked() -> None:
     assert plan("--rootfs", "/r", "--", "x").params.allow_vsock is False
     assert plan("--rootfs", "/r", "--allow-vsock", "--", "x").params.allow_vsock is True

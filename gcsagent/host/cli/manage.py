@@ -9,7 +9,7 @@ from gcsagent.host.cli.common import complain, connect, exit_code, print_json, p
 from gcsagent.host.cli.processes import age, show_processes
 from gcsagent.host.text import printable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
-from protocol.types import ContainerState, Event, ExitRecord, ProcessState
+from protocol.types import ContainerState, Event, ExitRecord, ProcessState, RuntimeInfo
 
 
 async def ping(args: argparse.Namespace) -> int:
@@ -36,7 +36,7 @@ async def ping(args: argparse.Namespace) -> int:
 
 async def info(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
-        about = await client.info()
+        about = await client.info(features=True)
     if args.json:
         print_json(about)
         return 0
@@ -47,7 +47,7 @@ async def info(args: argparse.Namespace) -> int:
         ("os", about.os),
         ("kernel", about.kernel),
         ("python", about.python),
-        ("runtime", f"{about.runtime.name} ({about.runtime.path}): {about.runtime.version}"),
+        *(("runtime", _runtime(runtime)) for runtime in about.runtimes),
         ("cgroups", about.cgroups),
         ("cpus", about.cpus),
         ("memory", f"{about.memory_available_kib} KiB available of {about.memory_total_kib} KiB"),
@@ -60,6 +60,12 @@ async def info(args: argparse.Namespace) -> int:
     pairs += [(f"build {name}", value) for name, value in about.build.items() if not isinstance(value, dict)]
     print_pairs(pairs)
     return 0
+
+
+def _runtime(runtime: RuntimeInfo) -> str:
+    oldest, newest = (runtime.features.get(f"ociVersion{end}") for end in ("Min", "Max"))
+    spec = f", OCI runtime spec {oldest} to {newest}" if oldest and newest else ""
+    return f"{runtime.name} ({runtime.path}): {runtime.version}{spec}"
 
 
 async def events(args: argparse.Namespace) -> int:

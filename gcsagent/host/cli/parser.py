@@ -215,6 +215,12 @@ def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> N
     parser.add_argument("--log", action="store_true", help="keep its output for `logs`; so does -d")
     parser.add_argument("--overlay", action="store_true", help="throw away what is written to the root")
     parser.add_argument(
+        "--runtime",
+        default="",
+        metavar="NAME",
+        help="OCI runtime, one of those `info` shows; default: its first",
+    )
+    parser.add_argument(
         "--allow-vsock", action="store_true", help="do not deny the container AF_VSOCK and io_uring"
     )
     _add_process_options(parser)

@@ -153,6 +153,7 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
         bundle=bundle,
         stdio=_stdio(args, quiet=detach or args.quiet, log=log or detach),
         overlay=args.overlay,
+        runtime=args.runtime,
         allow_vsock=args.allow_vsock,
         auto_delete=remove and detach,
     )

@@ -42,6 +42,7 @@ def vm_plan(args: argparse.Namespace) -> RunPlan:
         "bundle": None,
         "rootfs": GUEST_ROOTFS,
         "overlay": True,
+        "runtime": "",
         "allow_vsock": False,
         "rm": True,
         "quiet": False,

@@ -1,0 +1,53 @@
+"""Which runtime a container gets, and which it keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from gcsagent.agent.calls import Caller
+from gcsagent.agent.runc import Runc
+from gcsagent.agent.runtimes import Runtimes
+from gcsagent.agent.supervisor_client import SupervisorClient
+from protocol.errors import Code, RpcError
+
+
+@pytest.fixture
+def runtimes(tmp_path: Path) -> Runtimes:
+    caller = Caller(cast(SupervisorClient, None), {}, "g1")  # none is called here
+    return Runtimes(lambda binary: Runc(caller, binary, str(tmp_path), ""), ["runc", "/opt/bin/crun"])
+
+
+def test_the_first_is_the_default(runtimes: Runtimes) -> None:
+    assert runtimes.choose("") is runtimes.choose("runc") is runtimes.default
+
+
+def test_one_is_chosen_by_name_wherever_it_is(runtimes: Runtimes) -> None:
+    assert (runtimes.choose("crun").binary, runtimes.choose("crun").name) == ("/opt/bin/crun", "crun")
+
+
+@pytest.mark.parametrize("name", ["youki", "/opt/bin/crun", "CRUN", "../runc"])
+def test_another_is_refused_naming_what_there_is(runtimes: Runtimes, name: str) -> None:
+    with pytest.raises(RpcError, match="runc, crun") as refused:
+        runtimes.choose(name)
+    assert (refused.value.code, refused.value.details["field"]) == (Code.INVALID_ARGUMENT, "runtime")
+
+
+def test_a_container_keeps_one_that_is_no_longer_offered(runtimes: Runtimes) -> None:
+    kept = runtimes.remembered("/old/youki")
+    assert runtimes.remembered("/old/youki") is kept
+    assert list(runtimes) == [*runtimes.offered, kept]
+    with pytest.raises(RpcError):
+        runtimes.choose("youki")
+    assert runtimes.remembered("/usr/bin/crun") is runtimes.choose("crun")
+
+
+def test_what_is_no_container_in_a_runtimes_directory_is_left_alone(
+    runtimes: Runtimes, tmp_path: Path
+) -> None:
+    for name in (".cache", "box"):
+        (tmp_path / "runtime" / "crun" / name).mkdir()
+    assert runtimes.choose("crun").leftovers() == {"box"}
+    assert runtimes.default.leftovers() == set()
