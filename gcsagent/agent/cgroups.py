@@ -135,6 +135,12 @@ class Cgroup:
                     left.append(parent)
         return left
 
+    def remove_empty(self) -> None:
+        """Removes its own directories where nothing is in them; the kernel refuses the others."""
+        for directory in self._mounts.directories(self.path):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
 
 def signal_all(pids: set[int], number: int) -> int:
     """Signals each through a pidfd, so that a pid used again meanwhile is never hit; returns how many."""

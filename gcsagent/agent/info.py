@@ -102,7 +102,7 @@ class AgentService:
         containers = list(self._registry.containers.values())
         _log.info("stopping", extra={"action": action, "containers": len(containers)})
         await asyncio.gather(*(self._stop_container(container, grace) for container in containers))
-        self._registry.remove_cgroup_root()
+        self._registry.cgroup_tree.remove_root()
         self.upgrades.clear()
         _remove_sockets(self._settings.listen)
         self._registry.keeper.supervisor.tell("stop", {"action": action})

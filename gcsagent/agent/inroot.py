@@ -1,7 +1,8 @@
-"""Looks a program up inside a root directory, as execvp(3) would there: no symlink leads outside."""
+"""Looks things up inside a root directory, as a process there would: no symlink leads outside."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -58,3 +59,51 @@ def resolve(root: str, path: str) -> str | None:
             inside.clear()
         parts.extend(piece for piece in reversed(target.split("/")) if piece not in ("", "."))
     return os.path.join(root, *inside)
+
+
+def open_inside(root: int, path: str) -> int:
+    """An O_PATH descriptor of what ``path`` names inside the directory ``root``, itself no symlink.
+
+    Step by step from descriptor to descriptor, so that a tree that changes meanwhile cannot lead outside
+    either. Raises OSError.
+    """
+    parts = [part for part in reversed(path.split("/")) if part not in ("", ".")]
+    walked = [os.dup(root)]
+    links = 0
+    try:
+        while parts:
+            part = parts.pop()
+            if part == "..":
+                if len(walked) > 1:
+                    os.close(walked.pop())
+                continue
+            walked.append(os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=walked[-1]))
+            if not stat.S_ISLNK(os.fstat(walked[-1]).st_mode):
+                continue
+            links += 1
+            if links > MAX_LINKS:
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+            target = os.readlink("", dir_fd=walked[-1])
+            for fd in walked[1:] if target.startswith("/") else walked[-1:]:
+                os.close(fd)
+                walked.remove(fd)
+            parts.extend(piece for piece in reversed(target.split("/")) if piece not in ("", "."))
+        return walked.pop()
+    finally:
+        for fd in walked:
+            os.close(fd)
+
+
+def read_inside(root: int, path: str, limit: int) -> bytes:
+    """The regular file that ``path`` names inside ``root``. Raises OSError; EFBIG beyond ``limit`` bytes."""
+    fd = open_inside(root, path)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        with open(f"/proc/self/fd/{fd}", "rb") as file:
+            data = file.read(limit + 1)
+    finally:
+        os.close(fd)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+    return data

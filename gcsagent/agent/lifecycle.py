@@ -16,6 +16,9 @@ from gcsagent.agent.cgroups import signal_all
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import explain_launch
 from gcsagent.agent.logs import context
+from gcsagent.agent.oci import cgroup_path
+from gcsagent.agent.oci.check_namespaces import mapped_root
+from gcsagent.agent.oci.owners import give_pipes
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import write_json
 from gcsagent.agent.registry import Registry
@@ -47,7 +50,9 @@ class Lifecycle:
         _check_stdio(params.stdio)
         spec = bundle.load(params)
         runtime = self._registry.runtimes.choose(params.runtime)
-        container = self._registry.new(params.container, runtime, params.auto_delete, params.labels)
+        container = self._registry.new(
+            params.container, runtime, params.auto_delete, params.labels, cgroup_path.wanted(spec)
+        )
         container.create_request = call.mark
         self._make_directory(container)
         try:
@@ -83,12 +88,12 @@ class Lifecycle:
         container.save()
         if params.overlay:
             spec["root"]["path"] = await overlay.mount(
-                registry.caller, container.directory, spec["root"]["path"]
+                registry.caller, container.directory, spec["root"]["path"], mapped_root(spec)
             )
             container.root = spec["root"]["path"]
             container.save()
         container.directory.write("config.json", bundle.finish(spec, params.stdio, container.cgroup.path))
-        prepared = self._prepare(container, process)
+        prepared = self._prepare(container, process, spec)
         directory = container.directory.begin(INIT, process.document())
         launch = prepared.launch(os.path.join(directory, "pid"))
         try:
@@ -135,7 +140,8 @@ class Lifecycle:
                 "create left something behind", extra={"error": str(error)}
             )
 
-    def _prepare(self, container: Container, process: Process) -> stdio.PreparedStdio:
+    def _prepare(self, container: Container, process: Process, spec: dict[str, Any]) -> stdio.PreparedStdio:
+        """``spec`` is the container's: its root's are the pipes."""
         prepared = stdio.prepare(
             self._registry.keeper,
             process.key,
@@ -144,6 +150,7 @@ class Lifecycle:
             lambda name, count: self._registry.stream_ended(container, process, name, count),
         )
         process.streams, process.slots = prepared.streams, prepared.slots
+        give_pipes(prepared.child, mapped_root(spec))
         return prepared
 
     async def _take_terminal(
@@ -238,7 +245,9 @@ class Lifecycle:
             raise RpcError(
                 Code.ALREADY_EXISTS, f"container {container.ident} has a process {params.process} already"
             )
-        spec = bundle.for_exec(container.directory.read("config.json"), params.spec, params.stdio)
+        config = container.directory.read("config.json")
+        spec = bundle.for_exec(config, params.spec, params.stdio, _root_of(container))
+        container.init.signal(0)  # it lives, so that the root looked into was its
         process = Process(
             container.ident, params.process, tuple(spec["args"]), params.stdio, params.auto_delete
         )
@@ -246,7 +255,7 @@ class Lifecycle:
         container.processes[process.ident] = process
         started_at_ns = time.time_ns()
         try:
-            await self._launch_exec(container, process, spec, call)
+            await self._launch_exec(container, process, config, spec, call)
         except BaseException:
             await _bounded(self.undo_exec(container, process))
             raise
@@ -259,9 +268,14 @@ class Lifecycle:
         self._registry.caller.forget(launch_call(process.key))
 
     async def _launch_exec(
-        self, container: Container, process: Process, spec: dict[str, Any], call: Call
+        self,
+        container: Container,
+        process: Process,
+        config: dict[str, Any],
+        spec: dict[str, Any],
+        call: Call,
     ) -> None:
-        prepared = self._prepare(container, process)
+        prepared = self._prepare(container, process, config)
         try:
             directory = container.directory.begin(process.ident, process.document())
             process_file = os.path.join(directory, "spec.json")
@@ -269,8 +283,9 @@ class Lifecycle:
             launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.exec(container.ident, process_file, launch, call.timeout)
         except RuntimeFailure as failure:
-            root = f"/proc/{container.init.pid}/root" if container.init.alive else container.root
-            raise explain_launch(failure, root, process.args, spec["env"], spec["cwd"]) from failure
+            raise explain_launch(
+                failure, _root_of(container), process.args, spec["env"], spec["cwd"]
+            ) from failure
         finally:
             prepared.close_child()
         await self.take_up(container, process, prepared, launched)
@@ -286,6 +301,11 @@ class Lifecycle:
         """A launch cut off after the runtime sent the terminal and before it became a stream of ours."""
         if process.stdio.terminal:
             self._registry.keeper.supervisor.release(stdio.stream_name(process.key, "tty"))
+
+
+def _root_of(container: Container) -> str:
+    """Its root directory with everything mounted there, as long as it lives."""
+    return f"/proc/{container.init.pid}/root" if container.init.alive else container.root
 
 
 def _check_stdio(wanted: Stdio) -> None:

@@ -14,14 +14,21 @@ SECONDS = 30.0
 BUSY_SECONDS = 5.0
 
 
-async def mount(caller: Caller, directory: ContainerDir, lower: str) -> str:
-    """Mounts an overlay over ``lower``; returns where. Raises RpcError."""
+async def mount(
+    caller: Caller, directory: ContainerDir, lower: str, owner: tuple[int, int] | None = None
+) -> str:
+    """Mounts an overlay over ``lower``; returns where. Raises RpcError.
+
+    ``owner`` (uid and gid) is whose the root directory shall be: root's of a user namespace.
+    """
     if any(character in lower for character in ",:\\"):
         raise RpcError(
             Code.INVALID_ARGUMENT,
             f"spec.root.path: {lower!r} has a comma, colon or backslash, which overlay options cannot carry",
         )
     upper, work, root = directory.overlay_directories()
+    if owner is not None:
+        os.chown(upper, *owner)
     options = f"lowerdir={lower},upperdir={upper},workdir={work}"
     await _run(caller, ["mount", "-t", "overlay", "-o", options, "overlay", root], "mount the overlay")
     return root

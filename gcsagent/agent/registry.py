@@ -11,11 +11,13 @@ from typing import Any
 
 from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.calls import Caller
+from gcsagent.agent.cgroup_tree import CgroupTree, overlap
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.journal import Journal
 from gcsagent.agent.logs import context
+from gcsagent.agent.oci.cgroup_path import FIELD
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
@@ -49,7 +51,7 @@ class Registry:
         self.directory = os.path.join(state, "containers")
         # Two agents on one machine (development, tests) must not share cgroups; in a guest there is one.
         own = "" if guest else "-" + hashlib.sha256(state.encode()).hexdigest()[:8]
-        self._cgroup_root = f"/gcs{own}"
+        self.cgroup_tree = CgroupTree(cgroups, f"/gcs{own}")
         self._background: set[asyncio.Task[None]] = set()
         self.journal = Journal(state)
         self.tear_down: Callable[[Container], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
@@ -64,26 +66,43 @@ class Registry:
             raise RpcError(Code.NOT_FOUND, f"there is no container {ident}")
         return container
 
-    def new(self, ident: str, runtime: Runtime, auto_delete: bool, labels: dict[str, str]) -> Container:
-        """A container in status CREATING. Raises ALREADY_EXISTS."""
+    def new(
+        self, ident: str, runtime: Runtime, auto_delete: bool, labels: dict[str, str], cgroup_name: str = ""
+    ) -> Container:
+        """A container in status CREATING, its cgroup ``cgroup_name`` below ours if given.
+
+        Raises ALREADY_EXISTS, and FAILED_PRECONDITION for a cgroup that is above or below another's.
+        """
         if ident in self.containers:
             raise RpcError(Code.ALREADY_EXISTS, f"there is a container {ident} already")
-        cgroup = self.cgroup_of(ident)
+        cgroup = self.cgroup_tree.at(cgroup_name or ident)
+        for other in self.containers.values():
+            if overlap(cgroup.path, other.cgroup.path):
+                raise RpcError(
+                    Code.FAILED_PRECONDITION,
+                    f"{FIELD}: {cgroup.path} and the cgroup of container {other.ident}, {other.cgroup.path},"
+                    " are one or inside each other; give another path",
+                    field=FIELD,
+                )
+        return self.add(ident, runtime, auto_delete, labels, cgroup)
+
+    def add(
+        self,
+        ident: str,
+        runtime: Runtime,
+        auto_delete: bool,
+        labels: dict[str, str],
+        cgroup: Cgroup | None = None,
+    ) -> Container:
+        """A container that is there already, in status CREATING as long as nothing else is known of it."""
+        cgroup = cgroup or self.cgroup_tree.at(ident)
         directory = ContainerDir(self.directory, ident)
         container = Container(ident, directory, cgroup, runtime, auto_delete=auto_delete, labels=labels)
         self.containers[ident] = container
         return container
 
-    def cgroup_children(self) -> set[str]:
-        """Names of the containers that have a cgroup of ours, known here or not."""
-        return Cgroup(self.cgroups, self._cgroup_root).children()
-
-    def cgroup_of(self, ident: str) -> Cgroup:
-        return Cgroup(self.cgroups, f"{self._cgroup_root}/{ident}")
-
-    def remove_cgroup_root(self) -> None:
-        """The parent of all our containers' cgroups, when the last of them is gone."""
-        Cgroup(self.cgroups, self._cgroup_root).remove()
+    def cgroup_paths(self) -> set[str]:
+        return {container.cgroup.path for container in self.containers.values()}
 
     # -- processes ------------------------------------------------------------------------------
 

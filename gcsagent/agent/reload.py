@@ -58,6 +58,7 @@ class Reloader:
         self._calls: set[str] = set()
         self._told: set[tuple[str, str, str, Any]] = set()
         self._freezes_told: dict[str, str] = {}
+        self._cgroups_unclear = False
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
@@ -98,7 +99,7 @@ class Reloader:
             if identifier(name) is not None:
                 _log.warning("a directory that is no container's is left alone", extra={"directory": name})
                 continue
-            container = self._registry.new(name, self._registry.runtimes.default, False, {})
+            container = self._registry.add(name, self._registry.runtimes.default, False, {})
             if set(os.listdir(container.directory.path)) <= {"exited", "container.json.tmp"}:
                 # Killed before the first word of it was written: nothing had been made, nobody was told.
                 container.directory.move_to_trash()
@@ -118,6 +119,7 @@ class Reloader:
         container.status = Status(document["status"])
         container.runtime = self._registry.runtimes.remembered(str(document["runtime"]))
         container.owns_pids = bool(document["owns_pids"])
+        container.cgroup = self._registry.cgroup_tree.restored(str(document["cgroup"]))
         container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
         container.create_request = _mark(document.get("create_request"))
         container.start_request = _mark(document.get("start_request"))
@@ -134,6 +136,11 @@ class Reloader:
         for runtime in self._registry.runtimes:
             if container.ident in runtime.leftovers():
                 container.runtime = runtime
+        cgroup = self._registry.cgroup_tree.recovered(container.directory)
+        if cgroup is None:
+            self._cgroups_unclear = True
+        else:
+            container.cgroup = cgroup
         container.problem = (
             f"its state in {container.directory.path} cannot be read ({type(error).__name__}: {error})"
         )
@@ -420,9 +427,12 @@ class Reloader:
         for runtime in registry.runtimes:
             for ident in runtime.leftovers() - known:
                 await _delete_unknown(runtime, ident)
-        for ident in registry.cgroup_children() - known:
-            _log.warning("a cgroup without a container is removed", extra={"container": ident})
-            cgroup = registry.cgroup_of(ident)
+        known_cgroups = registry.cgroup_paths()
+        for cgroup in list(registry.cgroup_tree.unknown(known_cgroups)):
+            if self._cgroups_unclear:
+                _log.warning("an unknown cgroup is left alone: it may be a broken container's")
+                break
+            _log.warning("a cgroup without a container is removed", extra={"fields": {"cgroup": cgroup.path}})
             cgroup.kill()
             cgroup.remove()
         trash = os.path.join(os.path.dirname(registry.directory), "trash")

@@ -49,14 +49,19 @@ def deny_vsock(spec: Json) -> Json:
 
     Raises INVALID_ARGUMENT when its profile is not understood well enough to be sure.
     """
-    linux = spec.get("linux", {})
+    linux = spec.get("linux") or {}
     profile = linux.get("seccomp")
-    if profile is None:
+    if profile is None or _is_none(profile):
         profile = {
             "defaultAction": "SCMP_ACT_ALLOW",
             "architectures": ARCHITECTURES.get(os.uname().machine, []),
         }
     return {**spec, "linux": {**linux, "seccomp": _merged(profile)}}
+
+
+def _is_none(profile: Any) -> bool:
+    """runc takes a profile without an action and without rules for none at all (specconv)."""
+    return isinstance(profile, dict) and not profile.get("defaultAction") and not profile.get("syscalls")
 
 
 def _merged(profile: Any) -> Json:

@@ -43,6 +43,8 @@ async def tear_down(registry: Registry, container: Container) -> None:
             await _kill_processes(container)
         await _delete_in_runtime(registry, container)
         await _remove_cgroups(container)
+        others = registry.cgroup_paths() - {container.cgroup.path}
+        registry.cgroup_tree.prune(container.cgroup.path, others)
         await overlay.unmount(registry.caller, container.directory)
         for process in list(container.processes.values()):
             process.close()
@@ -90,6 +92,13 @@ async def _delete_in_runtime(registry: Registry, container: Container) -> None:
     except RuntimeMissing:
         if any(process.pid for process in container.processes.values()):
             raise  # it knows the container, and now it is gone itself
+    except RuntimeFailure as failure:
+        if failure.timed_out or container.ident in container.runtime.leftovers():
+            raise
+        # It is gone from the runtime: what failed is a poststop hook, which undoes no deletion (config.md).
+        context(_log, container=container.ident).warning(
+            "a hook failed after the container's end", extra={"error": str(failure)}
+        )
 
 
 async def _remove_cgroups(container: Container) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gcsagent.agent import bundle
+from gcsagent.agent.oci.read import MAX_CONFIG
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
 from protocol.types import Stdio, Winsize
@@ -100,19 +101,20 @@ def test_the_callers_spec_is_not_changed(tmp_path: Path) -> None:
 
 def test_a_bundles_relative_paths_are_its_own_and_its_file_stays_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
+    for place in (tmp_path, tmp_path.parent):
+        (place / "data").mkdir(exist_ok=True)
     mounts = [
         {"type": "bind", "source": "data", "destination": "/a"},
         {"type": "none", "source": "data", "destination": "/b", "options": ["rbind", "ro"]},
         {"source": "../data", "destination": "/c", "options": ["bind"]},
         {"type": "tmpfs", "source": "tmpfs", "destination": "/d", "options": ["nosuid"]},
         {"type": "bind", "source": "/etc", "destination": "/e"},
-        "rubbish",
     ]
     text = json.dumps(spec(tmp_path, root={"path": "rootfs"}, mounts=mounts))
     (tmp_path / "config.json").write_text(text)
     loaded = bundle.load(CreateContainer("c", bundle=str(tmp_path)))
     assert loaded["root"]["path"] == f"{tmp_path}/rootfs"
-    assert [mount["source"] for mount in loaded["mounts"] if isinstance(mount, dict)] == [
+    assert [mount["source"] for mount in loaded["mounts"]] == [
         f"{tmp_path}/data",
         f"{tmp_path}/data",
         f"{tmp_path.parent}/data",
@@ -130,7 +132,7 @@ def test_a_bundles_relative_paths_are_its_own_and_its_file_stays_as_it_is(tmp_pa
         ("[]", "is not a JSON object"),
         ("[" * 100_000, "is not JSON"),
         ("\udcff", "is not JSON"),
-        (" " * (bundle.MAX_CONFIG + 1), "is larger than"),
+        (" " * (MAX_CONFIG + 1), "is larger than"),
     ],
     ids=["empty", "cut", "array", "deep", "no UTF-8", "large"],
 )
@@ -178,6 +180,7 @@ def test_an_exec_is_the_containers_process_with_what_was_asked_put_over_it(tmp_p
         container,
         {"args": ["id"], "env": ["A=new", "C=x=y", "A=newest"], "cwd": "/tmp", "terminal": True},
         Stdio(),
+        str(tmp_path),
     )
     assert made["args"] == ["id"]
     assert made["env"] == ["PATH=/bin", "A=newest", "B=1", "C=x=y"]
@@ -197,14 +200,13 @@ def test_an_exec_is_the_containers_process_with_what_was_asked_put_over_it(tmp_p
         ({"args": ["x"], "env": ["A"]}, "spec.env[0]"),
         ({"args": ["x"], "env": ["A=1", "=1"]}, "spec.env[1]"),
         ({"args": ["x"], "env": {"A": "1"}}, "spec.env"),
-        ({"args": ["x"], "env": None}, "spec.env"),
     ],
 )
 def test_an_exec_that_cannot_be_used_names_the_field(
     tmp_path: Path, wanted: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(RpcError) as caught:
-        bundle.for_exec(process(tmp_path, env=["A=1"]), wanted, Stdio())
+        bundle.for_exec(process(tmp_path, env=["A=1"]), wanted, Stdio(), str(tmp_path))
     assert (caught.value.code, caught.value.details["field"]) == (Code.INVALID_ARGUMENT, field)
 
 

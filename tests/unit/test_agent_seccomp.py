@@ -129,7 +129,7 @@ def test_a_profiles_architectures_stay_its_own() -> None:
     "profile, field",
     [
         ([], ""),
-        ({}, ""),
+        ({"syscalls": [1]}, ""),
         ({"defaultAction": 1}, ""),
         ({"defaultAction": ALLOW, "syscalls": {}}, ".syscalls"),
         ({"defaultAction": ALLOW, "syscalls": [1]}, ".syscalls"),
