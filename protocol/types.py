@@ -141,14 +141,47 @@ class Rusage:
     """Context switches forced by the scheduler."""
 
 
+class OomScope(StrEnum):
+    """Which memory it was that ran out."""
+
+    CONTAINER = "container"
+    """What the container's own limit allows it, or that of a cgroup inside it."""
+    ANCESTOR = "ancestor"
+    """What the limit of a cgroup above the container's allows."""
+    MACHINE = "machine"
+    """The whole guest's."""
+    UNKNOWN = "unknown"
+    """The kernel's counters do not tell, and its log could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class OomVictim:
+    """A process the kernel killed."""
+
+    pid: int
+    """The one it had."""
+    process: str = ""
+    """Its id; empty for one that was neither init nor an exec: a child of theirs."""
+    command: str = ""
+    """What the kernel calls it: the first 15 bytes of its program's name, unless it has changed that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Oom:
-    """Which cgroup ran out of memory, and how many of its processes the kernel killed for it."""
+    """The kernel has killed processes of a container for want of memory: what it says of that."""
 
+    scope: OomScope = OomScope.UNKNOWN
+    """Which memory it was that ran out."""
     cgroup: str = ""
-    """Its path below the cgroup root."""
+    """The container's, below the cgroup root."""
+    limit_cgroup: str = ""
+    """The one whose limit was reached; empty for ``machine``, and where it is not known."""
     kills: int = 0
-    """Processes the kernel killed in it."""
+    """Processes the kernel has killed in the container so far."""
+    new: int = 0
+    """Of them, those that this tells of."""
+    victims: tuple[OomVictim, ...] = ()
+    """Of these, the ones that are known; at most 16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +210,7 @@ class ExitRecord:
     rusage: Rusage = Rusage()
     """What it used."""
     oom: Oom | None = None
-    """Present when its cgroup ran out of memory."""
+    """What the event ``container.oom`` said of its end; for init, the last one of the container."""
     streams: dict[str, int] = field(default_factory=dict)
     """Bytes moved through each stream's process end when it ended, by stream name."""
 

@@ -17,6 +17,9 @@ from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.info import AgentService
+from gcsagent.agent.kernfs import KernelFiles
+from gcsagent.agent.kmsg import KernelLog
+from gcsagent.agent.oom import OomWatch
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.reload import reload
 from gcsagent.agent.runc import Runc
@@ -88,7 +91,8 @@ def _assemble(
         return Runc(caller, binary, settings.state, os.path.join(settings.state, "console"))
 
     runtimes = Runtimes(runtime, settings.offered_runtimes)
-    registry = Registry(settings.state, settings.guest, runtimes, caller, keeper, events, CgroupMounts())
+    oom = OomWatch(events, KernelLog(), KernelFiles())
+    registry = Registry(settings.state, settings.guest, runtimes, caller, keeper, events, CgroupMounts(), oom)
     registry.tear_down = functools.partial(teardown.tear_down, registry)
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
     return registry, agent

@@ -9,8 +9,17 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 MOUNTS = "/proc/self/mounts"
+
+
+@dataclass(frozen=True, slots=True)
+class OomCounts:
+    kills: int
+    """Processes the kernel has killed in a cgroup for want of memory, whoever's."""
+    limits: int | None
+    """How often it was the cgroup's own limit, or one below it; None where that is not counted (v1)."""
 
 
 class CgroupMounts:
@@ -100,7 +109,7 @@ class Cgroup:
         for directory in self._mounts.directories(self.path):
             with (
                 contextlib.suppress(OSError),
-                open(os.path.join(directory, name), encoding="ascii") as file,
+                open(os.path.join(directory, name), encoding="ascii", errors="replace") as file,
             ):
                 found.append(file.read())
         return found
@@ -113,14 +122,31 @@ class Cgroup:
                 names.update(entry.name for entry in entries if entry.is_dir())
         return names
 
-    def oom_kills(self) -> int:
-        """Processes the kernel has killed in it for want of memory."""
+    def file(self, name: str) -> str | None:
+        """Where this file of it is, in the first hierarchy that has it."""
         for directory in self._mounts.directories(self.path):
-            for name in ("memory.events", "memory.oom_control"):
-                for key, value in _pairs(os.path.join(directory, name)):
-                    if key == "oom_kill":
-                        return value
-        return 0
+            path = os.path.join(directory, name)
+            if os.path.exists(path):
+                return path
+        return None
+
+    def oom_counts(self) -> OomCounts:
+        """What the kernel has counted in it; all 0 where it counts nothing."""
+        for name in ("memory.events", "memory.oom_control"):
+            for text in self.read(name):
+                counts = dict(_pairs(text))
+                if "oom_kill" in counts:
+                    return OomCounts(counts["oom_kill"], counts.get("oom"))
+        return OomCounts(0, None)
+
+    def limited_above(self) -> bool:
+        """Whether a cgroup above it has a limit on memory (v2)."""
+        above = os.path.dirname(self.path)
+        while above != "/":
+            if any(text.strip() != "max" for text in Cgroup(self._mounts, above).read("memory.max")):
+                return True
+            above = os.path.dirname(above)
+        return False
 
     def remove(self) -> list[str]:
         """Removes its directories, deepest first; returns those that could not be (still populated)."""
@@ -168,12 +194,8 @@ def _numbers(path: str) -> Iterator[int]:
         return
 
 
-def _pairs(path: str) -> Iterator[tuple[str, int]]:
-    try:
-        with open(path, encoding="ascii") as file:
-            for line in file:
-                key, _, value = line.partition(" ")
-                if value.strip().isdigit():
-                    yield key, int(value)
-    except OSError:
-        return
+def _pairs(text: str) -> Iterator[tuple[str, int]]:
+    for line in text.splitlines():
+        key, _, value = line.partition(" ")
+        if value.isascii() and value.strip().isdigit():
+            yield key, int(value)

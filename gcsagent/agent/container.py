@@ -8,6 +8,7 @@ from typing import Any
 
 from gcsagent.agent.cgroups import Cgroup
 from gcsagent.agent.journal import RequestMark
+from gcsagent.agent.oom import OomAccount
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Runtime
@@ -52,7 +53,7 @@ class Container:
         self.owns_pids = True
         self.root = ""
         self.created_at_ns = time.time_ns()
-        self.oom_kills = 0
+        self.oom = OomAccount()
         self.create_request: RequestMark | None = None
         self.start_request: RequestMark | None = None
         self.delete_request: RequestMark | None = None

@@ -71,6 +71,7 @@ class Lifecycle:
         container.save()
         self._registry.caller.forget(launch_call(process.key))
         self._registry.events.publish("container.created", container.ident, INIT, pid=process.pid)
+        self._registry.oom.begin(container)
         self._registry.take_early_exit(container, process)
 
     async def _make(

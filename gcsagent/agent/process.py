@@ -30,6 +30,8 @@ class Process:
         self.key = f"{container}/{ident}"
         self.pid = 0
         self.pidfd = -1
+        self.killed = False
+        """SIGKILL has been sent to it from here."""
         self.status = Status.CREATING
         self.streams: dict[str, Stream] = {}
         self.slots: dict[str, list[int]] = {}
@@ -57,6 +59,7 @@ class Process:
             if self.pidfd < 0:
                 raise ProcessLookupError
             signal.pidfd_send_signal(self.pidfd, number)
+            self.killed = self.killed or number == signal.SIGKILL
         except ProcessLookupError as error:
             raise RpcError(
                 Code.FAILED_PRECONDITION,
@@ -89,15 +92,18 @@ class Process:
             stream.process_ended()
         self._exited.set_result(record)
 
-    def end(self, record: dict[str, Any], oom: Oom | None) -> ExitRecord:
-        """Takes the supervisor's record of the exit; waiters are answered."""
+    def end(self, record: dict[str, Any], oom: Oom | None, victim: bool = False) -> ExitRecord:
+        """Takes the supervisor's record of the exit; waiters are answered.
+
+        ``victim``: it was the kernel that killed it, for want of memory.
+        """
         code = os.waitstatus_to_exitcode(record["status"])
         number = -code if code < 0 else 0
         reason = Reason.SIGNALLED if number else Reason.EXITED
         self.exit = ExitRecord(
             exit_code=128 + number if number else code,
             signal=number,
-            reason=Reason.OOM if oom is not None else reason,
+            reason=Reason.OOM if victim else reason,
             pid=self.pid,
             started_at_ns=self.started_at_ns,
             exited_at_ns=record["exited_at_ns"],

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import logging
 import os
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,6 +19,7 @@ from gcsagent.agent.events import EventLog
 from gcsagent.agent.journal import Journal
 from gcsagent.agent.logs import context
 from gcsagent.agent.oci.cgroup_path import FIELD
+from gcsagent.agent.oom import OomWatch
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
@@ -25,7 +27,7 @@ from gcsagent.agent.runtimes import Runtimes
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.schema import to_wire
-from protocol.types import Oom, Status
+from protocol.types import Status
 
 _log = logging.getLogger("agent.registry")
 
@@ -40,13 +42,15 @@ class Registry:
         keeper: Keeper,
         events: EventLog,
         cgroups: CgroupMounts,
+        oom: OomWatch,
     ) -> None:
-        self.runtimes, self.caller, self.keeper, self.events, self.cgroups = (
+        self.runtimes, self.caller, self.keeper, self.events, self.cgroups, self.oom = (
             runtimes,
             caller,
             keeper,
             events,
             cgroups,
+            oom,
         )
         self.directory = os.path.join(state, "containers")
         # Two agents on one machine (development, tests) must not share cgroups; in a guest there is one.
@@ -141,7 +145,9 @@ class Registry:
 
     def _end(self, container: Container, process: Process, record: dict[str, Any]) -> None:
         log = context(_log, container=container.ident, process=process.ident)
-        exit_record = process.end(record, self._oom(container, record["status"]))
+        killed = os.waitstatus_to_exitcode(record["status"]) == -signal.SIGKILL
+        victim, oom = self.oom.blame(container, process, killed)
+        exit_record = process.end(record, oom, victim)
         try:
             container.directory.retire(process.ident, process.pid, process.document())
         except OSError as error:  # the supervisor keeps it, for the next agent to try again
@@ -155,16 +161,6 @@ class Registry:
         if process.is_init:
             self._init_ended(container)
         self.check_auto_delete(container, process)
-
-    def _oom(self, container: Container, status: int) -> Oom | None:
-        """Whether an end by SIGKILL was the kernel's, for want of memory: its count has grown."""
-        if os.waitstatus_to_exitcode(status) != -9:
-            return None
-        kills = container.cgroup.oom_kills()
-        if kills <= container.oom_kills:
-            return None
-        container.oom_kills = kills
-        return Oom(container.cgroup.path, kills)
 
     def _init_ended(self, container: Container) -> None:
         if container.status in (Status.CREATED, Status.RUNNING, Status.PAUSED, Status.CREATING):

@@ -40,7 +40,7 @@ from protocol.checks import INIT, identifier
 from protocol.errors import RpcError
 from protocol.families.container import Created, Deleted
 from protocol.schema import SchemaError, from_wire
-from protocol.types import ExitRecord, Reason, Status, Stdio
+from protocol.types import Event, ExitRecord, Reason, Status, Stdio
 
 _log = logging.getLogger("agent.reload")
 
@@ -59,11 +59,12 @@ class Reloader:
         self._told: set[tuple[str, str, str, Any]] = set()
         self._freezes_told: dict[str, str] = {}
         self._cgroups_unclear = False
+        self._events: list[Event] = []
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
         await self._ask_supervisor()
-        events = list(self._registry.events.all())
+        events = self._events = list(self._registry.events.all())
         self._told = {
             (event.type, event.container, event.process, event.data.get("stream", event.data.get("pid")))
             for event in events
@@ -155,6 +156,9 @@ class Reloader:
         except (*_BROKEN, SupervisorError) as error:
             self._set_aside(container, error)
             return
+        self._registry.oom.restore(container, self._events)
+        if container.status not in (Status.DELETING, Status.CREATING):
+            self._registry.oom.begin(container)
         if container.status is Status.DELETING:
             self._note(container, "a deletion goes on")
             self._end_what_has_ended(container)

@@ -42,6 +42,7 @@ async def tear_down(registry: Registry, container: Container) -> None:
         async with container.freezing:  # a pause under way would freeze again what is being killed
             await _kill_processes(container)
         await _delete_in_runtime(registry, container)
+        registry.oom.end(container)
         await _remove_cgroups(container)
         others = registry.cgroup_paths() - {container.cgroup.path}
         registry.cgroup_tree.prune(container.cgroup.path, others)

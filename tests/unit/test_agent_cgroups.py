@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gcsagent.agent.cgroups import Cgroup, CgroupMounts, signal_all
+from gcsagent.agent.cgroups import Cgroup, CgroupMounts, OomCounts, signal_all
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +108,7 @@ def test_a_hybrid_machine_uses_each_file_where_it_is(
     cgroup = Cgroup(tree.mounts, "/gcs/c")
     cgroup.kill()
     assert ended(sleepers[0]) == -signal.SIGKILL
-    assert cgroup.oom_kills() == 2
+    assert cgroup.oom_counts() == OomCounts(2, None)
 
 
 def test_killing_what_is_not_there_does_nothing(tmp_path: Path) -> None:
@@ -116,21 +116,37 @@ def test_killing_what_is_not_there_does_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind, files, kills",
+    "kind, files, counts",
     [
-        ("cgroup2", {"memory__events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"}, 2),
-        ("cgroup", {"memory__oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"}, 7),
-        ("cgroup", {"memory__oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, 0),
-        ("cgroup2", {"memory__events": "oom_kill rubbish\n"}, 0),
-        ("cgroup2", {}, 0),
+        ("cgroup2", {"memory__events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"}, OomCounts(2, 3)),
+        (
+            "cgroup",
+            {"memory__oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"},
+            OomCounts(7, None),
+        ),
+        ("cgroup", {"memory__oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, OomCounts(0, None)),
+        ("cgroup2", {"memory__events": "oom_kill rubbish\n"}, OomCounts(0, None)),
+        ("cgroup2", {"memory__events": "oom_kill \u00b2\n"}, OomCounts(0, None)),
+        ("cgroup2", {}, OomCounts(0, None)),
     ],
 )
 def test_oom_kills_are_counted_where_the_kernel_counts_them(
-    tmp_path: Path, kind: str, files: dict[str, str], kills: int
+    tmp_path: Path, kind: str, files: dict[str, str], counts: OomCounts
 ) -> None:
     tree = Tree(tmp_path, memory=kind)
     tree.make("memory", "/gcs/c", **files)
-    assert Cgroup(tree.mounts, "/gcs/c").oom_kills() == kills
+    assert Cgroup(tree.mounts, "/gcs/c").oom_counts() == counts
+
+
+def test_a_limit_above_is_seen(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, unified="cgroup2")
+    tree.make("unified", "/slice", memory__max="max\n")
+    tree.make("unified", "/slice/gcs", memory__max="max\n")
+    tree.make("unified", "/slice/gcs/c", memory__max="1000\n")
+    cgroup = Cgroup(tree.mounts, "/slice/gcs/c")
+    assert not cgroup.limited_above()
+    (tmp_path / "unified/slice/memory.max").write_text("2000\n")
+    assert cgroup.limited_above()
 
 
 def test_removal_goes_deepest_first_in_every_hierarchy_and_names_what_resists(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.info import AgentService
+from gcsagent.agent.kernfs import KernelFiles
+from gcsagent.agent.kmsg import KernelLog
+from gcsagent.agent.oom import OomWatch
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runc import Runc
@@ -44,9 +47,10 @@ class Host:
         caller = Caller(self.supervisor.client, {}, "g1")
         runtime = Runc(caller, "runc", str(tmp_path), str(tmp_path / "console"))
         keeper = Keeper(self.supervisor.client, CounterSlots())
-        cgroups = CgroupMounts(str(mounts))
+        cgroups, events = CgroupMounts(str(mounts)), EventLog()
+        oom = OomWatch(events, KernelLog(str(tmp_path / "no log")), KernelFiles())
         runtimes = Runtimes(lambda _: runtime, ["runc"])
-        self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, EventLog(), cgroups)
+        self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, events, cgroups, oom)
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
         table = methods.build(self.registry, self.agent)
         self.dispatcher = Dispatcher(table, self.registry.journal, lambda: False)
