@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import time
 from typing import Any
@@ -27,6 +26,7 @@ from typing import Any
 from gcsagent.agent import freezing, stdio
 from gcsagent.agent.calls import Outcome
 from gcsagent.agent.container import Container
+from gcsagent.agent.found import process_directories, slots
 from gcsagent.agent.journal import UNDONE, RequestMark
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.logs import context
@@ -71,8 +71,8 @@ class Reloader:
         }
         self._freezes_told = freezing.last_told(events)
         documents = self._read_documents()
-        slots = {slot for _, found in documents for document in found.values() for slot in _slots(document)}
-        self._registry.keeper.counters.claim(slots)
+        claimed = {slot for _, found in documents for document in found.values() for slot in slots(document)}
+        self._registry.keeper.counters.claim(claimed)
         for container, found in documents:
             await self._restore(container, found)
         await self._drop_leftovers()
@@ -128,7 +128,7 @@ class Reloader:
         container.freeze_request = _mark(document.get("freeze_request"))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
         return {
-            where: _read(os.path.join(path, where, "process.json")) for where in _process_directories(path)
+            where: _read(os.path.join(path, where, "process.json")) for where in process_directories(path)
         }
 
     def _set_aside(self, container: Container, error: BaseException) -> None:
@@ -456,22 +456,6 @@ async def _delete_unknown(runtime: Runtime, ident: str) -> None:
         log.error("that failed", extra={"error": str(error)})
 
 
-def _process_directories(path: str) -> list[str]:
-    """Directories of processes below a container's: live, being started, ended.
-
-    One without its document was killed before anything had been asked for: it is removed.
-    """
-    live = [name for name in os.listdir(path) if name.isdigit() or name.startswith(".new-")]
-    ended = os.path.join(path, "exited")
-    retired = os.listdir(ended) if os.path.isdir(ended) else []
-    found = live + [os.path.join("exited", name) for name in retired]
-    whole = [where for where in found if os.path.exists(os.path.join(path, where, "process.json"))]
-    for where in set(found) - set(whole):
-        if where.startswith(".new-"):
-            shutil.rmtree(os.path.join(path, where))
-    return whole
-
-
 def _read(path: str) -> dict[str, Any]:
     """A state document. Raises ValueError for one that a newer agent has written."""
     document = read_json(path)
@@ -482,12 +466,6 @@ def _read(path: str) -> dict[str, Any]:
 
 def _mark(document: Any) -> RequestMark | None:
     return None if document is None else RequestMark(str(document[0]), str(document[1]))
-
-
-def _slots(document: dict[str, Any]) -> list[int]:
-    slots = document.get("slots")
-    lists = slots.values() if isinstance(slots, dict) else ()
-    return [slot for entry in lists if isinstance(entry, list) for slot in entry if isinstance(slot, int)]
 
 
 async def reload(registry: Registry, supervisor: SupervisorClient) -> None:
