@@ -19,6 +19,8 @@ class StreamMode(StrEnum):
     """A pipe (or the pty) in the guest, moved by the kernel to whoever is attached."""
     SPOOL = "spool"
     """Kept in the guest, up to a limit, and read from there at any offset: stdout and stderr only."""
+    FIFO = "fifo"
+    """A named pipe in the guest, which somebody else there has the other end of; not for a TTY."""
 
 
 class WhenFull(StrEnum):
@@ -82,6 +84,8 @@ class StreamSpec:
     """For a spool: how many bytes it keeps; absent, 16 MiB."""
     when_full: WhenFull | None = None
     """For a spool: what happens beyond ``limit``; absent, ``block``."""
+    path: checks.Path | None = None
+    """For a fifo, and needed there: where it is in the guest, or is to be made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,8 @@ class Stdio:
             return "with 'terminal' stdin, stdout and stderr must be null: the one stream is 'tty'"
         if not self.terminal and self.tty.mode is not StreamMode.NULL:
             return "'tty' needs 'terminal': true"
+        if self.stdin_once and self.stdin.mode is StreamMode.FIFO:
+            return "'stdin_once' is for a stream that clients attach to; end a fifo with process.close_stdin"
         return None
 
 
@@ -190,7 +196,7 @@ class ExitRecord:
 
     ``exit_code`` is what a shell would show: the status, or 128 + signal. ``streams`` holds, per stream,
     the bytes its process had produced (or taken) when it ended: a reader that has as many has all of it,
-    even if some other process still holds the pipe open.
+    even if some other process still holds the pipe open. A fifo's are not counted: it is not among them.
     """
 
     exit_code: int
@@ -231,6 +237,8 @@ class StreamState:
     """For a spool: offset of the oldest byte it keeps; ``bytes`` when it keeps none."""
     when_full: WhenFull | None = None
     """For a spool: as asked for."""
+    path: str | None = None
+    """For a fifo: where it is in the guest."""
 
 
 @dataclass(frozen=True, slots=True)

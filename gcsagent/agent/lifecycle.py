@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any
 
-from gcsagent.agent import bundle, overlay, stdio
+from gcsagent.agent import bundle, fifos, overlay, stdio
 from gcsagent.agent.call import CLEANUP_SECONDS, Call
 from gcsagent.agent.cgroups import signal_all
 from gcsagent.agent.container import Container
@@ -35,7 +35,7 @@ from protocol.families.container import (
 )
 from protocol.families.process import Exec
 from protocol.method import Empty
-from protocol.types import ExitRecord, Status, Stdio
+from protocol.types import ExitRecord, Status
 
 _log = logging.getLogger("agent.lifecycle")
 
@@ -47,7 +47,7 @@ class Lifecycle:
     # -- create ---------------------------------------------------------------------------------
 
     async def create(self, params: CreateContainer, call: Call) -> Created:
-        _check_stdio(params.stdio)
+        stdio.check(params.stdio)
         spec = bundle.load(params)
         runtime = self._registry.runtimes.choose(params.runtime)
         container = self._registry.new(
@@ -95,9 +95,10 @@ class Lifecycle:
             container.save()
         container.directory.write("config.json", bundle.finish(spec, params.stdio, container.cgroup.path))
         prepared = self._prepare(container, process, spec)
-        directory = container.directory.begin(INIT, process.document())
-        launch = prepared.launch(os.path.join(directory, "pid"))
         try:
+            directory = container.directory.begin(INIT, process.document())
+            fifos.open_all(registry.containers, process, prepared, directory)
+            launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.create(
                 container.ident, container.directory.path, launch, call.timeout
             )
@@ -239,7 +240,7 @@ class Lifecycle:
     # -- exec -----------------------------------------------------------------------------------
 
     async def exec(self, params: Exec, call: Call) -> Created:
-        _check_stdio(params.stdio)
+        stdio.check(params.stdio)
         container = self._registry.get(params.container)
         container.check("exec in")
         if params.process in container.processes:
@@ -281,6 +282,7 @@ class Lifecycle:
             directory = container.directory.begin(process.ident, process.document())
             process_file = os.path.join(directory, "spec.json")
             write_json(process_file, spec)
+            fifos.open_all(self._registry.containers, process, prepared, directory)
             launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.exec(container.ident, process_file, launch, call.timeout)
         except RuntimeFailure as failure:
@@ -307,13 +309,6 @@ class Lifecycle:
 def _root_of(container: Container) -> str:
     """Its root directory with everything mounted there, as long as it lives."""
     return f"/proc/{container.init.pid}/root" if container.init.alive else container.root
-
-
-def _check_stdio(wanted: Stdio) -> None:
-    problem = wanted.problem()
-    if problem is not None:
-        raise RpcError(Code.INVALID_ARGUMENT, f"stdio: {problem}", field="stdio")
-    stdio.refuse_unsupported(wanted)
 
 
 async def _bounded(cleanup: Awaitable[None]) -> None:

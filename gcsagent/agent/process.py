@@ -9,6 +9,7 @@ import signal
 import time
 from typing import Any
 
+from gcsagent.agent import fifo
 from gcsagent.agent.attachable import Stream
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.stdio import close_all
@@ -35,6 +36,7 @@ class Process:
         self.status = Status.CREATING
         self.streams: dict[str, Stream] = {}
         self.slots: dict[str, list[int]] = {}
+        self.fifos = fifo.wanted(stdio)
         self.created_at_ns = time.time_ns()
         self.started_at_ns = 0
         self.exit: ExitRecord | None = None
@@ -110,7 +112,11 @@ class Process:
             core_dumped=os.WCOREDUMP(record["status"]),
             rusage=Rusage(**record["rusage"]),
             oom=oom,
-            streams={name: stream.produced() for name, stream in self.streams.items()},
+            streams={
+                name: count
+                for name, stream in self.streams.items()
+                if (count := stream.produced()) is not None
+            },
         )
         self.status = Status.STOPPED
         if self.pidfd >= 0:
@@ -163,6 +169,7 @@ class Process:
             "args": list(self.args),
             "stdio": to_wire(self.stdio),
             "slots": self.slots,
+            "fifos": {name: [each.path, each.device, each.inode] for name, each in self.fifos.items()},
             "closing_at": {
                 name: offset
                 for name, stream in self.streams.items()

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from gcsagent.agent import fifos
 from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.calls import Caller
 from gcsagent.agent.cgroup_tree import CgroupTree, overlap
@@ -200,6 +201,11 @@ class Registry:
 
     def forget_process(self, container: Container, process: Process) -> None:
         """Removes an exec that has ended, or never began."""
+        try:
+            fifos.remove_made(self.containers, process)
+        except OSError as error:
+            log = context(_log, container=container.ident, process=process.ident)
+            log.error("a fifo cannot be removed", extra={"error": str(error)})
         process.close()
         container.processes.pop(process.ident, None)
         container.directory.discard(process.ident, 0 if process.exit is not None else process.pid)

@@ -21,11 +21,13 @@ import logging
 import os
 import signal
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 from gcsagent.agent import freezing, stdio
 from gcsagent.agent.calls import Outcome
 from gcsagent.agent.container import Container
+from gcsagent.agent.fifo import Fifo
 from gcsagent.agent.found import process_directories, slots
 from gcsagent.agent.journal import UNDONE, RequestMark
 from gcsagent.agent.lifecycle import Lifecycle
@@ -60,6 +62,7 @@ class Reloader:
         self._freezes_told: dict[str, str] = {}
         self._cgroups_unclear = False
         self._events: list[Event] = []
+        self._later: list[Coroutine[Any, Any, None]] = []
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
@@ -76,6 +79,8 @@ class Reloader:
         for container, found in documents:
             await self._restore(container, found)
         await self._drop_leftovers()
+        for work in self._later:  # undoing one container takes knowing what the others share with it
+            self._registry.spawn(work)
         self._registry.spawn(self._clean_up())
 
     # -- what there is --------------------------------------------------------------------------
@@ -165,14 +170,14 @@ class Reloader:
             if container.delete_request is not None:
                 # Its answer may be on disk already; it is true only when the deletion is through.
                 self._registry.journal.begin(container.delete_request)
-            self._registry.spawn(self._finish_delete(container))
+            self._later.append(self._finish_delete(container))
         elif container.status is Status.CREATING:
             self._pend(container.create_request)
-            self._registry.spawn(self._finish_create(container))
+            self._later.append(self._finish_create(container))
         elif container.status is Status.CREATED and start_call(container.ident) in self._calls:
             container.status = container.init.status = Status.CREATING
             self._pend(container.start_request)
-            self._registry.spawn(self._finish_start(container))
+            self._later.append(self._finish_start(container))
         else:
             self._answered(container)
             self._end_what_has_ended(container)
@@ -213,6 +218,8 @@ class Reloader:
         process.created_at_ns, process.started_at_ns = document["created_at_ns"], document["started_at_ns"]
         process.request = _mark(document.get("request"))
         process.slots = {name: list(slots) for name, slots in document["slots"].items()}
+        for name, (path, device, inode) in document.get("fifos", {}).items():
+            process.fifos[name] = Fifo(path, device, inode)
         container.processes[process.ident] = process
         if where.startswith(".new-"):
             self._resume_exec(container, process)
@@ -294,7 +301,7 @@ class Reloader:
         process.status = Status.CREATING
         if not process.is_init:
             self._pend(process.request)
-            self._registry.spawn(self._finish_exec(container, process))
+            self._later.append(self._finish_exec(container, process))
 
     async def _finish_create(self, container: Container) -> None:
         init = container.processes.get(INIT)
@@ -369,6 +376,7 @@ class Reloader:
         for process in container.processes.values():
             if process.key in self._alive and process.pidfd < 0:
                 process.pid = self._alive[process.key]
+            self._drop_held(process.key)  # what its launch had held, and nobody will take up
         await self._lifecycle.undo_create(container)
 
     # -- what belongs to nobody -------------------------------------------------------------------

@@ -65,6 +65,7 @@ class Runc:
                 bundle=bundle,
                 pid_file=launch.pid_file,
                 console_socket=files.console,
+                preserve_fds=max(0, len(launch.fds) - 3),
             )
             return await self._launch("create", argv, launch, files, timeout)
 

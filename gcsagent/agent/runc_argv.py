@@ -28,12 +28,16 @@ def create(
     pid_file: str,
     console_socket: str = "",
     no_pivot: bool = False,
+    preserve_fds: int = 0,
 ) -> list[str]:
+    """``preserve_fds``: how many descriptors from 3 on the container's init is to have as well."""
     argv = [*_base(options, log), "create", "--bundle", bundle, "--pid-file", pid_file]
     if console_socket:
         argv += ["--console-socket", console_socket]
     if no_pivot:
         argv.append("--no-pivot")
+    if preserve_fds:
+        argv += ["--preserve-fds", str(preserve_fds)]
     return [*argv, container]
 
 

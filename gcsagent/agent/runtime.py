@@ -36,14 +36,14 @@ class RuntimeMissing(RuntimeFailure):
 class Launch:
     """A process to be started: its descriptors, and where its traces go.
 
-    ``process`` is the key the supervisor claims it by. ``fds`` are (0, 1, 2) of the child, None for
+    ``process`` is the key the supervisor claims it by. ``fds`` are those of the child from 0 on, None for
     /dev/null; they are duplicated as they are sent. ``hold`` are further descriptors for the supervisor's
     store. With ``console_name`` the process gets a terminal, whose master is held under that name.
     """
 
     process: str
     pid_file: str
-    fds: tuple[int | None, int | None, int | None] = (None, None, None)
+    fds: tuple[int | None, ...] = (None, None, None)
     hold: dict[str, int] = field(default_factory=dict)
     console_name: str = ""
 

@@ -40,7 +40,7 @@ MAX_UNREAD = 256 * 1024
 MAX_EVENTS_UNREAD = 4 << 20
 """Bytes a subscriber may leave unread before it is disconnected: it can come back and replay."""
 
-FEATURES = ("events.replay", "spool", "upgrade")
+FEATURES = ("events.replay", "fifo", "spool", "upgrade")
 
 _log = logging.getLogger("agent.session")
 

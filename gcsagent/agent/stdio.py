@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gcsagent.agent.attachable import Keeper, NullStream, Stream
+from gcsagent.agent.fifo import FifoStream, open_ends
 from gcsagent.agent.runtime import Launch
 from gcsagent.agent.spool import Spool, make_file
 from gcsagent.agent.spool_index import SpoolIndex
@@ -16,7 +17,9 @@ from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import DiscardedTty, TtyStream
 from protocol.errors import Code, RpcError
-from protocol.types import Stdio, StreamMode
+from protocol.types import Stdio, StreamMode, StreamSpec
+
+_NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
 Ended = Callable[[str, int], None]
 """Gets a stream's name and its total of bytes when no more will come."""
@@ -24,7 +27,10 @@ Ended = Callable[[str, int], None]
 
 @dataclass(slots=True)
 class PreparedStdio:
-    """``child`` are the process's own ends, ours to close once they are sent; ``hold`` the guest's ends."""
+    """``child`` are the process's own ends, ours to close once they are sent; ``hold`` the guest's ends.
+
+    Beyond its three standard descriptors the process gets those that ``child`` has behind them.
+    """
 
     key: str
     stdio: Stdio
@@ -37,10 +43,24 @@ class PreparedStdio:
         return Launch(
             process=self.key,
             pid_file=pid_file,
-            fds=(self.child[0], self.child[1], self.child[2]),
+            fds=tuple(self.child),
             hold=self.hold,
             console_name=stream_name(self.key, "tty") if self.stdio.terminal else "",
         )
+
+    def add_fifo(self, name: str, path_fd: int) -> None:
+        """Opens the fifo behind ``path_fd``, of O_PATH, as ``name``: stdin to stderr, or fd3 and so on.
+
+        Raises OSError.
+        """
+        ends = open_ends(path_fd, name)
+        number = _NUMBERS[name] if name in _NUMBERS else int(name.removeprefix("fd"))
+        self.child += [None] * (number + 1 - len(self.child))
+        self.child[number] = ends.child
+        stream = self.streams.get(name)
+        if isinstance(stream, FifoStream):
+            stream.opened(ends.hold)
+            self.hold[stream_name(self.key, name)] = ends.hold
 
     def close_child(self) -> None:
         for fd in self.child:
@@ -54,14 +74,30 @@ def stream_name(key: str, stream: str) -> str:
     return f"fd/{key}/{stream}"
 
 
-def refuse_unsupported(stdio: Stdio) -> None:
-    """Raises UNIMPLEMENTED."""
-    for name in ("stdin", "tty"):
-        if getattr(stdio, name).mode is StreamMode.SPOOL:
+def check(stdio: Stdio) -> None:
+    """Raises INVALID_ARGUMENT or UNIMPLEMENTED naming the field."""
+    problem = stdio.problem()
+    if problem is not None:
+        raise RpcError(Code.INVALID_ARGUMENT, f"stdio: {problem}", field="stdio")
+    for name in ("stdin", "stdout", "stderr", "tty"):
+        spec = getattr(stdio, name)
+        if spec.mode is StreamMode.SPOOL and name in ("stdin", "tty"):
             raise RpcError(
                 Code.UNIMPLEMENTED,
                 f"stdio.{name}: only stdout and stderr can be in mode 'spool'; use 'stream'",
                 field=f"stdio.{name}.mode",
+            )
+        if spec.mode is StreamMode.FIFO and name == "tty":
+            raise RpcError(
+                Code.UNIMPLEMENTED,
+                "stdio.tty: a terminal cannot be a fifo; use 'stream' and copy it to one where it is read",
+                field="stdio.tty.mode",
+            )
+        if (spec.mode is StreamMode.FIFO) != (spec.path is not None):
+            raise RpcError(
+                Code.INVALID_ARGUMENT,
+                f"stdio.{name}: mode 'fifo' needs a path, and no other mode takes one",
+                field=f"stdio.{name}.path",
             )
 
 
@@ -75,8 +111,11 @@ def prepare(keeper: Keeper, key: str, stdio: Stdio, directory: str, ended: Ended
         return prepared
     try:
         for number, name in enumerate(("stdin", "stdout", "stderr")):
-            if getattr(stdio, name).mode is StreamMode.NULL:
+            spec = getattr(stdio, name)
+            if spec.mode is StreamMode.NULL:
                 prepared.streams[name] = NullStream()
+            elif spec.mode is StreamMode.FIFO:  # opened by add_fifo, when there is a place to note it in
+                prepared.streams[name] = _fifo(keeper, key, name, spec)
             else:
                 _add_pipe(prepared, keeper, number, name, directory, ended)
     except (OSError, OverflowError) as error:
@@ -84,6 +123,10 @@ def prepare(keeper: Keeper, key: str, stdio: Stdio, directory: str, ended: Ended
         close_all(prepared.streams)
         raise RpcError(Code.RESOURCE_EXHAUSTED, f"no pipe for {key}: {error}") from error
     return prepared
+
+
+def _fifo(keeper: Keeper, key: str, name: str, spec: StreamSpec, fd: int = -1) -> FifoStream:
+    return FifoStream(keeper, stream_name(key, name), spec.path or "", is_input=name == "stdin", fd=fd)
 
 
 def _add_pipe(
@@ -166,6 +209,9 @@ def restore(
         full_name, fds = stream_name(key, name), held.get(name, {})
         if getattr(stdio, name).mode is StreamMode.NULL and not stdio.terminal:
             streams[name] = NullStream()
+            continue
+        if getattr(stdio, name).mode is StreamMode.FIFO:
+            streams[name] = _fifo(keeper, key, name, getattr(stdio, name), fds.pop("", -1))
             continue
         tell = functools.partial(ended, name)
         fd, own = fds.pop("", -1), slots[name]

@@ -11,7 +11,7 @@ import logging
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
 
-from gcsagent.agent import overlay
+from gcsagent.agent import fifos, overlay
 from gcsagent.agent.calls import CannotStart
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import to_rpc_error
@@ -48,6 +48,7 @@ async def tear_down(registry: Registry, container: Container) -> None:
         registry.cgroup_tree.prune(container.cgroup.path, others)
         await overlay.unmount(registry.caller, container.directory)
         for process in list(container.processes.values()):
+            fifos.remove_made(registry.containers, process)
             process.close()
             registry.keeper.supervisor.tell("forget_process", {"process": process.key})
         init = container.processes.get(INIT)

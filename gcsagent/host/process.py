@@ -40,6 +40,8 @@ _DEATH_SECONDS = 5.0
 
 COLLECT_LIMIT = 64 << 20
 
+_ATTACHABLE = (StreamMode.STREAM, StreamMode.SPOOL)
+
 
 @dataclass(frozen=True, slots=True)
 class Completed:
@@ -115,7 +117,7 @@ class RemoteProcess:
             {
                 StreamName(name): stream
                 for name, stream in state.streams.items()
-                if stream.mode is not StreamMode.NULL and name in (STDIN, STDOUT, STDERR, TTY)
+                if stream.mode in _ATTACHABLE and name in (STDIN, STDOUT, STDERR, TTY)
             },
             # Of a log, what comes from now on; a spool that blocks begins with what nobody has dealt with.
             {name: stream.bytes for name, stream in state.streams.items() if _is_log(stream)},
@@ -277,7 +279,7 @@ def _is_log(stream: StreamSpec | StreamState) -> bool:
 def _named(stdio: Stdio) -> dict[StreamName, StreamSpec | StreamState]:
     """The streams of ``stdio`` that can be attached to."""
     modes = {STDIN: stdio.stdin, STDOUT: stdio.stdout, STDERR: stdio.stderr, TTY: stdio.tty}
-    return {StreamName(name): spec for name, spec in modes.items() if spec.mode is not StreamMode.NULL}
+    return {StreamName(name): spec for name, spec in modes.items() if spec.mode in _ATTACHABLE}
 
 
 @contextlib.contextmanager

@@ -7,10 +7,22 @@ import contextlib
 
 from gcsagent.host.client import Client
 from protocol.errors import RpcError
-from tests.cases import data, endings, hosts, lifecycle, lives, pslist, requests, security, spools, terminals
+from tests.cases import (
+    data,
+    endings,
+    fifos,
+    hosts,
+    lifecycle,
+    lives,
+    pslist,
+    requests,
+    security,
+    spools,
+    terminals,
+)
 from tests.cases.target import CASES, Target, connect, creation, nothing_left, remove
 
-MODULES = (data, terminals, spools, lives, lifecycle, endings, pslist, requests, hosts, security)
+MODULES = (data, fifos, terminals, spools, lives, lifecycle, endings, pslist, requests, hosts, security)
 NAMES = {function.__name__: function for function in CASES}
 assert len(NAMES) == len(CASES), "two cases have one name"
 

@@ -22,7 +22,7 @@ from gcsagent.host.process import RemoteProcess
 from protocol.errors import Code, RpcError
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
-from protocol.types import Status
+from protocol.types import Status, Stdio, StreamMode, StreamSpec
 from tests.cases.agents import RunningAgent, stopped_clean
 from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, expect, name, remove
 
@@ -118,6 +118,30 @@ async def create(bench: Bench, arm: Act) -> None:
         await remove(bench.client, params.container)
 
 
+async def create_with_fifos(bench: Bench, arm: Act) -> None:
+    """One fifo is made here and removed again, one was there before and stays."""
+    made, given = bench.running.directory / "fifo-made", bench.running.directory / "fifo-given"
+    os.mkfifo(given)
+    stdin, stdout = (StreamSpec(StreamMode.FIFO, path=str(path)) for path in (made, given))
+    params = creation(bench.target, name("c"), ("cat",), stdio=Stdio(stdin, stdout))
+    await arm()
+    try:
+        await bench.client.create_container(params)
+        await bench.client.start_container(params.container)
+        with given.open("rb") as output:
+            made.write_bytes(PIECE)
+            assert await asyncio.to_thread(output.read, len(PIECE)) == PIECE
+            await bench.client.close_stdin(params.container, "init")
+            assert (await bench.client.wait_container(params.container)).exit_code == 0
+            assert output.read() == b"", "the process is gone, but its end is still open"
+    finally:
+        await remove(bench.client, params.container)
+    assert given.is_fifo()
+    given.unlink()
+    left = [path.name for path in bench.running.directory.iterdir() if path.is_fifo()]
+    assert left == [], left
+
+
 async def start(bench: Bench, arm: Act) -> None:
     params = creation(bench.target, name("c"), ("sh", "-c", "echo started; exit 5"), stdio=OUTPUT)
     init = await RemoteProcess.create(bench.client, params)
@@ -192,7 +216,9 @@ async def delete(bench: Bench, arm: Act) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("attempt", [create, start, exec_once, attach, close_stdin, delete])
+@pytest.mark.parametrize(
+    "attempt", [create, create_with_fifos, start, exec_once, attach, close_stdin, delete]
+)
 def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
 ) -> None:

@@ -161,6 +161,33 @@ def test_detached_prints_the_id_and_keeps_a_log(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+def test_exec_detached_with_a_log_is_not_forgotten(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        Script().install(agent)
+        assert (await gcsctl(agent, "exec", "-d", "--log", "web", "--", "x")).code == 0
+        assert (await gcsctl(agent, "exec", "-d", "web", "--", "x")).code == 0
+        logged, plain = agent.named("process.exec")
+        assert logged["stdio"]["stdout"] == {"mode": "spool", "when_full": "drop_oldest"}
+        assert (logged["auto_delete"], plain["auto_delete"]) == (False, True)
+        assert plain["stdio"]["stdout"] == {"mode": "null"}
+
+    with_agent(tmp_path, body)
+
+
+def test_fifos_are_not_attached_to(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        Script(stderr=b"seen").install(agent)
+        fifos = "--fifo", "stdin=/run/in", "--fifo", "stdout=/run/out"
+        done = await gcsctl(agent, "run", *fifos, "--rootfs", "/r", "--", "x")
+        assert done == Done(0, "", "seen")
+        stdio = agent.named("container.create")[0]["stdio"]
+        assert stdio["stdin"] == {"mode": "fifo", "path": "/run/in"}
+        assert stdio["stdout"] == {"mode": "fifo", "path": "/run/out"}
+        assert [each["stream"] for each in agent.named("stream.attach")] == ["stderr"]
+
+    with_agent(tmp_path, body)
+
+
 def test_stdin_is_piped_through_to_its_end(tmp_path: Path) -> None:
     data = os.urandom(600_000).hex()
 
@@ -630,6 +657,8 @@ BAD_LINES = {
     "signal 0": (("--address", "unix:/x", "kill", "-s", "0", "c"), "between 1 and 64"),
     "named user": (("--address", "unix:/x", "exec", "-u", "root", "c", "--", "x"), "UID or UID:GID"),
     "no command": (("--address", "unix:/x", "exec", "c"), "give a command"),
+    "no such stream": (("--address", "unix:/x", "run", "--fifo", "tty=/x", "--", "x"), "STREAM=PATH"),
+    "no log here": (("--address", "unix:/x", "exec", "--log", "c", "--", "x"), "--log goes with -d"),
     "unknown command": (("frobnicate",), "invalid choice"),
     "unknown option": (("--address", "unix:/x", "ps", "--frobnicate"), "unrecognized"),
     "cannot exist": (("--address", "unix:/dev/null/x", "ps"), "Not a directory"),

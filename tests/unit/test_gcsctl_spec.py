@@ -123,6 +123,8 @@ def test_a_bundle_says_what_to_run() -> None:
         ["--bundle", "/b", "-u", "1"],
         ["--bundle", "/b", "-w", "/"],
         ["--rootfs", "/r", "--log", "-t", "--", "x"],
+        ["--rootfs", "/r", "--fifo", "stdout=/x", "-t", "--", "x"],
+        ["--rootfs", "/r", "--fifo", "stdin=/x", "-i", "--", "x"],
     ],
     ids=" ".join,
 )
@@ -135,12 +137,12 @@ def test_ids_are_random_and_valid() -> None:
     first, second = (plan("--rootfs", "/r", "--", "x").params.container for _ in range(2))
     assert first != second
     assert len(first) == 12
-    assert exec_params(parser.parse(["exec", "c", "x"])).process.isalnum()
+    assert exec_params(parser.parse(["exec", "c", "x"]), VSOCK).process.isalnum()
 
 
 def test_a_detached_exec_cleans_up_after_itself() -> None:
-    assert exec_params(parser.parse(["exec", "-d", "c", "x"])).auto_delete is True
-    assert exec_params(parser.parse(["exec", "c", "x"])).auto_delete is False
+    assert exec_params(parser.parse(["exec", "-d", "c", "x"]), VSOCK).auto_delete is True
+    assert exec_params(parser.parse(["exec", "c", "x"]), VSOCK).auto_delete is False
 
 
 def test_vm_run_uses_the_disk_under_a_layer() -> None:

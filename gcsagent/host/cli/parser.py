@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gcsagent.host.cli import logs, manage, resources, run
 from gcsagent.host.cli.common import complain
+from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.vmrun import vm_run
 from gcsagent.host.spec import User
 from gcsagent.host.upgrade import TRIAL_SECONDS
@@ -128,6 +129,7 @@ def _add_run_commands(commands: _Subparsers) -> None:
         commands, "exec", run.exec_command, "run a command in a container", "gcsctl exec -it web -- sh"
     )
     parser.add_argument("-d", "--detach", action="store_true", help="print the process id, leave it running")
+    parser.add_argument("--log", action="store_true", help="with -d: keep its output for `logs --process P`")
     _add_process_options(parser)
     _add_id(parser)
     _add_command(parser)
@@ -231,6 +233,14 @@ def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> N
 def _add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--interactive", action="store_true", help="pass standard input on")
     parser.add_argument("-t", "--tty", action="store_true", help="give the command a terminal")
+    parser.add_argument(
+        "--fifo",
+        type=_fifo,
+        action="append",
+        default=[],
+        metavar="STREAM=PATH",
+        help="connect stdin, stdout or stderr to a named pipe in the guest; may be repeated",
+    )
     parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="may be repeated")
     parser.add_argument("-w", "--workdir", type=_absolute, metavar="DIR", help="working directory")
     parser.add_argument("-u", "--user", type=_user, metavar="UID[:GID]", help="numeric; default: root")
@@ -259,6 +269,13 @@ def _signal(text: str) -> int | str:
     if problem is not None:
         raise argparse.ArgumentTypeError(f"{text!r} {problem}")
     return value
+
+
+def _fifo(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if name not in FIFOS or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} must be STREAM=PATH, STREAM one of {', '.join(FIFOS)}")
+    return name, path
 
 
 def _since(text: str) -> float | int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from gcsagent.host import terminal
 from gcsagent.host.bridge import LocalStdio, bridge
+from gcsagent.host.cli import stdio
 from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
@@ -21,16 +22,12 @@ from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spec import container_spec, exec_spec
 from gcsagent.host.spool import SpoolStream
 from gcsagent.host.transport import Address
-from protocol.address import UnixAddress
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
 from protocol.families.process import Exec
-from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, WhenFull, Winsize
+from protocol.types import ExitRecord
 
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
-_STREAM = StreamSpec(StreamMode.STREAM)
-_NULL = StreamSpec()
-_LOG = StreamSpec(StreamMode.SPOOL, when_full=WhenFull.DROP_OLDEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +60,13 @@ async def create_command(args: argparse.Namespace) -> int:
 
 
 async def exec_command(args: argparse.Namespace) -> int:
-    params = exec_params(args)
+    if not args.command:
+        raise UsageError("give a command to execute after --")
+    if args.log and (args.tty or not args.detach):
+        raise UsageError("--log goes with -d and without -t: only output that nobody is shown is kept")
     with Signals() as signals:
         async with await connect(args) as client:
+            params = exec_params(args, client.address)
             process = await RemoteProcess.exec(client, params, attached=not args.detach)
             if args.detach:
                 shown = {"container": process.container, "process": process.process, "pid": process.pid}
@@ -134,13 +135,13 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
     spec, bundle = None, None
     if args.bundle is not None:
         _refuse_beside_bundle(args)
-        bundle = guest_path("--bundle", args.bundle, address)
+        bundle = stdio.guest_path("--bundle", args.bundle, address)
     else:
         if not args.command:
             raise UsageError("give a command to run after --")
         spec = container_spec(
             container=container,
-            rootfs=guest_path("--rootfs", args.rootfs, address),
+            rootfs=stdio.guest_path("--rootfs", args.rootfs, address),
             args=args.command,
             env=environment(args.env),
             cwd=args.workdir or "/",
@@ -151,7 +152,7 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
         container=container,
         spec=spec,
         bundle=bundle,
-        stdio=_stdio(args, quiet=detach or args.quiet, log=log or detach),
+        stdio=stdio.wanted(args, address, quiet=detach or args.quiet, log=log or detach),
         overlay=args.overlay,
         runtime=args.runtime,
         allow_vsock=args.allow_vsock,
@@ -160,10 +161,8 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
     return RunPlan(params, remove, detach, args.interactive, args.json)
 
 
-def exec_params(args: argparse.Namespace) -> Exec:
-    """Raises UsageError when there is no command."""
-    if not args.command:
-        raise UsageError("give a command to execute after --")
+def exec_params(args: argparse.Namespace, address: Address) -> Exec:
+    """Raises UsageError when the options contradict each other."""
     spec = exec_spec(
         args=args.command,
         env=environment(args.env),
@@ -175,18 +174,9 @@ def exec_params(args: argparse.Namespace) -> Exec:
         container=args.id,
         process=secrets.token_hex(6),
         spec=spec,
-        stdio=_stdio(args, quiet=args.detach, log=False),
-        auto_delete=args.detach,
+        stdio=stdio.wanted(args, address, quiet=args.detach, log=args.log),
+        auto_delete=args.detach and not args.log,
     )
-
-
-def guest_path(option: str, path: str, address: Address) -> str:
-    """``path`` as the agent sees it: over ``unix:`` that is this machine, so relative ones work too."""
-    if isinstance(address, UnixAddress):
-        return os.path.abspath(path)
-    if not path.startswith("/"):
-        raise UsageError(f"{option} {path}: give an absolute path in the guest")
-    return path
 
 
 def environment(entries: list[str]) -> list[str]:
@@ -211,19 +201,6 @@ def _refuse_beside_bundle(args: argparse.Namespace) -> None:
     for name, value in given.items():
         if value:
             raise UsageError(f"{name} cannot be given with --bundle: its config.json says that")
-
-
-def _stdio(args: argparse.Namespace, *, quiet: bool, log: bool) -> Stdio:
-    """``quiet``: nobody attaches now, so output that nobody asked for goes nowhere instead of blocking.
-
-    ``log``: it is kept, as far as there is room, whether or not anybody is attached.
-    """
-    if args.tty:
-        size = terminal.winsize(_STDIN, _STDOUT, _STDERR) or Winsize()
-        return Stdio(tty=_STREAM, terminal=True, winsize=size)
-    output = _LOG if log else _NULL if quiet and not args.interactive else _STREAM
-    once = args.interactive and not quiet
-    return Stdio(_STREAM if args.interactive else _NULL, output, output, stdin_once=once)
 
 
 # -- at the terminal ------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Kills an agent at a chosen step: put this folder on its module path.
 
-Python's audit events are the steps: each is raised right before the agent makes, renames or removes a file
-or directory of its state, opens one for writing, or sends descriptors to the supervisor. ``fault`` beside
+Python's audit events are the steps: each is raised right before the agent makes, links, renames or removes a
+file or directory, opens a file for writing, or sends descriptors to the supervisor. ``fault`` beside
 the state directory holds how many of them may still happen; the agent that takes it up counts down and
 kills itself at the last. The product knows nothing of this.
 """
@@ -14,7 +14,7 @@ import signal
 import sys
 from typing import Any
 
-_STEPS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "socket.sendmsg", "open"}
+_STEPS = {"os.rename", "os.mkdir", "os.remove", "os.link", "os.rmdir", "socket.sendmsg", "open"}
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
