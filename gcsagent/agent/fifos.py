@@ -25,11 +25,13 @@ def open_all(
     process: Process,
     prepared: PreparedStdio,
     directory: str,
+    owner: tuple[int, int] | None,
     fields: Mapping[str, str] | None = None,
 ) -> None:
     """Opens every fifo of ``process``, whose directory is ``directory``, made where there is none.
 
-    ``fields`` says which argument a stream's path came from, unless it is its own. Raises what
+    Those made here become ``owner``'s, the root of the container's user namespace if it has one; another's
+    stays as it is. ``fields`` says which argument a stream's path came from if not its own. Raises what
     :func:`gcsagent.agent.fifo.claim` raises, and RESOURCE_EXHAUSTED.
     """
 
@@ -47,6 +49,8 @@ def open_all(
         temporary = _temporary(containers, process, name, wanted)
         path_fd = fifo.claim(field, wanted.path, temporary, ours, record)
         try:
+            if owner is not None and process.fifos[name].made:
+                os.chown(f"/proc/self/fd/{path_fd}", *owner)
             prepared.add_fifo(name, path_fd)
         except OSError as error:
             raise RpcError(Code.RESOURCE_EXHAUSTED, f"{field}: {wanted.path}: {error.strerror}") from error

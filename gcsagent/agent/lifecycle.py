@@ -97,7 +97,7 @@ class Lifecycle:
         prepared = self._prepare(container, process, spec)
         try:
             directory = container.directory.begin(INIT, process.document())
-            fifos.open_all(registry.containers, process, prepared, directory)
+            fifos.open_all(registry.containers, process, prepared, directory, mapped_root(spec))
             launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.create(
                 container.ident, container.directory.path, launch, call.timeout
@@ -282,7 +282,7 @@ class Lifecycle:
             directory = container.directory.begin(process.ident, process.document())
             process_file = os.path.join(directory, "spec.json")
             write_json(process_file, spec)
-            fifos.open_all(self._registry.containers, process, prepared, directory)
+            fifos.open_all(self._registry.containers, process, prepared, directory, mapped_root(config))
             launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.exec(container.ident, process_file, launch, call.timeout)
         except RuntimeFailure as failure:
