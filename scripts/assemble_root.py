@@ -1,11 +1,12 @@
 #!/usr/bin/python3
 """Picks the image's files out of unpacked Debian packages.
 
-    assemble_root.py LISTS UNPACKED OUT
+    assemble_root.py UNPACKED OUT LISTS...
 
-LISTS is the folder with files.list, modules.list and stdlib.exclude, UNPACKED the packages' files, OUT
-gets one folder per part (python, runc, busybox, libs, modules), each a piece of the same root. Python
-files are left as source: compile_tree.py turns them into byte-code with the guest's own interpreter.
+UNPACKED has the packages' files, OUT gets one folder per part (python, runc, busybox, libs, modules, ...),
+each a piece of the same root. LISTS are folders with a files.list and a modules.list each; the first, the
+image's own, has stdlib.exclude too, the others are what --with adds. Python files are left as source:
+compile_tree.py turns them into byte-code with the guest's own interpreter.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ def die(message: str) -> NoReturn:
     sys.exit(f"assemble_root.py: error: {message}")
 
 
+def all_rows(lists: list[Path], name: str) -> Iterator[list[str]]:
+    for folder in lists:
+        yield from rows(folder / name, 3)
+
+
 def rows(path: Path, fields: int) -> Iterator[list[str]]:
     """Lines of a list file, split into `fields` columns, the last one being the reason."""
     for number, line in enumerate(path.read_text().splitlines(), 1):
@@ -48,10 +54,10 @@ def copy(source: Path, target: Path) -> None:
         target.chmod(0o755 if source.stat().st_mode & 0o111 else 0o644)
 
 
-def copy_listed(lists: Path, unpacked: Path, out: Path) -> None:
-    excluded = [row[0] for row in rows(lists / "stdlib.exclude", 2)]
+def copy_listed(lists: list[Path], unpacked: Path, out: Path) -> None:
+    excluded = [row[0] for row in rows(lists[0] / "stdlib.exclude", 2)]
     unused = set(excluded)
-    for part, name, _ in rows(lists / "files.list", 3):
+    for part, name, _ in all_rows(lists, "files.list"):
         source = unpacked / name
         if source.is_symlink() or source.is_file():
             copy(source, out / part / name)
@@ -110,7 +116,7 @@ def copy_libraries(unpacked: Path, out: Path) -> None:
     (out / "libs/usr/lib64/ld-linux-x86-64.so.2").symlink_to("../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2")
 
 
-def copy_modules(lists: Path, unpacked: Path, out: Path) -> None:
+def copy_modules(lists: list[Path], unpacked: Path, out: Path) -> None:
     (release,) = (unpacked / "usr/lib/modules").iterdir()
     subprocess.run(["depmod", "-b", unpacked / "usr", release.name], check=True)
     needs: dict[str, list[str]] = {}
@@ -121,7 +127,7 @@ def copy_modules(lists: Path, unpacked: Path, out: Path) -> None:
     by_name = {Path(path).name.split(".")[0].replace("-", "_"): path for path in needs}
     target = out / "modules/usr/lib/modules" / release.name
     boot = []
-    for name, when, _ in rows(lists / "modules.list", 3):
+    for name, when, _ in all_rows(lists, "modules.list"):
         if when not in ("boot", "device", "demand"):
             die(f"modules.list: {name}: when is boot, device or demand, not {when}")
         path = by_name.get(name.replace("-", "_"), "")
@@ -153,7 +159,7 @@ def copy_modules(lists: Path, unpacked: Path, out: Path) -> None:
 
 
 def main() -> None:
-    lists, unpacked, out = (Path(argument).resolve() for argument in sys.argv[1:])
+    unpacked, out, *lists = (Path(argument).resolve() for argument in sys.argv[1:])
     copy_listed(lists, unpacked, out)
     copy_libraries(unpacked, out)
     copy_modules(lists, unpacked, out)

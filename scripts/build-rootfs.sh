@@ -10,8 +10,11 @@ set -Eeuo pipefail
 
 usage() {
     cat <<USAGE
-usage: build-rootfs.sh [--mirror URL] [--out DIR] [--tree DIR] [--refresh] [--print-key] [--check-reproducible]
+usage: build-rootfs.sh [--with FEATURE] [--mirror URL] [--out DIR] [--tree DIR] [--refresh] [--print-key]
+                       [--check-reproducible]
 
+  --with FEATURE         add what initramfs/with/FEATURE lists (criu: checkpoint and restore); may be repeated.
+                         The link is then image/current-FEATURE, and image/current is left as it is
   --mirror URL           Debian mirror (default: the one in this host's apt sources)
   --out DIR              also copy vmlinuz, initramfs and manifest.json to DIR
   --tree DIR             take gcsagent/ and protocol/ from DIR instead of this repository; the link
@@ -24,9 +27,10 @@ Prints the image's folder. The cache is \${GCS_CACHE:-\${XDG_CACHE_HOME:-~/.cach
 USAGE
 }
 
-OUT='' TREE=$GCS_REPO MODE=build
+OUT='' TREE=$GCS_REPO MODE=build WITH=
 while [ $# -gt 0 ]; do
     case $1 in
+        --with) WITH+=" ${2:?--with needs the name of a feature}"; shift 2 ;;
         --mirror) GCS_MIRROR=${2:?--mirror needs a URL}; shift 2 ;;
         --out) OUT=${2:?--out needs a folder}; shift 2 ;;
         --tree) TREE=$(realpath "${2:?--tree needs a folder}"); shift 2 ;;
@@ -40,7 +44,14 @@ done
 
 LISTS=$GCS_REPO/initramfs
 SCRIPTS=$GCS_REPO/scripts
-PARTS="busybox libs python runc modules"
+WITH=$(tr ' ' '\n' <<<"$WITH" | sort -u | xargs)
+FEATURES=()
+for feature in $WITH; do
+    FEATURES+=("$LISTS/with/$feature")
+    [ -d "$LISTS/with/$feature" ] || die "--with $feature: there is $(ls "$LISTS/with" | xargs)"
+done
+# With the features' parts, by their names, before the one that is made last and changes most.
+PARTS="busybox libs python runc ${WITH:+$WITH }modules"
 # Times inside the image. Fixed, so that a new commit doesn't rebuild the parts from Debian.
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
 PYTHON=/usr/bin/python3
@@ -73,19 +84,23 @@ guest_python() {
         "$libs/ld-linux-x86-64.so.2" --library-path "$libs" "$root/usr/bin/python3.13" "$@"
 }
 
-# Packages.list's packages with their dependencies, less those it leaves out.
+# The packages.list files' packages with their dependencies, less those they leave out.
 resolve() {
-    local packages APT_DROP
-    mapfile -t packages < <(awk '/^[^#-]/ { print $1 }' "$LISTS/packages.list")
-    APT_DROP=$(awk '/^-/ { print substr($1, 2) }' "$LISTS/packages.list" | paste -sd '|')
+    local packages lists APT_DROP
+    lists=("$LISTS/packages.list" "${FEATURES[@]/%//packages.list}")
+    mapfile -t packages < <(awk '/^[^#-]/ { print $1 }' "${lists[@]}")
+    # A feature may want what the image by itself leaves out.
+    APT_DROP=$(awk '/^-/ { print substr($1, 2) }' "${lists[@]}" | grep -vxFf <(printf '%s\n' "${packages[@]}") | paste -sd '|')
     find_mirrors
-    apt_resolve_trixie image "${packages[@]}"
+    apt_resolve_trixie "image${WITH:+-${WITH// /-}}" "${packages[@]}"
     resolved "$RESOLVED" >"$WORK/packages"
 }
 
 base_key() {
     {
-        cat "$WORK/packages" "$LISTS"/*.list "$LISTS/stdlib.exclude"
+        cat "$WORK/packages" "$LISTS"/*.list "${FEATURES[@]/%//packages.list}" "${FEATURES[@]/%//files.list}" \
+            "${FEATURES[@]/%//modules.list}" "$LISTS/stdlib.exclude"
+        echo "$WITH"
         cat "$SCRIPTS/assemble_root.py" "$SCRIPTS/compile_tree.py" "$SCRIPTS/pack_newc.py" \
             "$SCRIPTS/build-rootfs.sh"
         echo "$SOURCE_DATE_EPOCH"
@@ -102,7 +117,7 @@ build_base() {
     rm -rf "$WORK/unpacked" "$WORK/parts" "$1"
     apt_unpack "$WORK/debs" "$WORK/unpacked"
     say "picking files"
-    "$PYTHON" -I "$SCRIPTS/assemble_root.py" "$LISTS" "$WORK/unpacked" "$WORK/parts"
+    "$PYTHON" -I "$SCRIPTS/assemble_root.py" "$WORK/unpacked" "$WORK/parts" "$LISTS" "${FEATURES[@]}"
     say "compiling Python to byte-code"
     guest_python "$WORK/unpacked" "$SCRIPTS/compile_tree.py" compile "$WORK/parts/python"
     mkdir -p "$1/root"
@@ -140,7 +155,7 @@ PY
 
 # build_tree BASE FILE: init, configuration, stamp, gcsagent without its host side, and protocol.
 build_tree() {
-    local root=$WORK/tree site=$WORK/tree/usr/lib/python3/dist-packages name
+    local root=$WORK/tree site=$WORK/tree/usr/lib/python3/dist-packages name feature
     rm -rf "$root"
     mkdir -p "$site" "$root/etc/gcsagent"
     for name in gcsagent protocol; do
@@ -148,10 +163,15 @@ build_tree() {
     done
     guest_python "$1/root" "$SCRIPTS/compile_tree.py" compile "$root"
     cp -r "$LISTS/etc/." "$root/etc/"
+    for feature in $WITH; do
+        [ ! -d "$LISTS/with/$feature/etc" ] || cp -r "$LISTS/with/$feature/etc/." "$root/etc/"
+    done
     install -m 755 "$LISTS/init" "$root/init"
     # By full path for what doesn't search busybox's own list: the kernel (modprobe), containers' tools.
     mkdir -p "$root/usr/bin" "$root/usr/sbin"
-    for name in sh mount umount modprobe ip poweroff reboot rm cat ls ps kill; do
+    for name in sh mount umount modprobe ip poweroff reboot rm cat ls ps kill gzip; do
+        # A feature may bring the whole of what busybox has the most of.
+        [ ! -e "$1/root/usr/bin/$name" ] || continue
         case $name in
             modprobe | ip | poweroff | reboot) ln -s ../bin/busybox "$root/usr/sbin/$name" ;;
             *) ln -s busybox "$root/usr/bin/$name" ;;
@@ -180,11 +200,11 @@ kernel = (image / "vmlinuz").stat().st_size
 stamp["sizes"] = {"vmlinuz": kernel, "initramfs": total, "parts": parts}
 (image / "manifest.json").write_text(json.dumps(stamp, indent=1) + "\n")
 about = {"busybox": "shell and tools", "libs": "shared libraries", "python": "interpreter, stdlib, 4 libraries",
-         "runc": "OCI runtime", "modules": "kernel modules", "tree": "init, gcsagent, protocol"}
+         "runc": "OCI runtime", "criu": "checkpoint and restore", "modules": "kernel modules", "tree": "init, gcsagent, protocol"}
 line = "    {:<10} {:>8} {:>9}  {}"
 print(line.format("part", "MB", "unpacked", ""))
 for name, size in parts.items():
-    print(line.format(name, f"{size['packed'] / 1e6:.2f}", f"{size['unpacked'] / 1e6:.2f}", about[name]))
+    print(line.format(name, f"{size['packed'] / 1e6:.2f}", f"{size['unpacked'] / 1e6:.2f}", about.get(name, "")))
 print(line.format("initramfs", f"{total / 1e6:.2f}", f"{sum(p['unpacked'] for p in parts.values()) / 1e6:.2f}", ""))
 print(line.format("vmlinuz", f"{kernel / 1e6:.2f}", "", stamp["kernel"]))
 PY
@@ -249,7 +269,7 @@ if [ ! -e "$IMAGE/manifest.json" ]; then
     publish "$WORK/image" "$IMAGE"
 fi
 touch "$IMAGE"
-[ "$TREE" != "$GCS_REPO" ] || point_current "$GCS_CACHE/image" "$IMAGE_KEY"
+[ "$TREE" != "$GCS_REPO" ] || point_current "$GCS_CACHE/image" "$IMAGE_KEY" "current${WITH:+-${WITH// /-}}"
 forget_old "$GCS_CACHE/image" 8
 if [ -n "$OUT" ]; then
     mkdir -p "$OUT"

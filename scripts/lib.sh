@@ -51,10 +51,11 @@ make_work_dir() {
     trap 'exit 130' INT TERM HUP
 }
 
-# point_current FOLDER NAME: FOLDER/current becomes a link to NAME without ever being absent.
+# point_current FOLDER NAME [LINK]: FOLDER/current, or LINK there, becomes a link to NAME without ever being
+# absent.
 point_current() {
     ln -sfn "$2" "$1/.current.$$"
-    mv -T "$1/.current.$$" "$1/current"
+    mv -T "$1/.current.$$" "$1/${3:-current}"
 }
 
 # publish DIR FINAL: DIR gets its final name in one step; a folder already there stays.
@@ -63,12 +64,12 @@ publish() {
     [ -e "$2" ] || mv -T "$1" "$2"
 }
 
-# forget_old FOLDER COUNT: the COUNT newest results stay, and the current one.
+# forget_old FOLDER COUNT: the COUNT newest results stay, and what a link there names.
 forget_old() {
     local folder=$1 keep=$2 old
     find "$folder" -mindepth 1 -maxdepth 1 -type d -printf '%T@ %p\n' | sort -rn | tail -n "+$((keep + 1))" |
         while read -r _ old; do
-            [ "$old" = "$(realpath "$folder/current" 2>/dev/null)" ] || rm -rf "$old"
+            find "$folder" -maxdepth 1 -type l -exec realpath -q {} + | grep -qxF "$(realpath "$old")" || rm -rf "$old"
         done
 }
 

@@ -279,6 +279,15 @@ def test_lists_have_a_reason_on_every_line() -> None:
     assemble = load(SCRIPTS / "assemble_root.py")
     for name, fields in (("files.list", 3), ("modules.list", 3), ("stdlib.exclude", 2), ("packages.list", 2)):
         assert all(row[-1] for row in assemble.rows(REPO / "initramfs" / name, fields))
+        for feature in (REPO / "initramfs/with").iterdir():
+            assert name == "stdlib.exclude" or all(row[-1] for row in assemble.rows(feature / name, fields))
+
+
+def test_unknown_feature_is_refused_naming_those_there_are(tmp_path: Path) -> None:
+    done = script("build-rootfs.sh", "--with", "nonsense", cache=tmp_path)
+    assert done.returncode == 1
+    assert "error: --with nonsense: there is criu" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_list_line_without_a_reason_is_refused(tmp_path: Path) -> None:
