@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any
 
-from gcsagent.agent import bundle, fifos, overlay, stdio
+from gcsagent.agent import bundle, fifos, overlay, sidecar, stdio
 from gcsagent.agent.call import CLEANUP_SECONDS, Call
 from gcsagent.agent.cgroups import signal_all
 from gcsagent.agent.container import Container
@@ -49,6 +49,7 @@ class Lifecycle:
     async def create(self, params: CreateContainer, call: Call) -> Created:
         stdio.check(params.stdio)
         spec = bundle.load(params)
+        piping = sidecar.plan(spec, params.stdio, self._registry.pipes)
         runtime = self._registry.runtimes.choose(params.runtime)
         container = self._registry.new(
             params.container, runtime, params.auto_delete, params.labels, cgroup_path.wanted(spec)
@@ -56,7 +57,7 @@ class Lifecycle:
         container.create_request = call.mark
         self._make_directory(container)
         try:
-            process = await self._make(container, params, spec, call)
+            process = await self._make(container, params, spec, piping, call)
         except BaseException:
             await _bounded(self.undo_create(container))
             raise
@@ -75,7 +76,12 @@ class Lifecycle:
         self._registry.take_early_exit(container, process)
 
     async def _make(
-        self, container: Container, params: CreateContainer, spec: dict[str, Any], call: Call
+        self,
+        container: Container,
+        params: CreateContainer,
+        spec: dict[str, Any],
+        piping: sidecar.Piping,
+        call: Call,
     ) -> Process:
         registry = self._registry
         args, env, cwd = (
@@ -83,7 +89,8 @@ class Lifecycle:
             spec["process"].get("env", []),
             spec["process"]["cwd"],
         )
-        process = Process(container.ident, INIT, args, params.stdio, False)
+        process = Process(container.ident, INIT, args, piping.stdio, False)
+        process.fifos |= piping.inherited
         container.processes[INIT] = process
         container.root, container.owns_pids = spec["root"]["path"], bundle.owns_pid_namespace(spec)
         container.save()
@@ -97,7 +104,9 @@ class Lifecycle:
         prepared = self._prepare(container, process, spec)
         try:
             directory = container.directory.begin(INIT, process.document())
-            fifos.open_all(registry.containers, process, prepared, directory, mapped_root(spec))
+            fifos.open_all(
+                registry.containers, process, prepared, directory, mapped_root(spec), piping.fields
+            )
             launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.create(
                 container.ident, container.directory.path, launch, call.timeout

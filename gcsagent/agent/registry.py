@@ -54,6 +54,7 @@ class Registry:
             oom,
         )
         self.directory = os.path.join(state, "containers")
+        self.pipes = os.path.join(state, "pipes")
         # Two agents on one machine (development, tests) must not share cgroups; in a guest there is one.
         own = "" if guest else "-" + hashlib.sha256(state.encode()).hexdigest()[:8]
         self.cgroup_tree = CgroupTree(cgroups, f"/gcs{own}")

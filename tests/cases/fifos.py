@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from protocol.errors import Code
 from protocol.types import Stdio, StreamMode, StreamSpec, Winsize
-from tests.cases.target import Target, case, connect, created, name, refused, run, running
+from tests.cases.target import (
+    OUTPUT,
+    STREAM,
+    Target,
+    case,
+    connect,
+    created,
+    expect,
+    name,
+    refused,
+    run,
+    running,
+    terminal,
+)
+
+LOCATION = "io.microsoft.bmc.logging.pipelocation"
+SIDE_CAR = "io.microsoft.bmc.logging.isLoggingSideCarContainer"
 
 DIRECTORY = "/run"
 """Of the guest: there on both tiers, and in memory."""
@@ -83,6 +99,87 @@ async def a_late_peer_finds_what_was_written(target: Target) -> None:
             assert late.stdout == b"early\n", late
         assert await there(client, box.container, stem) == [f"{stem}-out"], "it was there before"
         await run(client, box.container, "sh", "-c", f"rm /peer/{stem}-out")
+
+
+def annotated(*, side_car: bool, location: str) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        spec["annotations"] = {LOCATION: location, SIDE_CAR: "true"} if side_car else {LOCATION: location}
+
+    return change
+
+
+READS = "cat <&4 >&2 & exec cat <&3"
+"""Each pipe to the side-car's own output of the same kind."""
+
+
+async def said(init: RemoteProcess, word: str) -> None:
+    """The side-car has read what the workload said."""
+    await expect(init.streams["stdout"], b"out %s\n" % word.encode())
+    await expect(init.streams["stderr"], b"err %s\n" % word.encode())
+
+
+@case
+async def a_side_car_reads_what_the_workload_writes(target: Target) -> None:
+    stem = name("log")
+    for location in (stem, f"{DIRECTORY}/{stem}"):
+        side_car, workload = (annotated(side_car=is_it, location=location) for is_it in (True, False))
+        script = "while read word; do echo out $word; echo err $word >&2; done"
+        async with (
+            await connect(target) as client,
+            peer(target, client) as box,
+            running(target, client, "sh", "-c", script, spec=workload, stdio=Stdio(stdin=STREAM)) as writer,
+        ):
+            await writer.streams["stdin"].write(b"early\n")
+            async with running(target, client, "sh", "-c", READS, spec=side_car, stdio=OUTPUT) as reader:
+                await said(reader, "early")
+                await writer.streams["stdin"].write(b"now\n")
+                await said(reader, "now")
+            await writer.streams["stdin"].write(b"between\n")  # while no side-car is there
+            async with running(target, client, "sh", "-c", READS, spec=side_car, stdio=OUTPUT) as reader:
+                await said(reader, "between")
+                if location != stem:
+                    pipes = [f"{stem}-stderr", f"{stem}-stdout"]
+                    assert sorted(await there(client, box.container, stem)) == pipes
+                await writer.kill("SIGKILL")
+                await writer.wait()
+                await client.delete_container(writer.container)
+                async with running(
+                    target,
+                    client,
+                    "sh",
+                    "-c",
+                    "echo out next; echo err next >&2",
+                    spec=workload,
+                    attached=False,
+                ):
+                    await said(reader, "next")
+            assert await there(client, box.container, stem) == []
+
+
+@case
+async def annotations_that_contradict_are_refused(target: Target) -> None:
+    where, what = f"spec.annotations[{LOCATION}]", f"spec.annotations[{SIDE_CAR}]"
+    wrong: list[tuple[dict[str, Any], Stdio, Code, str]] = [
+        ({LOCATION: "x"}, terminal(), Code.INVALID_ARGUMENT, where),
+        ({LOCATION: "x", SIDE_CAR: "true"}, terminal(), Code.INVALID_ARGUMENT, where),
+        ({LOCATION: "x"}, OUTPUT, Code.INVALID_ARGUMENT, where),
+        ({SIDE_CAR: "true"}, Stdio(), Code.INVALID_ARGUMENT, what),
+        ({LOCATION: "x", SIDE_CAR: "maybe"}, Stdio(), Code.INVALID_ARGUMENT, what),
+        ({LOCATION: f"{DIRECTORY}/../etc/x"}, Stdio(), Code.INVALID_ARGUMENT, where),
+        ({LOCATION: "some/x"}, Stdio(), Code.INVALID_ARGUMENT, where),
+        ({LOCATION: f"{DIRECTORY}/.."}, Stdio(), Code.INVALID_ARGUMENT, where),
+        ({LOCATION: f"{DIRECTORY}/-x"}, Stdio(), Code.INVALID_ARGUMENT, where),
+        ({LOCATION: f"{DIRECTORY}/{name('none')}/x"}, Stdio(), Code.NOT_FOUND, where),
+    ]
+    async with await connect(target) as client:
+        for annotations, stdio, code, field in wrong:
+
+            def change(spec: dict[str, Any], annotations: dict[str, Any] = annotations) -> None:
+                spec["annotations"] = annotations
+
+            with refused(code, field=field):
+                async with created(target, client, "true", spec=change, stdio=stdio, attached=False):
+                    pass
 
 
 @case

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from protocol.families.process import Exec
 from protocol.families.stream import StreamName
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
 from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.fifos import LOCATION, SIDE_CAR
 from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, expect, name, remove
 
 FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
@@ -142,6 +144,36 @@ async def create_with_fifos(bench: Bench, arm: Act) -> None:
     assert left == [], left
 
 
+async def create_side_car(bench: Bench, arm: Act) -> None:
+    """The workload goes first; what it wrote is read, and the pipes go with the second of the two."""
+    location = str(bench.running.directory / "log")
+
+    def workload(spec: dict[str, Any]) -> None:
+        spec["annotations"] = {LOCATION: location}
+
+    def side_car(spec: dict[str, Any]) -> None:
+        spec["annotations"] = {LOCATION: location, SIDE_CAR: "true"}
+
+    writer = creation(bench.target, name("c"), ("echo", "written"), spec=workload)
+    reader = creation(bench.target, name("c"), ("head", "-n1", "/dev/fd/3"), spec=side_car, stdio=OUTPUT)
+    await bench.client.create_container(writer)
+    try:
+        await bench.client.start_container(writer.container)
+        assert (await bench.client.wait_container(writer.container)).exit_code == 0
+        await arm()
+        await bench.client.create_container(reader)
+        await bench.client.delete_container(writer.container)
+        async with await bench.client.attach(reader.container) as stdout:
+            await bench.client.start_container(reader.container)
+            await expect(stdout, b"written\n")
+        assert (await bench.client.wait_container(reader.container)).exit_code == 0
+    finally:
+        await remove(bench.client, reader.container)
+        await remove(bench.client, writer.container)
+    left = [path.name for path in bench.running.directory.iterdir() if path.is_fifo()]
+    assert left == [], left
+
+
 async def start(bench: Bench, arm: Act) -> None:
     params = creation(bench.target, name("c"), ("sh", "-c", "echo started; exit 5"), stdio=OUTPUT)
     init = await RemoteProcess.create(bench.client, params)
@@ -217,7 +249,7 @@ async def delete(bench: Bench, arm: Act) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    "attempt", [create, create_with_fifos, start, exec_once, attach, close_stdin, delete]
+    "attempt", [create, create_with_fifos, create_side_car, start, exec_once, attach, close_stdin, delete]
 )
 def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
