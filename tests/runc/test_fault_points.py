@@ -51,9 +51,10 @@ class Bench:
         return trace.read_text() if trace.exists() else "nothing"
 
 
-@pytest.fixture(scope="module")
-def faulty(rootfs: str) -> Iterator[RunningAgent]:
-    yield from stopped_clean(RunningAgent("--log-level", "debug", python_path=str(FAULTS)))
+@pytest.fixture(scope="module", params=["runc", "crun"])
+def faulty(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
+    agent = RunningAgent("--log-level", "debug", runtime=request.param, python_path=str(FAULTS))
+    yield from stopped_clean(agent)
 
 
 Act = Callable[[], Awaitable[None]]
