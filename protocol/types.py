@@ -288,6 +288,8 @@ class ContainerState:
     """Name of the OCI runtime it was made with."""
     processes: tuple[ProcessState, ...] = ()
     """Init first, then in the order of exec."""
+    process_count: int = 0
+    """How many it has; more than ``processes`` where a list leaves them out."""
 
 
 @dataclass(frozen=True, slots=True)

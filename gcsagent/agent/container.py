@@ -90,7 +90,7 @@ class Container:
         """Writes container.json. Raises OSError."""
         self.directory.write("container.json", self.document())
 
-    def state(self) -> ContainerState:
+    def state(self, *, processes: bool = True) -> ContainerState:
         init = self.processes.get(INIT)
         return ContainerState(
             container=self.ident,
@@ -102,7 +102,8 @@ class Container:
             problem=self.problem,
             runtime=self.runtime.name,
             labels=self.labels,
-            processes=tuple(process.state() for process in self.processes.values()),
+            processes=tuple(process.state() for process in self.processes.values()) if processes else (),
+            process_count=len(self.processes),
         )
 
     def document(self) -> dict[str, Any]:

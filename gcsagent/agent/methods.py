@@ -12,6 +12,7 @@ from typing import Any
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.cgroup_stats import StatsService
+from gcsagent.agent.container_list import ContainerListService
 from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
@@ -20,8 +21,7 @@ from gcsagent.agent.process_list import ProcessListService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.spools import SpoolService
-from protocol.families.container import ContainerList, ContainerRef
-from protocol.method import Empty
+from protocol.families.container import ContainerRef
 from protocol.methods import METHODS
 from protocol.types import ContainerState
 
@@ -38,9 +38,6 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
     def state(params: ContainerRef, _call: Call) -> ContainerState:
         return registry.get(params.container).state()
 
-    def list_all(_params: Empty, _call: Call) -> ContainerList:
-        return ContainerList(tuple(container.state() for container in registry.containers.values()))
-
     table: dict[str, Handler] = {
         "agent.ping": agent.ping,
         "agent.info": agent.info,
@@ -51,7 +48,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.create": lifecycle.create,
         "container.start": lifecycle.start,
         "container.state": state,
-        "container.list": list_all,
+        "container.list": ContainerListService(registry).page,
         "container.processes": ProcessListService(registry).processes,
         "container.kill": lifecycle.kill,
         "container.pause": freezing.pause,

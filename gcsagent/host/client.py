@@ -35,6 +35,7 @@ from protocol.families.container import (
     DeleteContainer,
     Deleted,
     KillContainer,
+    ListContainers,
     ListProcesses,
     ProcessList,
     UpdateContainer,
@@ -57,6 +58,9 @@ CONNECT_SECONDS = 10.0
 
 GRACE_SECONDS = 5.0
 """What a call waits beyond its deadline, so that the agent's own answer about it wins."""
+
+LIST_PAGE = 50
+"""Containers asked for at once: some milliseconds of the agent's event loop."""
 
 
 class Client:
@@ -200,9 +204,20 @@ class Client:
         result: ContainerState = await self.call("container.state", ContainerRef(container))
         return result
 
-    async def list_containers(self) -> tuple[ContainerState, ...]:
-        result: ContainerList = await self.call("container.list", Empty())
-        return result.containers
+    async def list_containers(self, *, processes: bool = True) -> tuple[ContainerState, ...]:
+        """In the order they were created; page by page, so that others are answered in between.
+
+        What is created or deleted meanwhile may or may not be among them.
+        """
+        found: list[ContainerState] = []
+        while True:
+            after = found[-1].container if found else ""
+            page: ContainerList = await self.call(
+                "container.list", ListContainers(processes, after, LIST_PAGE)
+            )
+            found += page.containers
+            if not page.left_out or not page.containers or page.containers[-1].container <= after:
+                return tuple(sorted(found, key=lambda container: container.created_at_ns))
 
     async def kill_container(
         self, container: str, signal: int | str = "SIGTERM", *, everyone: bool = False

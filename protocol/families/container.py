@@ -52,9 +52,23 @@ class Created:
 
 
 @dataclass(frozen=True, slots=True)
+class ListContainers:
+    """One page of the containers; the next is asked for ``after`` the last id of this one."""
+
+    processes: bool = True
+    """Each with its processes; without, only how many it has."""
+    after: str = ""
+    """Only containers whose id sorts behind this, byte by byte."""
+    limit: Annotated[int, checks.Between(1, MAX_PAGE)] = MAX_PAGE
+    """At most so many."""
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerList:
     containers: tuple[ContainerState, ...] = ()
-    """In the order they were created."""
+    """By id."""
+    left_out: int = 0
+    """How many there are beyond these: more than ``limit``, or than a message holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +133,7 @@ METHODS = (
     Method("container.create", CreateContainer, Created, RUNTIME, True, "runc create has succeeded"),
     Method("container.start", ContainerRef, Created, RUNTIME, True, "runc start has succeeded"),
     Method("container.state", ContainerRef, ContainerState, QUICK),
-    Method("container.list", Empty, ContainerList, QUICK),
+    Method("container.list", ListContainers, ContainerList, QUICK),
     Method("container.processes", ListProcesses, ProcessList, QUICK),
     Method("container.kill", KillContainer, Empty, RUNTIME, True, "the signal has been sent"),
     Method("container.pause", ContainerRef, Empty, RUNTIME, True, "runc pause has succeeded"),

@@ -51,9 +51,14 @@ class Bench:
         return trace.read_text() if trace.exists() else "nothing"
 
 
-@pytest.fixture(scope="module", params=["runc", "crun"])
-def faulty(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
-    agent = RunningAgent("--log-level", "debug", runtime=request.param, python_path=str(FAULTS))
+@pytest.fixture(scope="module")
+def faulty(rootfs: str) -> Iterator[RunningAgent]:
+    yield from stopped_clean(RunningAgent("--log-level", "debug", python_path=str(FAULTS)))
+
+
+@pytest.fixture(scope="module")
+def faulty_with_crun(rootfs: str) -> Iterator[RunningAgent]:
+    agent = RunningAgent("--log-level", "debug", runtime="crun", python_path=str(FAULTS))
     yield from stopped_clean(agent)
 
 
@@ -256,3 +261,12 @@ def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
 ) -> None:
     walk(faulty, rootfs, attempt)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("attempt", [create, exec_once])
+def test_killed_at_each_step_with_crun(
+    faulty_with_crun: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
+) -> None:
+    """What the runtime is called for; the rest is the same whatever it is."""
+    walk(faulty_with_crun, rootfs, attempt)
