@@ -11,6 +11,7 @@ from gcsagent.common.config import (
     LOG_LEVELS,
     ConfigError,
     Settings,
+    check_runtime_args,
     is_number,
     parse_runtimes,
     parse_watchdog,
@@ -59,6 +60,16 @@ def _parse(arguments: list[str]) -> Settings:
         metavar="PATH,...",
         help="OCI runtimes that a container may ask for by name, beside the default",
     )
+    parser.add_argument(
+        "--runtime-arg",
+        action="append",
+        default=[],
+        metavar="ARG",
+        help="argument of the runtime before its command, as --runtime-arg=--debug; may be repeated",
+    )
+    parser.add_argument(
+        "--no-pivot", action="store_true", help="move and chroot instead of pivot_root, for a root in RAM"
+    )
     parser.add_argument("--log-level", default="info", choices=LOG_LEVELS)
     parser.add_argument(
         "--peer-cid",
@@ -81,6 +92,7 @@ def _parse(arguments: list[str]) -> Settings:
             raise ConfigError(f"--listen {error}") from error
     if not os.path.basename(options.runtime):
         raise ConfigError(f"--runtime {options.runtime}: a program's name or path")
+    check_runtime_args(tuple(options.runtime_arg), "--runtime-arg=")
     if options.peer_cid != "any" and not is_number(options.peer_cid):
         raise ConfigError(f"--peer-cid {options.peer_cid}: a number or 'any'")
     return Settings(
@@ -91,6 +103,8 @@ def _parse(arguments: list[str]) -> Settings:
         peer_cid=None if options.peer_cid == "any" else int(options.peer_cid),
         watchdog=parse_watchdog(options.watchdog, "--watchdog "),
         runtimes=parse_runtimes(options.runtimes, "--runtimes "),
+        runtime_args=tuple(options.runtime_arg),
+        no_pivot=options.no_pivot,
     )
 
 

@@ -88,7 +88,9 @@ def _assemble(
     caller = Caller(supervisor, {"PATH": os.environ["PATH"]}, f"g{generation}")
 
     def runtime(binary: str) -> Runc:
-        return Runc(caller, binary, settings.state, os.path.join(settings.state, "console"))
+        extra = tuple(settings.runtime_args) if binary == settings.runtime else ()
+        consoles = os.path.join(settings.state, "console")
+        return Runc(caller, binary, settings.state, consoles, extra, settings.no_pivot)
 
     runtimes = Runtimes(runtime, settings.offered_runtimes)
     oom = OomWatch(events, KernelLog(), KernelFiles())

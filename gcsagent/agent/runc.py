@@ -23,12 +23,22 @@ _numbers = itertools.count(1)
 
 
 class Runc:
-    def __init__(self, caller: Caller, binary: str, state: str, console_directory: str) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        binary: str,
+        state: str,
+        console_directory: str,
+        arguments: tuple[str, ...] = (),
+        no_pivot: bool = False,
+    ) -> None:
+        """``arguments`` come before the command of every call."""
         self.name = os.path.basename(binary)
         self.binary = binary
         self._caller = caller
         # Each runtime reads its own state only: another's would be rubbish to it.
-        self._globals = runc_argv.RuncGlobals(binary, os.path.join(state, "runtime", self.name))
+        self._globals = runc_argv.RuncGlobals(binary, os.path.join(state, "runtime", self.name), arguments)
+        self._no_pivot = no_pivot
         self._logs = os.path.join(state, "calls")
         self._consoles = console_directory
         for directory in (self._logs, self._globals.root):
@@ -66,6 +76,7 @@ class Runc:
                 pid_file=launch.pid_file,
                 console_socket=files.console,
                 preserve_fds=max(0, len(launch.fds) - 3),
+                no_pivot=self._no_pivot,
             )
             return await self._launch("create", argv, launch, files, timeout)
 

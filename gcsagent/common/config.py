@@ -9,6 +9,8 @@ line more of them, and the later one wins:
     gcs.log_level=info         debug, info, warning, error
     gcs.runtime=runc           OCI runtime, a name on PATH or a path
     gcs.runtimes=runc,crun     runtimes that a container may ask for, by name; the one above always
+    gcs.runtime_args=--debug   arguments of gcs.runtime before its command, separated by commas
+    gcs.no_pivot=no            yes: containers get their root by MS_MOVE and chroot, not pivot_root
     gcs.on_failure=poweroff    what a guest that cannot start does: poweroff, or hold for a look
     gcs.watchdog=15            seconds of silence after which a stuck agent is restarted, or off
 
@@ -44,6 +46,9 @@ class Settings(NamedTuple):
     """Seconds; 0 is off."""
     runtimes: tuple[str, ...] = ()
     """Names or paths, as ``runtime``."""
+    runtime_args: tuple[str, ...] = ()
+    """Of ``runtime``, before its command."""
+    no_pivot: bool = False
 
     @property
     def offered_runtimes(self) -> tuple[str, ...]:
@@ -106,6 +111,11 @@ def parse_guest_settings(words: list[str]) -> Settings:
     watchdog = parse_watchdog(values.pop("gcs.watchdog", str(DEFAULT_WATCHDOG)), "gcs.watchdog=")
     if on_failure not in ("poweroff", "hold"):
         raise ConfigError(f"gcs.on_failure={on_failure}: poweroff or hold")
+    arguments = tuple(filter(None, values.pop("gcs.runtime_args", "").split(",")))
+    check_runtime_args(arguments, "gcs.runtime_args=")
+    no_pivot = values.pop("gcs.no_pivot", "no")
+    if no_pivot not in ("yes", "no"):
+        raise ConfigError(f"gcs.no_pivot={no_pivot}: yes or no")
     unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith("gcs.disk.")]
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such setting")
@@ -119,6 +129,8 @@ def parse_guest_settings(words: list[str]) -> Settings:
         on_failure=on_failure,
         watchdog=watchdog,
         runtimes=runtimes,
+        runtime_args=arguments,
+        no_pivot=no_pivot == "yes",
     )
 
 
@@ -131,6 +143,27 @@ def parse_runtimes(text: str, option: str) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise ConfigError(f"{option}{text}: names a runtime twice")
     return found
+
+
+_REFUSED_ARGS = {
+    "--systemd-cgroup": "the agent places and removes cgroups itself, without systemd",
+    "--root": "that is in the agent's state directory",
+    "--log": "the agent reads the log of every call",
+    "--log-format": "the agent reads the log of every call",
+    "--version": "it ends the runtime before its command",
+    "--help": "it ends the runtime before its command",
+}
+
+
+def check_runtime_args(arguments: tuple[str, ...], option: str) -> None:
+    """Raises ConfigError for what would take from the agent what it needs of its runtime."""
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        reason = _REFUSED_ARGS.get(name)
+        if reason is not None:
+            raise ConfigError(f"{option}{argument}: {reason}")
+        if len(name) < 3 or not name.startswith("--"):
+            raise ConfigError(f"{option}{argument}: an argument is written --NAME or --NAME=VALUE")
 
 
 def parse_watchdog(text: str, option: str) -> int:

@@ -44,6 +44,8 @@ def test_every_setting_is_taken() -> None:
             "gcs.log_level=debug",
             "gcs.runtime=/usr/bin/crun",
             "gcs.runtimes=runc,crun,/opt/runsc",
+            "gcs.runtime_args=--debug,--criu=/opt/criu,",
+            "gcs.no_pivot=yes",
             "gcs.on_failure=hold",
             "gcs.hostname=guest",
             "gcs.disk.data=/mnt",
@@ -52,6 +54,7 @@ def test_every_setting_is_taken() -> None:
     assert settings.listen == ("vsock:4294967294",)
     assert settings.peer_cid == 4294967295
     assert (settings.log_level, settings.runtime, settings.on_failure) == ("debug", "/usr/bin/crun", "hold")
+    assert (settings.runtime_args, settings.no_pivot) == (("--debug", "--criu=/opt/criu"), True)
     assert settings.offered_runtimes == ("/usr/bin/crun", "runc", "/opt/runsc")
 
 
@@ -75,6 +78,13 @@ def test_every_setting_is_taken() -> None:
         ("gcs.runtime=/usr/bin/", "a program's name or path"),
         ("gcs.runtimes=runc,,crun", "separated by commas"),
         ("gcs.runtimes=crun,/usr/bin/crun", "twice"),
+        ("gcs.runtime_args=debug", "--NAME=VALUE"),
+        ("gcs.runtime_args=--", "--NAME=VALUE"),
+        ("gcs.runtime_args=--debug,-v", "--NAME=VALUE"),
+        ("gcs.runtime_args=--systemd-cgroup", "without systemd"),
+        ("gcs.runtime_args=--debug,--root=/x", "state directory"),
+        ("gcs.runtime_args=--log=/x", "reads the log"),
+        ("gcs.no_pivot=on", "yes or no"),
         ("gcs.on_failure=reboot", "poweroff or hold"),
         ("gcs.prot=1024", "no such setting"),
         ("gcs.=1", "no such setting"),
@@ -97,6 +107,7 @@ def test_a_setting_that_cannot_be_used_is_named_with_what_is_allowed(word: str, 
         (["--peer-cid", "host"], "--peer-cid"),
         (["--log-level", "loud"], "--log-level"),
         (["--runtimes", "runc,"], "--runtimes runc,"),
+        (["--runtime-arg=--systemd-cgroup"], "--runtime-arg=--systemd-cgroup: the agent places"),
         (["--guest", "--listen", "vsock"], "--guest"),
         (["--state", "/dev/null/x", "--listen", "unix:/nowhere/x"], "/dev/null/x"),
     ],
