@@ -11,13 +11,14 @@ import os
 from typing import Any
 
 from gcsagent.agent import seccomp
-from gcsagent.agent.oci import users
+from gcsagent.agent.oci import guest_devices, users
 from gcsagent.agent.oci.check import check_spec
-from gcsagent.agent.oci.check_process import check_process
+from gcsagent.agent.oci.check_process import check_capabilities, check_process
 from gcsagent.agent.oci.look import invalid
 from gcsagent.agent.oci.read import make_absolute, read_config
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
+from protocol.families.process import Exec
 from protocol.types import Stdio
 
 
@@ -38,6 +39,7 @@ def load(params: CreateContainer) -> dict[str, Any]:
     check_spec(spec)
     _settle_user(spec["process"], "spec.process", spec["root"]["path"])
     _set_domainname(spec)
+    guest_devices.fill_in(spec)
     return spec if params.allow_vsock else seccomp.deny_vsock(spec)
 
 
@@ -61,22 +63,41 @@ def set_terminal(process: dict[str, Any], stdio: Stdio) -> None:
         process["consoleSize"] = {"height": stdio.winsize.rows, "width": stdio.winsize.cols}
 
 
-def for_exec(container: dict[str, Any], wanted: dict[str, Any], stdio: Stdio, root: str) -> dict[str, Any]:
+def for_exec(container: dict[str, Any], params: Exec, root: str) -> dict[str, Any]:
     """The OCI process object of an exec: the container's own, with what was asked for put over it.
 
     ``container`` is the container's spec, ``root`` its root directory as the agent sees it. Raises
     INVALID_ARGUMENT or NOT_FOUND, naming the field.
     """
-    process = copy.deepcopy(container["process"])
-    inherited_env = process.pop("env", [])
-    process.update(copy.deepcopy({key: value for key, value in wanted.items() if key != "terminal"}))
+    process, wanted = copy.deepcopy(container["process"]), copy.deepcopy(params.spec)
+    inherited_env, inherited_user = process.pop("env", None) or [], process.get("user")
+    process.update({key: value for key, value in wanted.items() if key != "terminal"})
     if "args" not in wanted:
         raise invalid("spec.args", "is missing: what shall be executed?")
     check_process(process, "spec")
-    process["env"] = _merge_env(inherited_env, process.get("env") or [])
+    process["user"] = _user_of_exec(process["user"], inherited_user)
+    process["env"] = _merge_env(inherited_env, process["env"])
     _settle_user(process, "spec", root)
-    set_terminal(process, stdio)
+    _add_capabilities(process, params.add_capabilities)
+    set_terminal(process, params.stdio)
     return dict(process)
+
+
+def _user_of_exec(wanted: dict[str, Any], inherited: dict[str, Any]) -> dict[str, Any]:
+    """Groups alone are further ones of the container's own user."""
+    if "uid" in wanted or wanted.get("username"):
+        return wanted
+    groups = [*(inherited.get("additionalGids") or ()), *(wanted.get("additionalGids") or ())]
+    return {**inherited, **wanted, "additionalGids": list(dict.fromkeys(groups))}
+
+
+def _add_capabilities(process: dict[str, Any], added: tuple[str, ...]) -> None:
+    check_capabilities(added, "add_capabilities")
+    if not added:
+        return
+    sets = process["capabilities"] = dict(process.get("capabilities") or {})
+    for kind in ("bounding", "effective", "permitted"):
+        sets[kind] = list(dict.fromkeys([*(sets.get(kind) or ()), *added]))
 
 
 def owns_pid_namespace(spec: dict[str, Any]) -> bool:

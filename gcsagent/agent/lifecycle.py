@@ -257,7 +257,7 @@ class Lifecycle:
                 Code.ALREADY_EXISTS, f"container {container.ident} has a process {params.process} already"
             )
         config = container.directory.read("config.json")
-        spec = bundle.for_exec(config, params.spec, params.stdio, _root_of(container))
+        spec = bundle.for_exec(config, params, _root_of(container))
         container.init.signal(0)  # it lives, so that the root looked into was its
         process = Process(
             container.ident, params.process, tuple(spec["args"]), params.stdio, params.auto_delete

@@ -6,7 +6,6 @@ Pure functions. Field names and meaning: OCI Runtime Specification 1.0, config.m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -30,6 +29,14 @@ CAPABILITIES = [
 ]
 """What container engines grant by default: enough to install and run services."""
 
+_OTHERS = (
+    "AUDIT_CONTROL AUDIT_READ BLOCK_SUSPEND BPF CHECKPOINT_RESTORE DAC_READ_SEARCH IPC_LOCK IPC_OWNER LEASE"
+    " LINUX_IMMUTABLE MAC_ADMIN MAC_OVERRIDE NET_ADMIN NET_BROADCAST PERFMON SYSLOG SYS_ADMIN SYS_BOOT"
+    " SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
+)
+ALL_CAPABILITIES = sorted([*CAPABILITIES, *(f"CAP_{name}" for name in _OTHERS.split())])
+"""capabilities(7); one that the guest's kernel does not have is passed over by its runtime."""
+
 NAMESPACES = ("pid", "ipc", "uts", "mount", "network", "cgroup")
 
 # Kernel-wide files that even root inside must not read or write.
@@ -48,14 +55,6 @@ _MASKED = [
 _READ_ONLY = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]
 
 
-@dataclass(frozen=True, slots=True)
-class User:
-    """Numeric: the guest's passwd file is not ours to read."""
-
-    uid: int
-    gid: int = 0
-
-
 def container_spec(
     *,
     container: str,
@@ -63,18 +62,20 @@ def container_spec(
     args: Sequence[str],
     env: Sequence[str] = (),
     cwd: str = "/",
-    user: User | None = None,
+    user: str = "",
+    groups: Sequence[str] = (),
     terminal: bool = False,
 ) -> dict[str, Any]:
     """A spec that runs ``args`` on ``rootfs`` (a directory in the guest) in namespaces of its own.
 
-    The network namespace is new and has only ``lo``.
+    The network namespace is new and has only ``lo``. ``user`` is USER[:GROUP] and ``groups`` are further
+    ones, names or numbers: the agent looks names up in the container.
     """
     return {
         "ociVersion": "1.0.2",
         "process": {
             "terminal": terminal,
-            "user": _user(user or User(0, 0)),
+            "user": {"uid": 0, "gid": 0, **user_of(user, groups)},
             "args": list(args),
             "env": merge_env([PATH, *([TERM] if terminal else [])], env),
             "cwd": cwd,
@@ -99,7 +100,9 @@ def exec_spec(
     args: Sequence[str],
     env: Sequence[str] = (),
     cwd: str | None = None,
-    user: User | None = None,
+    user: str = "",
+    groups: Sequence[str] = (),
+    privileged: bool = False,
     terminal: bool = False,
 ) -> dict[str, Any]:
     """The process of an exec: only what is given, the agent inherits the rest from the container."""
@@ -109,8 +112,11 @@ def exec_spec(
         spec["env"] = merged
     if cwd is not None:
         spec["cwd"] = cwd
-    if user is not None:
-        spec["user"] = _user(user)
+    if user or groups:
+        spec["user"] = user_of(user, groups)
+    if privileged:
+        spec["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), ALL_CAPABILITIES)
+        spec["noNewPrivileges"] = False
     return spec
 
 
@@ -123,8 +129,21 @@ def merge_env(*layers: Sequence[str]) -> list[str]:
     return list(merged.values())
 
 
-def _user(user: User) -> dict[str, int]:
-    return {"uid": user.uid, "gid": user.gid}
+def user_of(user: str, groups: Sequence[str]) -> dict[str, Any]:
+    """The process's ``user``; numbers where no file of the container's has to be asked."""
+    made: dict[str, Any] = {}
+    name, _, group = user.partition(":")
+    if _is_number(name) and _is_number(group):
+        made = {"uid": int(name), "gid": int(group)}
+    elif user:
+        made = {"username": user}
+    if groups:
+        made["additionalGids"] = [int(each) if _is_number(each) else each for each in groups]
+    return made
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 10
 
 
 def _mounts() -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from gcsagent.agent import bundle
 from gcsagent.agent.oci.read import MAX_CONFIG
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
+from protocol.families.process import Exec
 from protocol.types import Stdio, Winsize
 
 
@@ -178,8 +179,11 @@ def test_an_exec_is_the_containers_process_with_what_was_asked_put_over_it(tmp_p
     )
     made = bundle.for_exec(
         container,
-        {"args": ["id"], "env": ["A=new", "C=x=y", "A=newest"], "cwd": "/tmp", "terminal": True},
-        Stdio(),
+        Exec(
+            "c",
+            "p",
+            {"args": ["id"], "env": ["A=new", "C=x=y", "A=newest"], "cwd": "/tmp", "terminal": True},
+        ),
         str(tmp_path),
     )
     assert made["args"] == ["id"]
@@ -206,7 +210,7 @@ def test_an_exec_that_cannot_be_used_names_the_field(
     tmp_path: Path, wanted: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(RpcError) as caught:
-        bundle.for_exec(process(tmp_path, env=["A=1"]), wanted, Stdio(), str(tmp_path))
+        bundle.for_exec(process(tmp_path, env=["A=1"]), Exec("c", "p", wanted), str(tmp_path))
     assert (caught.value.code, caught.value.details["field"]) == (Code.INVALID_ARGUMENT, field)
 
 

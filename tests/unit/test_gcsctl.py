@@ -655,7 +655,7 @@ BAD_LINES = {
     "no cpu": (("--address", "unix:/x", "update", "--cpus", "nan", "c"), "from 0.01 to 8192"),
     "no update": (("--address", "unix:/x", "update", "c"), "nothing to update"),
     "signal 0": (("--address", "unix:/x", "kill", "-s", "0", "c"), "between 1 and 64"),
-    "named user": (("--address", "unix:/x", "exec", "-u", "root", "c", "--", "x"), "UID or UID:GID"),
+    "half a user": (("--address", "unix:/x", "exec", "-u", "root:", "c", "--", "x"), "USER:GROUP"),
     "no command": (("--address", "unix:/x", "exec", "c"), "give a command"),
     "no such stream": (("--address", "unix:/x", "run", "--fifo", "tty=/x", "--", "x"), "STREAM=PATH"),
     "no log here": (("--address", "unix:/x", "exec", "--log", "c", "--", "x"), "--log goes with -d"),

@@ -10,7 +10,7 @@ from gcsagent.host.cli import parser
 from gcsagent.host.cli.common import UsageError
 from gcsagent.host.cli.run import RunPlan, environment, exec_params, run_plan
 from gcsagent.host.cli.vmrun import GUEST_ROOTFS, vm_plan
-from gcsagent.host.spec import CAPABILITIES, User, container_spec, exec_spec, merge_env
+from gcsagent.host.spec import CAPABILITIES, container_spec, exec_spec, merge_env
 from protocol.address import UnixAddress, VsockAddress
 from protocol.types import Stdio, StreamMode, WhenFull
 
@@ -182,7 +182,7 @@ def test_the_default_spec_is_confined() -> None:
 def test_an_exec_inherits_what_it_does_not_name() -> None:
     assert exec_spec(args=["x"]) == {"args": ["x"], "terminal": False}
     assert exec_spec(args=["x"], terminal=True, env=["TERM=vt100"])["env"] == ["TERM=vt100"]
-    assert exec_spec(args=["x"], user=User(7))["user"] == {"uid": 7, "gid": 0}
+    assert exec_spec(args=["x"], user="7:8")["user"] == {"uid": 7, "gid": 8}
 
 
 @pytest.mark.parametrize(

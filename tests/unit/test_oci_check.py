@@ -15,7 +15,7 @@ from gcsagent.agent.oci.check_namespaces import mapped_root
 from gcsagent.agent.oci.look import MAX_ITEMS
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
-from protocol.types import Stdio
+from protocol.families.process import Exec
 
 ALL_NAMESPACES = [{"type": kind} for kind in ("pid", "network", "mount", "ipc", "uts", "cgroup")]
 MAPPED = [{"containerID": 0, "hostID": 100_000, "size": 65536}]
@@ -98,7 +98,7 @@ def test_a_process_names_its_field(tmp_path: Path, process: dict[str, Any], fiel
     error = error_of(spec(tmp_path, process, {}))
     assert (error.code, error.details["field"]) == (Code.INVALID_ARGUMENT, f"spec.process.{field}")
     with pytest.raises(RpcError) as caught:
-        bundle.for_exec(spec(tmp_path, {}, {}), {"args": ["x"], **process}, Stdio(), str(tmp_path))
+        bundle.for_exec(spec(tmp_path, {}, {}), Exec("c", "p", {"args": ["x"], **process}), str(tmp_path))
     assert caught.value.details["field"] == f"spec.{field}"
 
 
@@ -136,6 +136,9 @@ def test_a_process_names_its_field(tmp_path: Path, process: dict[str, Any], fiel
         ({"devices": [{"path": "/dev/x", "type": "x"}]}, "devices[0].type"),
         ({"devices": [{"path": "/dev/x", "type": "c", "major": -1}]}, "devices[0].major"),
         ({"devices": [{"path": "/dev/x", "type": "c", "uid": -1}]}, "devices[0].uid"),
+        ({"devices": [{"path": "/dev/x", "hostPath": "dev/null"}]}, "devices[0].hostPath"),
+        ({"devices": [{"path": "/dev/x", "hostPath": "/etc"}]}, "devices[0].hostPath"),
+        ({"devices": [{"path": "/dev/x", "hostPath": "/dev/null", "access": "x"}]}, "devices[0].access"),
         ({"devices": [{"path": "/dev/x", "type": "c", "fileMode": -1}]}, "devices[0].fileMode"),
         ({"resources": []}, "resources"),
         ({"resources": {"memory": {"limit": -2}}}, "resources.memory.limit"),
@@ -218,6 +221,7 @@ def test_the_rest_names_its_field(tmp_path: Path, top: dict[str, Any], field: st
         ({"mounts": [{"destination": "/x", "options": ["rbind"], "source": "/no"}]}, "mounts[0].source"),
         ({"hooks": {"createContainer": [{"path": "/nowhere"}]}}, "hooks.createContainer[0].path"),
         ({"hooks": {"startContainer": [{"path": "/bin/sh"}]}}, "hooks.startContainer[0].path"),
+        ({"linux": {"devices": [{"path": "/dev/nowhere"}]}}, "linux.devices[0].path"),
         ({"linux": {"namespaces": [{"type": "network", "path": "/no"}]}}, "linux.namespaces[0].path"),
     ],
 )
@@ -320,6 +324,38 @@ def test_a_domainname_becomes_its_sysctl_unless_that_is_given(tmp_path: Path) ->
     assert loaded["linux"]["sysctl"] == {"kernel.domainname": "example.org"}
     loaded = load(spec(tmp_path, {}, {"sysctl": {"kernel.domainname": "mine"}}, domainname="x"))
     assert loaded["linux"]["sysctl"] == {"kernel.domainname": "mine"}
+
+
+def test_a_device_of_the_guests_gets_its_numbers_and_a_rule(tmp_path: Path) -> None:
+    rule = {"allow": False, "access": "rwm"}
+    devices = [{"path": "/dev/inside", "hostPath": "/dev/null", "access": "r", "fileMode": 0o600}]
+    made = spec(tmp_path, {}, {"devices": devices, "resources": {"devices": [rule]}})
+    linux = load(made)["linux"]
+    info = os.stat("/dev/null")
+    numbers = {"type": "c", "major": 1, "minor": 3}
+    owner = {"uid": info.st_uid, "gid": info.st_gid}
+    assert linux["devices"] == [{"path": "/dev/inside", "fileMode": 0o600, **numbers, **owner}]
+    assert linux["resources"]["devices"] == [rule, {"allow": True, "access": "r", **numbers}]
+    linux = load(spec(tmp_path, {}, {"devices": [{"path": "/dev/zero"}]}))["linux"]
+    assert linux["resources"]["devices"] == [
+        {"allow": True, "access": "rwm", "type": "c", "major": 1, "minor": 5}
+    ]
+
+
+def test_an_execs_capabilities_are_put_on_top_of_the_containers(tmp_path: Path) -> None:
+    kept = ["CAP_KILL", "CAP_CHOWN"]
+    container = spec(tmp_path, {"capabilities": {"bounding": kept, "ambient": ["CAP_KILL"]}}, {})
+    params = Exec("c", "p", {"args": ["x"]}, add_capabilities=("CAP_SYS_TIME", "CAP_KILL"))
+    more = ["CAP_SYS_TIME", "CAP_KILL"]
+    assert bundle.for_exec(container, params, str(tmp_path))["capabilities"] == {
+        "bounding": [*kept, "CAP_SYS_TIME"],
+        "effective": more,
+        "permitted": more,
+        "ambient": ["CAP_KILL"],
+    }
+    with pytest.raises(RpcError) as caught:
+        bundle.for_exec(container, Exec("c", "p", {"args": ["x"]}, add_capabilities=("ALL",)), "/")
+    assert caught.value.details["field"] == "add_capabilities[0]"
 
 
 def test_a_config_that_is_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from gcsagent.agent.inroot import open_inside, read_inside
 from gcsagent.agent.oci import users
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
-from protocol.types import Stdio
+from protocol.families.process import Exec
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh
@@ -154,13 +154,19 @@ def test_a_file_that_is_none_or_too_large_is_refused_not_waited_for(root: Path) 
 def test_an_exec_is_looked_up_where_its_container_runs(root: Path) -> None:
     container = {"process": {"args": ["x"], "user": {"uid": 1, "gid": 1}}}
     wanted = {"args": ["x"], "user": {"username": "www-data:audio"}}
-    made = bundle.for_exec(container, wanted, Stdio(), str(root))
+    made = bundle.for_exec(container, Exec("c", "p", wanted), str(root))
     assert made["user"] == {"uid": 33, "gid": 29}
+    more = bundle.for_exec(
+        {"process": {"args": ["x"], "user": {"uid": 5, "gid": 6, "additionalGids": [7]}}},
+        Exec("c", "p", {"args": ["x"], "user": {"additionalGids": ["staff", 7]}}),
+        str(root),
+    )
+    assert more["user"] == {"uid": 5, "gid": 6, "additionalGids": [7, 50]}
     with pytest.raises(RpcError) as caught:
-        bundle.for_exec(container, {"args": ["x"], "user": {"username": "x"}}, Stdio(), str(root))
+        bundle.for_exec(container, Exec("c", "p", {"args": ["x"], "user": {"username": "x"}}), str(root))
     assert caught.value.details["field"] == "spec.user.username"
     with pytest.raises(RpcError) as caught:
-        bundle.for_exec(container, wanted, Stdio(), "/proc/0/root")
+        bundle.for_exec(container, Exec("c", "p", wanted), "/proc/0/root")
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 

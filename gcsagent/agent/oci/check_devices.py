@@ -70,6 +70,10 @@ def _check_rule(rule: Json, field: str) -> None:
         choice(rule["type"], f"{field}.type", ("a", "b", "c", "p", "u"), "type of device")
     for key in ("major", "minor"):
         number(rule.get(key), f"{field}.{key}", -1, U32)
+    _check_access(rule, field)
+
+
+def _check_access(rule: Json, field: str) -> None:
     access = text(rule.get("access"), f"{field}.access")
     if set(access) - set("rwm"):
         raise invalid(f"{field}.access", "must be letters out of 'rwm'")
@@ -78,6 +82,9 @@ def _check_rule(rule: Json, field: str) -> None:
 def check_devices(linux: Json) -> None:
     for device, where in maps(linux.get("devices"), "spec.linux.devices"):
         absolute(device.get("path"), f"{where}.path")
+        if not device.get("type"):
+            _check_guest_device(device, where)
+            continue
         kind = choice(device.get("type"), f"{where}.type", ("b", "c", "p", "u"), "type of device")
         for key in ("major", "minor"):
             value: Any = device.get(key)
@@ -88,3 +95,10 @@ def check_devices(linux: Json) -> None:
         number(device.get("fileMode"), f"{where}.fileMode", 0, 0o177777)
         for key in ("uid", "gid"):
             number(device.get(key), f"{where}.{key}", 0, MAX_ID)
+
+
+def _check_guest_device(device: Json, where: str) -> None:
+    """One that guest_devices completes."""
+    if device.get("hostPath") is not None:
+        absolute(device["hostPath"], f"{where}.hostPath")
+    _check_access(device, where)

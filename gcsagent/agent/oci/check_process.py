@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gcsagent.agent.oci.look import (
@@ -99,8 +100,12 @@ def _check_capabilities(value: Any, field: str) -> None:
     for kind, names in mapping(value, field).items():
         if kind not in CAPABILITY_SETS:
             continue
-        for index, name in enumerate(texts(names, f"{field}.{kind}")):
-            choice(name, f"{field}.{kind}[{index}]", CAPABILITIES, "capability")
+        check_capabilities(texts(names, f"{field}.{kind}"), f"{field}.{kind}")
+
+
+def check_capabilities(names: Sequence[str], field: str) -> None:
+    for index, name in enumerate(names):
+        choice(name, f"{field}[{index}]", CAPABILITIES, "capability")
 
 
 def _check_rlimits(value: Any, field: str) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gcsagent.host.cli import logs, manage, resources, run
+from gcsagent.host.cli import container_options, logs, manage, resources, run
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.vmrun import vm_run
-from gcsagent.host.spec import User
 from gcsagent.host.upgrade import TRIAL_SECONDS
 from gcsagent.host.vm.vmcli import add_vm_options, add_vm_parser
 from protocol import checks
@@ -24,8 +22,6 @@ EXIT_GCSCTL = 125
 Handler = Callable[[argparse.Namespace], Awaitable[int]]
 if TYPE_CHECKING:
     _Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]  # not subscriptable at run time
-
-_USER = re.compile(r"([0-9]{1,9})(?::([0-9]{1,9}))?\Z")
 
 _EPILOG = """\
 addresses: unix:PATH, vsock:CID[:PORT], hvsock:PATH[:PORT] (a VMM's UNIX socket)
@@ -131,6 +127,7 @@ def _add_run_commands(commands: _Subparsers) -> None:
     parser.add_argument("-d", "--detach", action="store_true", help="print the process id, leave it running")
     parser.add_argument("--log", action="store_true", help="with -d: keep its output for `logs --process P`")
     _add_process_options(parser)
+    container_options.add_exec_options(parser)
     _add_id(parser)
     _add_command(parser)
     parser = _add(
@@ -226,6 +223,7 @@ def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> N
         "--allow-vsock", action="store_true", help="do not deny the container AF_VSOCK and io_uring"
     )
     _add_process_options(parser)
+    container_options.add_container_options(parser)
     _add_command(parser)
     parser.set_defaults(quiet=quiet)
 
@@ -243,7 +241,7 @@ def _add_process_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="may be repeated")
     parser.add_argument("-w", "--workdir", type=_absolute, metavar="DIR", help="working directory")
-    parser.add_argument("-u", "--user", type=_user, metavar="UID[:GID]", help="numeric; default: root")
+    container_options.add_process_options(parser)
 
 
 def _add_id(parser: argparse.ArgumentParser) -> None:
@@ -324,13 +322,6 @@ def _absolute(text: str) -> str:
     if problem is not None:
         raise argparse.ArgumentTypeError(problem)
     return text
-
-
-def _user(text: str) -> User:
-    match = _USER.match(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: give numbers, UID or UID:GID")
-    return User(int(match[1]), int(match[2] or 0))
 
 
 def _argument(text: str) -> str:

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 from gcsagent.host import terminal
 from gcsagent.host.bridge import LocalStdio, bridge
-from gcsagent.host.cli import stdio
+from gcsagent.host.cli import container_options, stdio
 from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.process import RemoteProcess
-from gcsagent.host.spec import container_spec, exec_spec
+from gcsagent.host.spec import container_spec, exec_spec, merge_env
+from gcsagent.host.spec_options import apply
 from gcsagent.host.spool import SpoolStream
 from gcsagent.host.transport import Address
 from protocol.errors import Code, RpcError
@@ -132,6 +133,10 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
     remove = getattr(args, "rm", False)
     if (args.rootfs is None) == (args.bundle is None):
         raise UsageError("give exactly one of --rootfs DIR and --bundle DIR")
+
+    def resolve(option: str, path: str) -> str:
+        return stdio.guest_path(option, path, address)
+
     spec, bundle = None, None
     if args.bundle is not None:
         _refuse_beside_bundle(args)
@@ -139,15 +144,17 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
     else:
         if not args.command:
             raise UsageError("give a command to run after --")
-        spec = container_spec(
+        made = container_spec(
             container=container,
             rootfs=stdio.guest_path("--rootfs", args.rootfs, address),
             args=args.command,
-            env=environment(args.env),
+            env=merge_env(environment(args.env_file), environment(args.env)),
             cwd=args.workdir or "/",
-            user=args.user,
+            user=args.user or "",
+            groups=args.group_add,
             terminal=args.tty,
         )
+        spec = apply(made, container_options.options_of(args, container, resolve))
     params = CreateContainer(
         container=container,
         spec=spec,
@@ -157,6 +164,7 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
         runtime=args.runtime,
         allow_vsock=args.allow_vsock,
         auto_delete=remove and detach,
+        labels=dict(getattr(args, "label", ())),
     )
     return RunPlan(params, remove, detach, args.interactive, args.json)
 
@@ -165,9 +173,11 @@ def exec_params(args: argparse.Namespace, address: Address) -> Exec:
     """Raises UsageError when the options contradict each other."""
     spec = exec_spec(
         args=args.command,
-        env=environment(args.env),
+        env=merge_env(environment(args.env_file), environment(args.env)),
         cwd=args.workdir,
-        user=args.user,
+        user=args.user or "",
+        groups=args.group_add,
+        privileged=args.privileged or "ALL" in args.cap_add,
         terminal=args.tty,
     )
     return Exec(
@@ -176,6 +186,7 @@ def exec_params(args: argparse.Namespace, address: Address) -> Exec:
         spec=spec,
         stdio=stdio.wanted(args, address, quiet=args.detach, log=args.log),
         auto_delete=args.detach and not args.log,
+        add_capabilities=tuple(name for name in args.cap_add if name != "ALL"),
     )
 
 
@@ -195,8 +206,9 @@ def _refuse_beside_bundle(args: argparse.Namespace) -> None:
         "CMD": args.command,
         "-e": args.env,
         "-w": args.workdir,
-        "-u": args.user,
+        "--env-file": args.env_file,
         "-t": args.tty,
+        **container_options.given(args),
     }
     for name, value in given.items():
         if value:
