@@ -57,9 +57,55 @@ def signal(value: int | str) -> str | None:
     return None if _SIGNAL.match(value.upper()) else "must be a signal's name or number"
 
 
+UNLIMITED = -1
+"""As a limit: there shall be none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Both ends included, or UNLIMITED."""
+
+    low: int
+    high: int
+
+    def __call__(self, value: int) -> str | None:
+        if value == UNLIMITED or self.low <= value <= self.high:
+            return None
+        return f"must be between {self.low} and {self.high}, or {UNLIMITED} for no limit, not {value}"
+
+
+_LIST = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,63}\Z")
+
+
+def cpu_list(value: str) -> set[int]:
+    """The numbers of ``0-2,7``, the kernel's format for lists of CPUs and memory nodes (cpuset(7))."""
+    found: set[int] = set()
+    for part in value.split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def cpuset(value: str) -> str | None:
+    if _LIST.match(value) and cpu_list(value):
+        return None
+    return "must be a list of numbers and ranges, like 0-2,7"
+
+
+_DEVICE = re.compile(r"[0-9]{1,4}:[0-9]{1,7}\Z")
+
+
+def device(value: str) -> str | None:
+    if value.startswith("/"):
+        return absolute_path(value)
+    return None if _DEVICE.match(value) else "must be MAJOR:MINOR or a path like /dev/vdb"
+
+
 def cpus(value: float) -> str | None:
     """A hundredth of a CPU is the least the kernel takes: 1 ms in a period of 100 ms."""
-    return None if 0.01 <= value <= 8192 else f"must be a number of CPUs from 0.01 to 8192, not {value}"
+    if value == UNLIMITED or 0.01 <= value <= 8192:
+        return None
+    return f"must be a number of CPUs from 0.01 to 8192, or {UNLIMITED} for no limit, not {value}"
 
 
 def request_id(value: str) -> str | None:
@@ -83,5 +129,8 @@ Offset = Annotated[int, Between(0, MAX_STREAM_OFFSET)]
 DeadlineMs = Annotated[int, Between(1, MAX_DEADLINE_MS)]
 Sha256 = Annotated[str, sha256]
 Chunk = Annotated[bytes, chunk]
+Cpuset = Annotated[str, cpuset]
+Rate = Annotated[int, Between(0, 1 << 40)]
+Device = Annotated[str, device]
 Cpus = Annotated[float, cpus]
 RequestId = Annotated[str, request_id]

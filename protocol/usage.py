@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from protocol import checks
+
 
 @dataclass(frozen=True, slots=True)
 class MemoryStats:
@@ -15,6 +17,34 @@ class MemoryStats:
     """What it may use; absent: no limit."""
     peak: int | None = None
     """Most it has used; absent before Linux 5.19 with cgroup v2."""
+    working_set: int | None = None
+    """`current` without the page cache that was not used lately: what cannot simply be dropped."""
+    anon: int | None = None
+    """Anonymous memory: heaps, stacks, and what was copied on write."""
+    file: int | None = None
+    """Page cache, `shmem` included."""
+    shmem: int | None = None
+    """tmpfs and shared anonymous memory."""
+    mapped: int | None = None
+    """Files mapped into processes."""
+    kernel: int | None = None
+    """The kernel's own for it: page tables, stacks, slabs; absent before Linux 5.18 with cgroup v2."""
+    slab: int | None = None
+    """Of it, slabs; absent with v1."""
+    inactive_file: int | None = None
+    """Page cache that was not used lately."""
+    page_faults: int | None = None
+    """Page faults."""
+    major_faults: int | None = None
+    """Of them, those that took I/O."""
+    swap: int | None = None
+    """In swap."""
+    swap_limit: int | None = None
+    """What it may have in swap; absent: no limit, or no swap accounting."""
+    reservation: int | None = None
+    """What is taken from it last; absent: nothing is kept for it."""
+    oom_kills: int = 0
+    """Processes the kernel has killed in it for want of memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +63,16 @@ class CpuStats:
     """Of them, those in which the limit was hit."""
     throttled_us: int | None = None
     """For how long it was held back."""
+    limit: float | None = None
+    """CPUs it may use; absent: no limit."""
+    shares: int | None = None
+    """Its part of scarce CPU time, with v1."""
+    weight: int | None = None
+    """The same with v2."""
+    cpuset_cpus: str | None = None
+    """CPUs it may run on; empty: as its parent."""
+    cpuset_mems: str | None = None
+    """Memory nodes it may use; empty: as its parent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +83,38 @@ class PidsStats:
     """There now."""
     limit: int | None = None
     """How many there may be; absent: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoLimit:
+    """Limits for one block device; absent: none (to update: as it is). 0 takes one away."""
+
+    device: checks.Device
+    """`MAJOR:MINOR`, or the path of a device in the guest. A whole disk, not a partition."""
+    read_bps: checks.Rate | None = None
+    """Bytes read in a second."""
+    write_bps: checks.Rate | None = None
+    """Bytes written in a second."""
+    read_iops: checks.Rate | None = None
+    """Reads in a second."""
+    write_iops: checks.Rate | None = None
+    """Writes in a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceIo:
+    """What a container moved to and from one block device."""
+
+    device: str
+    """`MAJOR:MINOR`."""
+    read_bytes: int = 0
+    """Read."""
+    write_bytes: int = 0
+    """Written."""
+    reads: int = 0
+    """Read operations."""
+    writes: int = 0
+    """Write operations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +129,34 @@ class IoStats:
     """Read operations."""
     writes: int | None = None
     """Write operations."""
+    devices: tuple[DeviceIo, ...] = ()
+    """The same by device."""
+    limits: tuple[IoLimit, ...] = ()
+    """Limits in force, by device."""
+    weight: int | None = None
+    """Its part of scarce I/O, as the kernel has it; few kernels do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """Pressure stall information: percent of the last ten seconds."""
+    """Pressure stall information: percent of the last 10, 60 and 300 seconds, and all of it."""
 
     some_avg10: float | None = None
     """In which something waited."""
     full_avg10: float | None = None
     """In which everything waited."""
+    some_avg60: float | None = None
+    """In which something waited."""
+    full_avg60: float | None = None
+    """In which everything waited."""
+    some_avg300: float | None = None
+    """In which something waited."""
+    full_avg300: float | None = None
+    """In which everything waited."""
+    some_total_us: int | None = None
+    """Microseconds in which something waited, ever."""
+    full_total_us: int | None = None
+    """Microseconds in which everything waited, ever."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,9 @@ _NAMED = {
     checks.identifier: "id",
     checks.absolute_path: "path",
     checks.signal: "signal",
-    checks.cpus: "number 0.01 to 8192",
+    checks.cpus: "number 0.01 to 8192, or -1",
+    checks.cpuset: "list of numbers",
+    checks.device: "device",
     checks.request_id: "request id",
     checks.sha256: "64 hex digits",
     checks.chunk: "bytes",
@@ -139,7 +141,8 @@ def _type(hint: Any) -> str:
         check = arguments[1]
         if check in _NAMED:
             return _NAMED[check]
-        return f"integer {check.low} to {check.high}"
+        extra = ", or -1" if isinstance(check, checks.Limit) else ""
+        return f"integer {check.low} to {check.high}{extra}"
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_type(option) for option in arguments if option is not type(None))
     if origin is tuple:

@@ -6,12 +6,17 @@ Features are looked for per file and not per version: hybrid hosts have some of 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 MOUNTS = "/proc/self/mounts"
+
+
+FREEZERS = ("cgroup.freeze", "freezer.state")
+"""v2's file and v1's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +78,14 @@ class Cgroup:
                 file.write(text)
 
     def frozen(self) -> bool:
-        """Whether something in it or below it has been frozen or is about to be."""
-        for path in self._freezers():
-            with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
-                if file.read().strip() not in ("THAWED", "0"):
-                    return True
-        return False
+        """Whether it has been frozen or is about to be; what it froze below that is its own affair."""
+        words = (text.strip() for name in FREEZERS for text in self.read(name))
+        return any(word not in ("THAWED", "0") for word in words)
 
     def _freezers(self) -> Iterator[str]:
         for directory in self._mounts.directories(self.path):
             for parent, _, files in os.walk(directory):
-                for name in ("cgroup.freeze", "freezer.state"):
+                for name in FREEZERS:
                     if name in files:
                         yield os.path.join(parent, name)
 
@@ -113,6 +115,18 @@ class Cgroup:
             ):
                 found.append(file.read())
         return found
+
+    def write(self, name: str, text: str) -> None:
+        """To this file in every hierarchy that has it. Raises OSError; FileNotFoundError when none has."""
+        found = False
+        for directory in self._mounts.directories(self.path):
+            path = os.path.join(directory, name)
+            if os.path.exists(path):
+                found = True
+                with open(path, "wb", buffering=0) as file:
+                    file.write(text.encode("ascii"))
+        if not found:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
 
     def children(self) -> set[str]:
         """Names of the cgroups directly below it."""

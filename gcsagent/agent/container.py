@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from gcsagent.agent.cgroups import Cgroup
+from gcsagent.agent.changes import Change
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.oom import OomAccount
 from gcsagent.agent.process import Process
@@ -58,7 +59,9 @@ class Container:
         self.start_request: RequestMark | None = None
         self.delete_request: RequestMark | None = None
         self.freeze_request: RequestMark | None = None
-        self.freezing = asyncio.Lock()
+        self.change: Change | None = None
+        self.io_limits: dict[str, dict[str, int]] = {}
+        self.changing = asyncio.Lock()
         self.deletion: asyncio.Task[None] | None = None
         self.processes: dict[str, Process] = {}
 
@@ -122,5 +125,7 @@ class Container:
             "start_request": self.start_request,
             "delete_request": self.delete_request,
             "freeze_request": self.freeze_request,
+            "change": None if self.change is None else self.change.document(),
+            "io_limits": self.io_limits,
             "created_at_ns": self.created_at_ns,
         }

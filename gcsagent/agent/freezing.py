@@ -1,7 +1,8 @@
 """container.pause and resume: the status PAUSED, and that it is true of the cgroup.
 
-A pause is written down before the runtime is asked for it and a resume afterwards, so that an agent that
-was killed in between finds a container it may resume: resuming what is not frozen succeeds.
+What is about to be asked of the runtime is written down first (:mod:`gcsagent.agent.changes`). An agent
+that was killed in between leaves a runtime call that goes on; the next one waits for that call's end, and
+then looks: a container is paused when its cgroup is frozen.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
+from gcsagent.agent import changes
 from gcsagent.agent.call import Call
+from gcsagent.agent.calls import Outcome
+from gcsagent.agent.changes import Change
 from gcsagent.agent.container import Container
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
@@ -21,6 +25,7 @@ from protocol.types import Event, Status
 
 _log = logging.getLogger("agent.freezing")
 
+PAUSE, RESUME = "pause", "resume"
 PAUSED, RESUMED = "container.paused", "container.resumed"
 
 
@@ -30,36 +35,57 @@ class FreezingService:
 
     async def pause(self, params: ContainerRef, call: Call) -> Empty:
         container = self._registry.get(params.container)
-        async with container.freezing:
+        async with container.changing:
             container.check("pause")
             try:
-                container.status, container.freeze_request = Status.PAUSED, call.mark
+                container.status, container.change = Status.PAUSED, Change(PAUSE, call.mark)
                 container.save()
                 await container.runtime.pause(container.ident, call.timeout)
             except BaseException:
                 _undo_pause(container)
                 raise
             if container.status is not Status.PAUSED:
+                changes.end(self._registry, container)
                 container.check("pause")  # init was killed meanwhile: what it is now is the answer
             call.commit()
+            container.freeze_request = call.mark
+            changes.end(self._registry, container)
             self._registry.events.publish(PAUSED, container.ident, INIT)
         return Empty()
 
     async def resume(self, params: ContainerRef, call: Call) -> Empty:
         container = self._registry.get(params.container)
-        async with container.freezing:
+        async with container.changing:
             container.check("resume")
+            container.change = Change(RESUME, call.mark)
+            changes.save(container)
             try:
                 await container.runtime.resume(container.ident, call.timeout)
-            except RuntimeFailure:
-                if container.cgroup.frozen():
+            except BaseException as error:
+                if container.cgroup.frozen() or not isinstance(error, RuntimeFailure):
+                    changes.end(self._registry, container)
                     raise
             call.commit()
-            if container.status is Status.PAUSED:  # else it has ended as soon as it ran
+            resumed = container.status is Status.PAUSED  # else it has ended as soon as it ran
+            if resumed:
                 container.status, container.freeze_request = Status.RUNNING, call.mark
+            changes.end(self._registry, container)
+            if resumed:
                 self._registry.events.publish(RESUMED, container.ident, INIT)
-                _save(container)
         return Empty()
+
+
+def settle(container: Container, change: Change, outcome: Outcome | None) -> bool:
+    """Finishes what an earlier agent had begun, its runtime call having ended; returns whether it is done."""
+    if container.status not in (Status.PAUSED, Status.RUNNING):
+        return change.kind == RESUME and outcome is not None and outcome.status == 0
+    if change.kind == PAUSE and outcome is not None and outcome.status != 0:
+        container.cgroup.thaw()
+    container.status = Status.PAUSED if container.cgroup.frozen() else Status.RUNNING
+    done = container.status is (Status.PAUSED if change.kind == PAUSE else Status.RUNNING)
+    if done:
+        container.freeze_request = change.request
+    return done
 
 
 def last_told(events: Iterable[Event]) -> dict[str, str]:
@@ -81,15 +107,6 @@ def after_restart(registry: Registry, container: Container, told: dict[str, str]
 def _undo_pause(container: Container) -> None:
     container.cgroup.thaw()
     if container.status is Status.PAUSED:
-        container.status, container.freeze_request = Status.RUNNING, None
-        _save(container)
-
-
-def _save(container: Container) -> None:
-    """It runs, whether or not that can be written; what stays written is that it may be resumed."""
-    try:
-        container.save()
-    except OSError as error:
-        context(_log, container=container.ident).error(
-            "a resume cannot be written down", extra={"error": str(error)}
-        )
+        container.status = Status.RUNNING
+    container.change = None
+    changes.save(container)

@@ -211,11 +211,12 @@ class Registry:
         container.processes.pop(process.ident, None)
         container.directory.discard(process.ident, 0 if process.exit is not None else process.pid)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs ``work`` on its own; what it raises is logged."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background_done)
+        return task
 
     def _deletion_done(self, task: asyncio.Task[None]) -> None:
         self._background.discard(task)

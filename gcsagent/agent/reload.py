@@ -24,7 +24,7 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from gcsagent.agent import freezing, stdio
+from gcsagent.agent import changes, freezing, stdio
 from gcsagent.agent.calls import Outcome
 from gcsagent.agent.container import Container
 from gcsagent.agent.fifo import Fifo
@@ -35,8 +35,9 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import VERSION, read_json
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.runtime import Launched, Runtime, RuntimeFailure, launch_call, start_call
+from gcsagent.agent.runtime import Launched, Runtime, RuntimeFailure, change_call, launch_call, start_call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
+from gcsagent.agent.unfinished import finish_change
 from gcsagent.common.channel import MAX_FDS
 from protocol.checks import INIT, identifier
 from protocol.errors import RpcError
@@ -79,9 +80,9 @@ class Reloader:
         for container, found in documents:
             await self._restore(container, found)
         await self._drop_leftovers()
-        for work in self._later:  # undoing one container takes knowing what the others share with it
-            self._registry.spawn(work)
-        self._registry.spawn(self._clean_up())
+        # Only now: undoing one container takes knowing what the others share with it.
+        unfinished = [self._registry.spawn(work) for work in self._later]
+        self._registry.spawn(self._clean_up(unfinished))
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -131,6 +132,8 @@ class Reloader:
         container.start_request = _mark(document.get("start_request"))
         container.delete_request = _mark(document.get("delete_request"))
         container.freeze_request = _mark(document.get("freeze_request"))
+        container.change = changes.read(document.get("change"))
+        container.io_limits = dict(document.get("io_limits", {}))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
         return {
             where: _read(os.path.join(path, where, "process.json")) for where in process_directories(path)
@@ -164,6 +167,9 @@ class Reloader:
         self._registry.oom.restore(container, self._events)
         if container.status not in (Status.DELETING, Status.CREATING):
             self._registry.oom.begin(container)
+        if container.change is not None or change_call(container.ident) in self._calls:
+            self._pend(container.change.request if container.change is not None else None)
+            self._later.append(finish_change(self._registry, container, self._freezes_told))
         if container.status is Status.DELETING:
             self._note(container, "a deletion goes on")
             self._end_what_has_ended(container)
@@ -200,7 +206,8 @@ class Reloader:
         init = container.processes.get(INIT)
         if container.status in (Status.RUNNING, Status.PAUSED) and init is not None:
             self._answer(container.start_request, init.pid)
-            freezing.after_restart(self._registry, container, self._freezes_told)
+            if container.change is None:
+                freezing.after_restart(self._registry, container, self._freezes_told)
         if init is not None:
             self._answer(container.create_request, init.pid)
         for process in container.processes.values():
@@ -401,7 +408,7 @@ class Reloader:
             if key.partition("/")[0] not in broken:
                 await self._kill_unknown(key)
         expected = {launch_call(key) for key in known} | {
-            start_call(ident) for ident in self._registry.containers
+            name(ident) for ident in self._registry.containers for name in (start_call, change_call)
         }
         for key in self._calls - expected:
             self._registry.spawn(self._drain_call(key))
@@ -431,7 +438,7 @@ class Reloader:
         await self._registry.caller.join(key)
         self._registry.caller.forget(key)
 
-    async def _clean_up(self) -> None:
+    async def _clean_up(self, unfinished: list[asyncio.Task[None]]) -> None:
         """What only the runtime, the kernel or the disk still know of."""
         registry = self._registry
         registry.runtimes.default.forget_earlier_logs()
@@ -450,6 +457,9 @@ class Reloader:
         trash = os.path.join(os.path.dirname(registry.directory), "trash")
         if os.path.isdir(trash) and os.listdir(trash):
             await registry.caller.run(["rm", "-rf", "--", trash], 60.0)
+        if unfinished:
+            await asyncio.wait(unfinished)
+            registry.runtimes.default.forget_earlier_logs()  # a call that went on may have made its own late
 
     def _note(self, container: Container, what: str, process: str = "") -> None:
         context(_log, container=container.ident, process=process).info(what)

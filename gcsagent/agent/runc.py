@@ -10,7 +10,15 @@ from typing import Any
 
 from gcsagent.agent import runc_argv
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, kill_and_close
-from gcsagent.agent.runtime import Launch, Launched, RuntimeFailure, RuntimeMissing, launch_call, start_call
+from gcsagent.agent.runtime import (
+    Launch,
+    Launched,
+    RuntimeFailure,
+    RuntimeMissing,
+    change_call,
+    launch_call,
+    start_call,
+)
 from protocol.checks import identifier
 
 LOG_TAIL = 64 * 1024
@@ -107,12 +115,12 @@ class Runc:
     async def pause(self, container: str, timeout: float) -> None:
         with _Files(self) as files:
             argv = runc_argv.pause(self._globals, files.log, container)
-            await self._run("pause", argv, timeout, log=files.log)
+            await self._run("pause", argv, timeout, log=files.log, key=change_call(container))
 
     async def resume(self, container: str, timeout: float) -> None:
         with _Files(self) as files:
             argv = runc_argv.resume(self._globals, files.log, container)
-            await self._run("resume", argv, timeout, log=files.log)
+            await self._run("resume", argv, timeout, log=files.log, key=change_call(container))
 
     async def update(self, container: str, resources: dict[str, Any], timeout: float) -> None:
         fd = os.memfd_create("resources", os.MFD_CLOEXEC)
@@ -120,7 +128,8 @@ class Runc:
             os.pwrite(fd, json.dumps(resources).encode(), 0)  # its position stays at 0, where runc reads
             with _Files(self) as files:
                 argv = runc_argv.update(self._globals, files.log, container)
-                await self._run("update", argv, timeout, fds={0: fd}, log=files.log)
+                key = change_call(container)
+                await self._run("update", argv, timeout, fds={0: fd}, log=files.log, key=key)
         finally:
             os.close(fd)
 

@@ -66,12 +66,17 @@ def start_call(container: str) -> str:
     return f"start/{container}"
 
 
+def change_call(container: str) -> str:
+    """Of a pause, a resume or an update: there is one at a time."""
+    return f"change/{container}"
+
+
 class Runtime(Protocol):
     """Every method raises RuntimeFailure; cancelling one kills the runtime call it made.
 
     ``timeout`` is in seconds and is enforced by the supervisor, whether or not the agent lives. The
-    supervisor remembers a create, exec or start that succeeded, under the names above, until the caller
-    has written the result down and forgets the call (calls.Caller).
+    supervisor remembers a call that succeeded, for those with a name above, until the caller has written
+    the result down and forgets the call (calls.Caller).
     """
 
     name: str

@@ -39,7 +39,7 @@ async def tear_down(registry: Registry, container: Container) -> None:
     except OSError as error:
         log.warning("a deletion cannot be written down", extra={"error": str(error)})
     try:
-        async with container.freezing:  # a pause under way would freeze again what is being killed
+        async with container.changing:  # a pause under way would freeze again what is being killed
             await _kill_processes(container)
         await _delete_in_runtime(registry, container)
         registry.oom.end(container)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,7 +47,7 @@ from protocol.families.stream import Ack, Attach, Find, Found, StreamName
 from protocol.method import Empty
 from protocol.methods import METHODS
 from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
-from protocol.usage import ContainerProcess, ContainerStats
+from protocol.usage import ContainerProcess, ContainerStats, IoLimit
 
 _IDEMPOTENT = frozenset(
     {"process.resize", "process.close_stdin", "stream.ack", "agent.shutdown", "agent.upload"}
@@ -237,11 +238,31 @@ class Client:
         container: str,
         *,
         memory_bytes: int | None = None,
+        memory_swap_bytes: int | None = None,
+        memory_reservation_bytes: int | None = None,
         cpus: float | None = None,
+        cpu_shares: int | None = None,
+        cpuset_cpus: str | None = None,
+        cpuset_mems: str | None = None,
         pids: int | None = None,
+        io_weight: int | None = None,
+        io: Sequence[IoLimit] = (),
     ) -> None:
-        """Sets other limits; what is not given stays as it is."""
-        await self.call("container.update", UpdateContainer(container, memory_bytes, cpus, pids))
+        """Sets other limits, all of them or none; what is not given stays as it is, -1 takes one away."""
+        params = UpdateContainer(
+            container,
+            memory_bytes=memory_bytes,
+            memory_swap_bytes=memory_swap_bytes,
+            memory_reservation_bytes=memory_reservation_bytes,
+            cpus=cpus,
+            cpu_shares=cpu_shares,
+            cpuset_cpus=cpuset_cpus,
+            cpuset_mems=cpuset_mems,
+            pids=pids,
+            io_weight=io_weight,
+            io=tuple(io),
+        )
+        await self.call("container.update", params)
 
     async def container_processes(self, container: str) -> tuple[ContainerProcess, ...]:
         """Every process in it, by pid; as many requests as it takes. What comes or goes meanwhile may be

@@ -9,7 +9,7 @@ from protocol import checks
 from protocol.limits import MAX_PAGE
 from protocol.method import LONG, QUICK, RUNTIME, Empty, Method
 from protocol.types import ContainerState, ExitRecord, Stdio
-from protocol.usage import ContainerProcess, ContainerStats
+from protocol.usage import ContainerProcess, ContainerStats, IoLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +103,30 @@ class KillContainer:
 
 @dataclass(frozen=True, slots=True)
 class UpdateContainer:
-    """New limits; what is absent stays as it is. At least one must be there."""
+    """New limits; what is absent stays as it is. At least one must be there; -1 takes one away."""
 
     container: checks.Id
-    memory_bytes: Annotated[int, checks.Between(1 << 20, 1 << 50)] | None = None
+    memory_bytes: Annotated[int, checks.Limit(1 << 20, 1 << 50)] | None = None
     """Memory it may use."""
+    memory_swap_bytes: Annotated[int, checks.Limit(1 << 20, 1 << 50)] | None = None
+    """Memory and swap together that it may use; needs a limit on memory, which it may not be below."""
+    memory_reservation_bytes: Annotated[int, checks.Between(1 << 20, 1 << 50)] | None = None
+    """Memory that is taken from it last when the guest runs short (`memory.low`; v1: the soft limit)."""
     cpus: checks.Cpus | None = None
     """CPU time it may use, in CPUs: 0.5 is half of one."""
-    pids: Annotated[int, checks.Between(1, 1 << 22)] | None = None
+    cpu_shares: Annotated[int, checks.Between(2, 1 << 18)] | None = None
+    """Its part of the CPU time when there is not enough; 1024 is the usual one. v2 has a weight: runc
+    converts."""
+    cpuset_cpus: checks.Cpuset | None = None
+    """CPUs it may run on, like `0-2,7`."""
+    cpuset_mems: checks.Cpuset | None = None
+    """Memory nodes it may use, likewise."""
+    pids: Annotated[int, checks.Limit(1, 1 << 22)] | None = None
     """Processes and threads it may have."""
+    io_weight: Annotated[int, checks.Between(10, 1000)] | None = None
+    """Its part of the I/O when there is not enough; 500 is the usual one. Few kernels have it."""
+    io: tuple[IoLimit, ...] = ()
+    """Limits for devices; a device that is not named keeps its own."""
 
 
 @dataclass(frozen=True, slots=True)

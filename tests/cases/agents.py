@@ -274,3 +274,17 @@ def _cmdline(pid: int) -> bytes:
 def _anonymous_kib(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
+
+
+def frozen(pid: int) -> bool:
+    """Whether the cgroup of this process is frozen, as its kernel file says, v1 or v2."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("freezer", ""):
+            continue
+        for mount in ("freezer", "unified", ""):
+            for file in ("freezer.state", "cgroup.freeze"):
+                found = Path(f"/sys/fs/cgroup/{mount}{path}/{file}")
+                if found.exists():
+                    return found.read_text().strip() in ("FROZEN", "1")
+    raise AssertionError("it is in no freezer")

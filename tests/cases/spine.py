@@ -13,6 +13,7 @@ from tests.cases import (
     fifos,
     hosts,
     lifecycle,
+    limits,
     lives,
     pslist,
     requests,
@@ -22,7 +23,20 @@ from tests.cases import (
 )
 from tests.cases.target import CASES, Target, connect, creation, nothing_left, remove
 
-MODULES = (data, fifos, terminals, spools, lives, lifecycle, endings, pslist, requests, hosts, security)
+MODULES = (
+    data,
+    fifos,
+    terminals,
+    spools,
+    lives,
+    lifecycle,
+    endings,
+    limits,
+    pslist,
+    requests,
+    hosts,
+    security,
+)
 NAMES = {function.__name__: function for function in CASES}
 assert len(NAMES) == len(CASES), "two cases have one name"
 

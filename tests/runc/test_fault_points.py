@@ -20,13 +20,14 @@ import pytest
 
 from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
+from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
-from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.agents import RunningAgent, frozen, stopped_clean
 from tests.cases.fifos import LOCATION, SIDE_CAR
-from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, expect, name, remove
+from tests.cases.target import MIB, OUTPUT, PIPES, Target, connect, creation, expect, name, remove
 
 FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
 MOST_STEPS = 120
@@ -253,9 +254,83 @@ async def delete(bench: Bench, arm: Act) -> None:
     assert gone.value.code is Code.NOT_FOUND
 
 
+async def pause(bench: Bench, arm: Act) -> None:
+    """Afterwards it is paused as its status says: nothing in it runs, until it is resumed."""
+    async with _counting(bench) as (box, out):
+        await arm()
+        await bench.client.pause_container(box)
+        assert (await bench.client.container_state(box)).status is Status.PAUSED
+        assert frozen((await bench.client.container_state(box)).pid)
+        await bench.client.resume_container(box)
+        await expect(out, b"[0-9]+\n")
+        await _told(bench, box)
+
+
+async def resume(bench: Bench, arm: Act) -> None:
+    async with _counting(bench) as (box, out):
+        await bench.client.pause_container(box)
+        await arm()
+        await bench.client.resume_container(box)
+        assert (await bench.client.container_state(box)).status is Status.RUNNING
+        assert not frozen((await bench.client.container_state(box)).pid)
+        await expect(out, b"[0-9]+\n")
+        await _told(bench, box)
+
+
+async def update(bench: Bench, arm: Act) -> None:
+    async with _box(bench) as box:
+        await bench.client.update_container(box, memory_bytes=96 * MIB)
+        await arm()
+        await bench.client.update_container(box, pids=77, cpus=0.5)
+        found = await bench.client.container_stats(box)
+        assert (found.pids.limit, found.cpu.limit, found.memory.limit) == (77, 0.5, 96 * MIB)
+        await bench.client.update_container(box, pids=78)  # nothing older comes after it
+        found = await bench.client.container_stats(box)
+        assert (found.pids.limit, found.cpu.limit) == (78, 0.5)
+
+
+@asynccontextmanager
+async def _counting(bench: Bench) -> AsyncIterator[tuple[str, Stream]]:
+    """A container that says a number again and again."""
+    script = "n=0; while :; do n=$((n + 1)); echo $n; sleep 0.02; done"
+    params = creation(bench.target, name("c"), ("sh", "-c", script), stdio=OUTPUT)
+    init = await RemoteProcess.create(bench.client, params)
+    try:
+        await init.start()
+        await expect(init.streams["stdout"], b"[0-9]+\n")
+        yield params.container, init.streams["stdout"]
+    finally:
+        init.detach()
+        await remove(bench.client, params.container)
+
+
+async def _told(bench: Bench, container: str) -> None:
+    """That it was paused, once, and then that it was resumed."""
+    found = []
+    async with await bench.client.events(after=0, container=container) as events:
+        async for event in events:
+            found += [event.type] if event.type in ("container.paused", "container.resumed") else []
+            if event.type == "container.resumed":
+                break
+    assert found == ["container.paused", "container.resumed"]
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    "attempt", [create, create_with_fifos, create_side_car, start, exec_once, attach, close_stdin, delete]
+    "attempt",
+    [
+        create,
+        create_with_fifos,
+        create_side_car,
+        start,
+        exec_once,
+        attach,
+        close_stdin,
+        delete,
+        pause,
+        resume,
+        update,
+    ],
 )
 def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]

@@ -175,9 +175,11 @@ def test_signals_reach_the_living_and_pass_over_the_dead(sleepers: list[subproce
 def test_frozen_is_seen_and_thawed_in_either_kind_and_below(tmp_path: Path) -> None:
     tree = Tree(tmp_path, freezer="cgroup", unified="cgroup2")
     old = tree.make("freezer", "/gcs/c", freezer__state="THAWED\n")
-    below = tree.make("freezer", "/gcs/c/inner", freezer__state="FREEZING\n")
+    below = tree.make("freezer", "/gcs/c/inner", freezer__state="FROZEN\n")
     new = tree.make("unified", "/gcs/c", cgroup__freeze="0\n")
     cgroup = Cgroup(tree.mounts, "/gcs/c")
+    assert not cgroup.frozen(), "what the container froze itself"
+    (old / "freezer.state").write_text("FREEZING\n")
     assert cgroup.frozen()
     cgroup.thaw()
     assert (below / "freezer.state").read_text() == "THAWED"

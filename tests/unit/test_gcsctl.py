@@ -653,6 +653,8 @@ BAD_LINES = {
     "bad signal": (("--address", "unix:/x", "kill", "-s", "no/pe", "c"), "signal's name or number"),
     "bad size": (("--address", "unix:/x", "update", "--memory", "64T", "c"), "like 64M"),
     "no cpu": (("--address", "unix:/x", "update", "--cpus", "nan", "c"), "from 0.01 to 8192"),
+    "bad cpu list": (("--address", "unix:/x", "update", "--cpuset-cpus", "2-1", "c"), "like 0-2,7"),
+    "bad device": (("--address", "unix:/x", "update", "--io-read-bps", "vda:1", "c"), "MAJOR:MINOR"),
     "no update": (("--address", "unix:/x", "update", "c"), "nothing to update"),
     "signal 0": (("--address", "unix:/x", "kill", "-s", "0", "c"), "between 1 and 64"),
     "half a user": (("--address", "unix:/x", "exec", "-u", "root:", "c", "--", "x"), "USER:GROUP"),
@@ -697,23 +699,32 @@ def test_stats(tmp_path: Path) -> None:
         found = {
             "container": "c",
             "time_ns": 1,
-            "memory": {"current": 3 << 20, "limit": 1 << 30, "peak": 2048},
-            "cpu": {"usage_us": 1_500_000, "throttled_us": 250_000},
+            "memory": {
+                "current": 3 << 20,
+                "limit": 1 << 30,
+                "peak": 2048,
+                "swap": 1 << 20,
+                "swap_limit": 2 << 20,
+            },
+            "cpu": {"usage_us": 1_500_000, "throttled_us": 250_000, "limit": 0.5},
             "pids": {"current": 2},
             "memory_pressure": {"some_avg10": 0.25},
+            "io": {"limits": [{"device": "8:0", "write_bps": 1 << 20, "write_iops": 70}]},
         }
         agent.handlers["container.stats"] = lambda params: found
         shown = await gcsctl(agent, "stats", "c")
         assert [line.split() for line in shown.out.splitlines()] == [
             ["WHAT", "NOW", "LIMIT", "PEAK", "PRESSURE"],
             ["memory", "3.0", "MiB", "1.0", "GiB", "2.0", "KiB", "0.2", "%"],
-            ["cpu", "1.500", "s", "throttled", "0.250", "s", "-", "-"],
+            ["working", "set", "-", "-", "-", "-"],
+            ["swap", "1.0", "MiB", "2.0", "MiB", "-", "-"],
+            ["cpu", "1.500", "s,", "throttled", "0.250", "s", "0.5", "CPUs", "-", "-"],
             ["pids", "2", "-", "-", "-"],
             ["read", "-", "-", "-", "-"],
-            ["written", "-", "-", "-", "-"],
+            ["written", "-", "8:0", "1.0", "MiB/s,", "8:0", "70/s", "-", "-"],
         ]
         document = json.loads((await gcsctl(agent, "stats", "--json", "c")).out)
-        assert document["memory"] == found["memory"]
+        assert document["memory"]["swap_limit"] == 2 << 20
         assert document["io_pressure"] is None
 
     with_agent(tmp_path, body)
@@ -725,8 +736,28 @@ def test_update(tmp_path: Path) -> None:
         assert await gcsctl(agent, "update", "--memory", "64M", "--cpus", "0.5", "c") == Done(0, "", "")
         assert await gcsctl(agent, "update", "--pids", "7", "--memory", "2048k", "c") == Done(0, "", "")
         assert agent.named("container.update") == [
-            {"container": "c", "memory_bytes": 64 << 20, "cpus": 0.5},
-            {"container": "c", "memory_bytes": 2 << 20, "pids": 7},
+            {"container": "c", "memory_bytes": 64 << 20, "cpus": 0.5, "io": []},
+            {"container": "c", "memory_bytes": 2 << 20, "pids": 7, "io": []},
         ]
+        argv = "--memory-swap -1 --memory-reservation 1M --cpu-shares 512 --cpuset-cpus 0-1 --cpuset-mems 0"
+        argv += " --pids -1 --io-weight 100 --io-read-bps 8:0:1M --io-read-iops /dev/vdb:5"
+        argv += " --io-write-bps 8:0:0 --io-write-iops 8:0:7"
+        done = await gcsctl(agent, "update", "--json", *argv.split(), "c")
+        assert done.code == 0
+        assert agent.named("container.update")[2] == {
+            "container": "c",
+            "memory_swap_bytes": -1,
+            "memory_reservation_bytes": 1 << 20,
+            "cpu_shares": 512,
+            "cpuset_cpus": "0-1",
+            "cpuset_mems": "0",
+            "pids": -1,
+            "io_weight": 100,
+            "io": [
+                {"device": "8:0", "read_bps": 1 << 20, "write_bps": 0, "write_iops": 7},
+                {"device": "/dev/vdb", "read_iops": 5},
+            ],
+        }
+        assert json.loads(done.out)["pids"] == -1
 
     with_agent(tmp_path, body)

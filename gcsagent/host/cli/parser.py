@@ -166,9 +166,7 @@ def _add_container_commands(commands: _Subparsers) -> None:
     parser = _add(
         commands, "update", resources.update, "change a container's limits", "gcsctl update --memory 64M web"
     )
-    parser.add_argument("--memory", type=_memory, metavar="SIZE", help="bytes, or with K, M, G: 64M")
-    parser.add_argument("--cpus", type=_cpus, metavar="N", help="0.5 is half of one")
-    parser.add_argument("--pids", type=_count, metavar="N", help="processes and threads")
+    resources.add_limits(parser)
     _add_id(parser)
     parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
     parser.add_argument("--force", action="store_true", help="kill what still runs in it")
@@ -287,24 +285,6 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 12):
         raise argparse.ArgumentTypeError(f"{text!r}: give a number")
     return int(text)
-
-
-def _memory(text: str) -> int:
-    try:
-        return resources.parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-
-def _cpus(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number") from None
-    problem = checks.cpus(value)
-    if problem is not None:
-        raise argparse.ArgumentTypeError(problem)
-    return value
 
 
 def _seconds(text: str) -> float:

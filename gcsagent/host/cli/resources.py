@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
+from typing import Any
 
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
-from protocol.usage import ContainerStats, Pressure
+from protocol import checks
+from protocol.checks import UNLIMITED
+from protocol.usage import ContainerStats, IoLimit, Pressure
 
 _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)\Z", re.ASCII)
 
@@ -22,13 +26,14 @@ async def stats(args: argparse.Namespace) -> int:
 
 
 async def update(args: argparse.Namespace) -> int:
-    wanted = {"memory_bytes": args.memory, "cpus": args.cpus, "pids": args.pids}
-    if all(value is None for value in wanted.values()):
-        raise UsageError("nothing to update: give --memory, --cpus or --pids")
+    wanted = {name: value for name in _LIMITS if (value := getattr(args, name)) is not None}
+    devices = _io_limits(args)
+    if not wanted and not devices:
+        raise UsageError("nothing to update: give --memory, --cpus, --pids, --io-write-bps ... (see --help)")
     async with await connect(args) as client:
-        await client.update_container(args.id, memory_bytes=args.memory, cpus=args.cpus, pids=args.pids)
+        await client.update_container(args.id, **wanted, io=devices)
     if args.json:
-        print_json({"container": args.id, **{name: value for name, value in wanted.items() if value}})
+        print_json({"container": args.id, **wanted, **({"io": devices} if devices else {})})
     return 0
 
 
@@ -40,9 +45,100 @@ def parse_size(text: str) -> int:
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
 
 
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """The options of ``update``; -1 takes a limit away."""
+    for option, field, parse, metavar, help_ in _OPTIONS:
+        parser.add_argument(option, dest=field, type=_typed(parse), metavar=metavar, help=help_)
+    for field, what in _IO.items():
+        parser.add_argument(
+            f"--io-{field.replace('_', '-')}",
+            dest=field,
+            action="append",
+            default=[],
+            type=_typed(_io_limit),
+            metavar="DEV:N",
+            help=f"{what}; DEV is MAJ:MIN or /dev/... in the guest; may be repeated",
+        )
+
+
+def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def typed(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+
+    return typed
+
+
+def _limit(text: str) -> int:
+    return UNLIMITED if text == "-1" else parse_size(text)
+
+
+def _count(text: str) -> int:
+    if text != "-1" and not (text.isascii() and text.isdigit() and len(text) <= 12):
+        raise ValueError("give a number")
+    return int(text)
+
+
+def _cpus(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError("give a number") from None
+    _checked(checks.cpus(value))
+    return value
+
+
+def _cpuset(text: str) -> str:
+    _checked(checks.cpuset(text))
+    return text
+
+
+def _io_limit(text: str) -> tuple[str, int]:
+    """A device's name may hold colons: the last one parts it from the number."""
+    device, _, number = text.rpartition(":")
+    _checked(checks.device(device))
+    return device, parse_size(number)
+
+
+def _checked(problem: str | None) -> None:
+    if problem is not None:
+        raise ValueError(problem)
+
+
+def _io_limits(args: argparse.Namespace) -> list[IoLimit]:
+    by_device: dict[str, dict[str, int]] = {}
+    for field in _IO:
+        for device, number in getattr(args, field):
+            by_device.setdefault(device, {})[field] = number
+    return [IoLimit(device, **limits) for device, limits in by_device.items()]
+
+
+_OPTIONS: tuple[tuple[str, str, Callable[[str], Any], str, str], ...] = (
+    ("--memory", "memory_bytes", _limit, "SIZE", "bytes, or with K, M, G: 64M; -1: no limit"),
+    ("--memory-swap", "memory_swap_bytes", _limit, "SIZE", "memory and swap together; -1: no limit"),
+    ("--memory-reservation", "memory_reservation_bytes", parse_size, "SIZE", "taken from it last"),
+    ("--cpus", "cpus", _cpus, "N", "0.5 is half of one; -1: no limit"),
+    ("--cpu-shares", "cpu_shares", _count, "N", "its part of scarce CPU time; 1024 is the usual one"),
+    ("--cpuset-cpus", "cpuset_cpus", _cpuset, "LIST", "CPUs it may run on: 0-2,7"),
+    ("--cpuset-mems", "cpuset_mems", _cpuset, "LIST", "memory nodes it may use: 0"),
+    ("--pids", "pids", _count, "N", "processes and threads; -1: no limit"),
+    ("--io-weight", "io_weight", _count, "N", "its part of scarce I/O, 10 to 1000; few kernels have it"),
+)
+_LIMITS = tuple(field for _, field, *_ in _OPTIONS)
+_IO = {
+    "read_bps": "bytes read in a second, with K, M, G",
+    "write_bps": "bytes written in a second",
+    "read_iops": "reads in a second",
+    "write_iops": "writes in a second; 0: no limit",
+}
+
+
 def _rows(found: ContainerStats) -> list[tuple[str, ...]]:
     memory, cpu, pids, io = found.memory, found.cpu, found.pids, found.io
-    throttled = f"throttled {_seconds(cpu.throttled_us)}" if cpu.throttled_us else ""
+    throttled = f", throttled {_seconds(cpu.throttled_us)}" if cpu.throttled_us else ""
+    cpus = "" if cpu.limit is None else f"{cpu.limit:g} CPUs"
     return [
         (
             "memory",
@@ -51,11 +147,22 @@ def _rows(found: ContainerStats) -> list[tuple[str, ...]]:
             size(memory.peak),
             _pressure(found.memory_pressure),
         ),
-        ("cpu", _seconds(cpu.usage_us), throttled, "", _pressure(found.cpu_pressure)),
-        ("pids", _count(pids.current), _count(pids.limit), "", ""),
-        ("read", size(io.read_bytes), "", "", _pressure(found.io_pressure)),
-        ("written", size(io.write_bytes), "", "", ""),
+        ("working set", size(memory.working_set), "", "", ""),
+        ("swap", size(memory.swap), size(memory.swap_limit), "", ""),
+        ("cpu", _seconds(cpu.usage_us) + throttled, cpus, "", _pressure(found.cpu_pressure)),
+        ("pids", _count_of(pids.current), _count_of(pids.limit), "", ""),
+        ("read", size(io.read_bytes), _io_limit_of(io.limits, "read"), "", _pressure(found.io_pressure)),
+        ("written", size(io.write_bytes), _io_limit_of(io.limits, "write"), "", ""),
     ]
+
+
+def _io_limit_of(limits: tuple[IoLimit, ...], way: str) -> str:
+    parts = []
+    for limit in limits:
+        bps, iops = getattr(limit, f"{way}_bps"), getattr(limit, f"{way}_iops")
+        parts += [f"{limit.device} {size(bps)}/s"] if bps else []
+        parts += [f"{limit.device} {iops}/s"] if iops else []
+    return ", ".join(parts)
 
 
 def size(count: int | None) -> str:
@@ -71,7 +178,7 @@ def _seconds(micros: int | None) -> str:
     return "" if micros is None else f"{micros / 1e6:.3f} s"
 
 
-def _count(count: int | None) -> str:
+def _count_of(count: int | None) -> str:
     return "" if count is None else str(count)
 
 

@@ -1,0 +1,168 @@
+"""The agent is killed while the runtime is at work on a pause, a resume or an update, which goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gcsagent.host.client import Client
+from protocol.errors import Code, RpcError
+from protocol.families.container import ContainerRef
+from protocol.types import Status
+from tests.cases.agents import RunningAgent, frozen, stopped_clean
+from tests.cases.target import Target, connect, creation, name, refused, remove
+
+SLOW = """#!/bin/sh
+case " $* " in
+*" $(cat "{directory}/slow") "*) [ "$(cat "{directory}/gate")" = pass ] || exit 9;;
+esac
+exec {runc} "$@"
+"""
+"""runc, which waits at a gate before it does what is named in ``slow``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    running: RunningAgent
+    directory: Path
+    target: Target
+
+    @contextlib.asynccontextmanager
+    async def killed_during(self, *, fail: bool = False) -> AsyncIterator[None]:
+        """Once a call of runc is at the gate the agent is killed; the gate opens after the body."""
+        gate = await asyncio.to_thread(os.open, self.directory / "gate", os.O_WRONLY)
+        try:
+            (self.directory / "slow").write_text("nothing")
+            async with await connect(self.target) as client:
+                before = (await client.ping()).generation
+            os.kill(self.running.agent_pid, signal.SIGKILL)
+            await asyncio.to_thread(self.running.wait_for_generation, before + 1)
+            yield
+        finally:
+            os.write(gate, b"fail" if fail else b"pass")
+            os.close(gate)
+
+
+@pytest.fixture
+def slow(tmp_path: Path, rootfs: str) -> Iterator[Slow]:
+    os.mkfifo(tmp_path / "gate")
+    (tmp_path / "slow").write_text("nothing")
+    wrapper = tmp_path / "runc"
+    wrapper.write_text(SLOW.format(directory=tmp_path, runc=shutil.which("runc")))
+    wrapper.chmod(0o755)
+    for running in stopped_clean(RunningAgent("--log-level", "debug", "--runtime", str(wrapper))):
+        yield Slow(running, tmp_path, Target(running.address, rootfs, box="", pace=2.0, execs=1))
+
+
+@contextlib.asynccontextmanager
+async def _container(slow: Slow) -> AsyncIterator[tuple[Client, str]]:
+    async with await connect(slow.target) as client, asyncio.timeout(40):
+        params = creation(slow.target, name("c"), ("sleep", "100000"))
+        await client.create_container(params)
+        try:
+            await client.start_container(params.container)
+            yield client, params.container
+        finally:
+            await remove(client, params.container)
+
+
+async def _not_yet(client: Client, call: asyncio.Future[None]) -> None:
+    """The agent has had the chance to answer: it has answered what was sent behind it."""
+    await client.ping()
+    assert not call.done()
+
+
+async def _pid(client: Client, container: str) -> int:
+    return (await client.container_state(container)).pid
+
+
+def test_a_resume_waits_for_the_pause_that_is_under_way(slow: Slow) -> None:
+    async def body() -> None:
+        async with _container(slow) as (client, box):
+            (slow.directory / "slow").write_text("pause")
+            pausing = asyncio.ensure_future(client.pause_container(box))
+            async with slow.killed_during():
+                resuming = asyncio.ensure_future(client.resume_container(box))
+                await _not_yet(client, resuming)
+            await asyncio.gather(pausing, resuming)
+            assert (await client.container_state(box)).status is Status.RUNNING
+            assert not frozen(await _pid(client, box))
+
+    asyncio.run(body())
+
+
+def test_a_pause_that_fails_after_the_agent_is_made_for_real(slow: Slow) -> None:
+    """Whoever asked asks again by itself, and what it is told is true."""
+
+    async def body() -> None:
+        async with _container(slow) as (client, box):
+            (slow.directory / "slow").write_text("pause")
+            pausing = asyncio.ensure_future(client.pause_container(box))
+            async with slow.killed_during(fail=True):
+                await _not_yet(client, pausing)
+            await pausing
+            assert (await client.container_state(box)).status is Status.PAUSED
+            assert frozen(await _pid(client, box))
+            await client.resume_container(box)
+            assert not frozen(await _pid(client, box))
+
+    asyncio.run(body())
+
+
+def test_a_pause_waits_for_the_resume_that_is_under_way(slow: Slow) -> None:
+    async def body() -> None:
+        async with _container(slow) as (client, box):
+            await client.pause_container(box)
+            (slow.directory / "slow").write_text("resume")
+            resuming = asyncio.ensure_future(client.resume_container(box))
+            async with slow.killed_during():
+                with refused(Code.DEADLINE_EXCEEDED):
+                    await client.call("container.pause", ContainerRef(box), deadline=0.2)
+            await resuming
+            await client.pause_container(box)
+            assert frozen(await _pid(client, box))
+            await client.resume_container(box)
+
+    asyncio.run(body())
+
+
+def test_an_update_that_is_under_way_does_not_win_over_a_later_one(slow: Slow) -> None:
+    async def body() -> None:
+        async with _container(slow) as (client, box):
+            (slow.directory / "slow").write_text("update")
+            first = asyncio.ensure_future(client.update_container(box, pids=70))
+            async with slow.killed_during():
+                second = asyncio.ensure_future(client.update_container(box, pids=80))
+                await _not_yet(client, second)
+            await asyncio.gather(first, second)
+            assert (await client.container_stats(box)).pids.limit == 80
+
+    asyncio.run(body())
+
+
+def test_an_update_that_fails_after_the_agent_leaves_nothing_behind(slow: Slow) -> None:
+    """Its first caller has gone meanwhile: nobody asks again."""
+
+    async def body() -> None:
+        async with _container(slow) as (client, box):
+            await client.update_container(box, pids=60)
+            (slow.directory / "slow").write_text("update")
+            async with await connect(slow.target) as other:
+                leaving = asyncio.ensure_future(other.update_container(box, pids=70, cpus=0.5))
+                async with slow.killed_during(fail=True):
+                    leaving.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, RpcError):
+                        await leaving
+            await client.update_container(box, memory_bytes=64 << 20)  # behind it
+            found = await client.container_stats(box)
+            assert (found.pids.limit, found.cpu.limit, found.memory.limit) == (60, None, 64 << 20)
+
+    asyncio.run(body())
