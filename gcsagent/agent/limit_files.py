@@ -53,13 +53,26 @@ def require(cgroup: Cgroup, fields: Iterable[str]) -> None:
 def snapshot(cgroup: Cgroup, fields: Iterable[str]) -> dict[str, str]:
     """What the files of these limits say now, by name."""
     names = [name for field in fields for name in FILES[field]]
-    return {name: texts[0].strip() for name in names if (texts := cgroup.read(name))}
+    return {name: _first_line(texts[0]) for name in names if (texts := cgroup.read(name))}
 
 
 def restore(cgroup: Cgroup, before: dict[str, str]) -> None:
     """Puts back what differs. Twice: with v1 one limit may be in the way of the other."""
     for _ in range(2):
         for name, text in before.items():
-            if [found.strip() for found in cgroup.read(name)] not in ([text], []):
+            if [_first_line(found) for found in cgroup.read(name)] not in ([text], []):
                 with contextlib.suppress(OSError):
                     cgroup.write(name, text + "\n")
+
+
+def write_io_weight(cgroup: Cgroup, weight: int) -> None:
+    """``weight`` is blkio's, 10 to 1000. io.weight goes from 1 to 10000: converted as runc does it."""
+    for name in FILES["io_weight"]:
+        if cgroup.read(name):
+            cgroup.write(name, f"{1 + (weight - 10) * 9999 // 990 if name == 'io.weight' else weight}\n")
+            return
+
+
+def _first_line(text: str) -> str:
+    """io.weight has lines for devices behind it, which updates do not change."""
+    return text.split("\n")[0].strip()

@@ -50,6 +50,7 @@ class LimitService:
             container.change = Change(UPDATE, call.mark, detail)
             try:
                 container.save()
+                _write_own(container, params)
                 _write_io(container, table)
                 if wanted:
                     await container.runtime.update(container.ident, wanted, call.timeout)
@@ -82,6 +83,19 @@ def _undo(container: Container, detail: dict[str, Any]) -> None:
     limit_files.restore(container.cgroup, detail["before"])
     with contextlib.suppress(OSError, RpcError):
         _write_io(container, io_limits.merged(container.io_limits, detail["io_before"]))
+
+
+def _write_own(container: Container, params: UpdateContainer) -> None:
+    """What runtimes differ in: crun cannot take these limits away, and knows one file for a weight."""
+    if params.pids == UNLIMITED:
+        container.cgroup.write("pids.max", "max\n")
+    if params.cpus == UNLIMITED:
+        unified = bool(container.cgroup.read("cpu.max"))
+        container.cgroup.write(
+            *(("cpu.max", f"max {PERIOD_US}\n") if unified else ("cpu.cfs_quota_us", "-1\n"))
+        )
+    if params.io_weight is not None:
+        limit_files.write_io_weight(container.cgroup, params.io_weight)
 
 
 def _write_io(container: Container, table: io_limits.Table) -> None:
@@ -155,14 +169,12 @@ def resources(params: UpdateContainer, memory_limit: int | None) -> dict[str, An
                 field="memory_swap_bytes",
             )
     cpu = {"shares": params.cpu_shares, "cpus": params.cpuset_cpus, "mems": params.cpuset_mems}
-    if params.cpus is not None:
-        unlimited = params.cpus == UNLIMITED
-        cpu |= {"period": PERIOD_US, "quota": UNLIMITED if unlimited else round(params.cpus * PERIOD_US)}
+    if params.cpus is not None and params.cpus != UNLIMITED:
+        cpu |= {"period": PERIOD_US, "quota": round(params.cpus * PERIOD_US)}
     wanted: dict[str, dict[str, Any]] = {
         "memory": memory,
         "cpu": cpu,
-        "pids": {"limit": params.pids},
-        "blockIO": {"weight": params.io_weight},
+        "pids": {"limit": None if params.pids == UNLIMITED else params.pids},
     }
     given = {kind: _given(values) for kind, values in wanted.items()}
     return {kind: values for kind, values in given.items() if values}
