@@ -8,11 +8,13 @@ import sys
 
 from gcsagent.common.config import (
     DEFAULT_WATCHDOG,
+    LIMITS,
     LOG_LEVELS,
     ConfigError,
     Settings,
     check_runtime_args,
     is_number,
+    parse_limit,
     parse_runtimes,
     parse_watchdog,
     read_guest_settings,
@@ -83,6 +85,11 @@ def _parse(arguments: list[str]) -> Settings:
         metavar="SECONDS|off",
         help="restart an agent that is stuck for that long, default: %(default)s",
     )
+    bounds = parser.add_argument_group(
+        "limits", "what each bounds, and its default: protocol/SPEC.md, Limits"
+    )
+    for name in LIMITS:
+        bounds.add_argument(_option(name), dest=name, metavar="N")
     options = parser.parse_args(arguments)
     listen = tuple(options.listen or ("vsock",))
     for address in listen:
@@ -105,7 +112,16 @@ def _parse(arguments: list[str]) -> Settings:
         runtimes=parse_runtimes(options.runtimes, "--runtimes "),
         runtime_args=tuple(options.runtime_arg),
         no_pivot=options.no_pivot,
+        limits=tuple(
+            (name, parse_limit(name, text, f"{_option(name)} "))
+            for name in LIMITS
+            if (text := getattr(options, name)) is not None
+        ),
     )
+
+
+def _option(limit: str) -> str:
+    return "--" + limit.replace("_", "-")
 
 
 def _run(settings: Settings) -> int:

@@ -76,12 +76,13 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
 class Connection:
     """The contract's state on one connection. Not thread-safe; owns no file descriptor."""
 
-    __slots__ = ("_limits", "_outstanding", "_pending_error", "_role", "_scanner", "state")
+    __slots__ = ("_outstanding", "_pending_error", "_role", "_scanner", "peer", "state")
 
     def __init__(self, role: Role, limits: Limits | None = None) -> None:
+        """``limits`` are for what is received; :attr:`peer` holds those for what is sent."""
         self._role = role
-        self._limits = limits or Limits()
-        self._scanner = FrameScanner(self._limits)
+        self._scanner = FrameScanner(limits or Limits())
+        self.peer = Limits()
         self._outstanding: dict[int, str] = {}
         self._pending_error: RemoteProtocolError | None = None
         self.state = State.FRESH
@@ -100,24 +101,47 @@ class Connection:
         fault are returned first and the error is raised by the next call (``receive(b"")`` will do). The
         state is CLOSED at once: they cannot be answered any more.
         """
+        self.feed(data)
+        messages: list[Message] = []
+        try:
+            while (message := self.next_message()) is not None:
+                messages.append(message)
+        except RemoteProtocolError:
+            if not messages:
+                raise
+        return messages
+
+    def feed(self, data: bytes) -> None:
+        """Takes bytes in; :meth:`next_message` finds out what they are."""
         if self._pending_error is not None:
             raise self._pending_error
         if self.state in (State.STREAM, State.CLOSED):
             raise LocalProtocolError(f"no messages in state {self.state}")
         self._scanner.feed(data)
-        messages: list[Message] = []
+
+    def next_message(self) -> Message | None:
+        """The next whole message, if there is one; the connection's state is what it is behind it.
+
+        Raises RemoteProtocolError, from the first breach of the contract on.
+        """
+        if self._pending_error is not None:
+            raise self._pending_error
         try:
-            while self._expects_messages() and (frame := self._scanner.next_frame()) is not None:
-                message = decode(frame)
-                self._received(message)
-                messages.append(message)
+            if not self._expects_messages() or (frame := self._scanner.next_frame()) is None:
+                return None
+            message = decode(frame)
+            self._received(message)
         except RemoteProtocolError as error:
             self.state = State.CLOSED
             self._scanner.take_rest()
             self._pending_error = error
-            if not messages:
-                raise
-        return messages
+            raise
+        return message
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes received that have not become messages."""
+        return self._scanner.buffered
 
     def stream_bytes(self) -> bytes:
         """In STREAM: what arrived behind the reply to attach, the first bytes of the stream."""
@@ -131,7 +155,7 @@ class Connection:
             if self._scanner.buffered:
                 raise RemoteProtocolError("early_bytes", "nothing may follow stream.attach before its reply")
             return False
-        return self.state is not State.STREAM
+        return self.state not in (State.STREAM, State.CLOSED)
 
     def _received(self, message: Message) -> None:
         client_talks = self._role is Role.SERVER
@@ -196,7 +220,7 @@ class Connection:
 
     def _hold_to_the_contract(self, frame: bytes) -> None:
         """What we would refuse from the peer, the peer would refuse from us, and close for it."""
-        scanner = FrameScanner(self._limits)
+        scanner = FrameScanner(self.peer)
         scanner.feed(frame)
         scanner.next_frame()
         decode(frame)

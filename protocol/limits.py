@@ -63,3 +63,27 @@ class Limits:
     """Values in one message, keys included, at every depth."""
     max_in_flight: int = MAX_IN_FLIGHT
     """Requests outstanding on one connection."""
+    max_in_flight_total: int = 4096
+    """Requests outstanding on all connections together; the first 8 of a connection are always taken."""
+    max_connections: int = 4096
+    """Connections that have been welcomed and are no stream."""
+    max_unfinished: int = 64 << 20
+    """Bytes of messages that have arrived in part, on all connections together."""
+    max_stall_ms: int = 30_000
+    """How long a client may take to say hello, to finish a message, or to take anything of its answers."""
+    max_containers: int = 1024
+    """Containers, in any status."""
+    max_execs: int = 4096
+    """Exec'd processes of one container, ended ones that have not been deleted included."""
+    max_execs_total: int = 8192
+    """Likewise, of all containers together."""
+    max_spool_bytes: int = 64 << 30
+    """Sum of the limits of all spools that block."""
+    max_log_bytes: int = 64 << 30
+    """Sum of the limits of all spools that drop their oldest bytes."""
+    max_event_bytes: int = 1 << 20
+    """Size of the ring that events are replayed from: at least the newer half of it is there at any time."""
+    max_uploads: int = 4
+    """Uploads begun and not used; one that nobody has touched for a minute gives way."""
+    max_upload_bytes: int = MAX_UPLOAD
+    """Bytes of one upload."""

@@ -7,10 +7,10 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import Callable
 
 from gcsagent.agent import logs, methods, teardown
 from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.bounds import Bounds, limits_of
 from gcsagent.agent.calls import Caller
 from gcsagent.agent.cgroups import CgroupMounts
 from gcsagent.agent.counters import CounterSlots
@@ -58,19 +58,21 @@ async def _run(settings: Settings, generation: int) -> int:
         supervisor.keep_telling_alive(settings.watchdog / WORDS_PER_DEADLINE)
     held = set(await supervisor.everything("names"))
     counters = CounterSlots(await _memory(supervisor, held, "counters"))
-    events = EventLog(await _memory(supervisor, held, "events"))
+    bounds = Bounds(limits_of(settings.limits))
+    events = EventLog(await _memory(supervisor, held, "events"), bounds.limits.max_event_bytes)
     for name, fd in (("counters", counters.fd), ("events", events.fd)):
         if name not in held:
             supervisor.hold(name, fd)
-    registry, agent = _assemble(settings, generation, supervisor, Keeper(supervisor, counters), events)
+    keeper = Keeper(supervisor, counters)
+    registry, agent = _assemble(settings, generation, supervisor, keeper, events, bounds)
     await agent.upgrades.load()
     await reload(registry, supervisor)
     dispatcher = Dispatcher(methods.build(registry, agent), registry.journal, lambda: agent.stopping)
 
-    def make_session(sock: socket.socket, peer: str, closed: Callable[[Session], None]) -> Session:
-        return Session(sock, peer, dispatcher, registry, agent, closed)
+    def make_session(sock: socket.socket, peer: str, server: Server) -> Session:
+        return Session(sock, peer, dispatcher, registry, agent, server)
 
-    server = Server(settings.peer_cid, make_session)
+    server = Server(settings.peer_cid, make_session, registry.bounds)
     for address in settings.listen:
         server.serve(await _listener(supervisor, held, address))
     supervisor.topics["shutdown"] = lambda data: agent.begin_shutdown(data["action"], data["grace_ms"])
@@ -83,7 +85,12 @@ async def _run(settings: Settings, generation: int) -> int:
 
 
 def _assemble(
-    settings: Settings, generation: int, supervisor: SupervisorClient, keeper: Keeper, events: EventLog
+    settings: Settings,
+    generation: int,
+    supervisor: SupervisorClient,
+    keeper: Keeper,
+    events: EventLog,
+    bounds: Bounds,
 ) -> tuple[Registry, AgentService]:
     caller = Caller(supervisor, {"PATH": os.environ["PATH"]}, f"g{generation}")
 
@@ -94,7 +101,10 @@ def _assemble(
 
     runtimes = Runtimes(runtime, settings.offered_runtimes)
     oom = OomWatch(events, KernelLog(), KernelFiles())
-    registry = Registry(settings.state, settings.guest, runtimes, caller, keeper, events, CgroupMounts(), oom)
+    cgroups = CgroupMounts()
+    registry = Registry(
+        settings.state, settings.guest, runtimes, caller, keeper, events, cgroups, oom, bounds
+    )
     registry.tear_down = functools.partial(teardown.tear_down, registry)
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
     return registry, agent

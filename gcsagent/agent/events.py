@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,27 +21,34 @@ import msgpack
 from protocol.schema import from_wire, to_wire
 from protocol.types import Event
 
-SEGMENT = 512 * 1024
-"""Bytes of one segment: 2,000 events or more, so that the last 2,000 are there at any time."""
+DEFAULT_SIZE = 1 << 20
+"""Bytes of the ring: 4,000 events or more, so that the last 2,000 are there at any time."""
 
 _HEADER = 4096
-_SIZE = _HEADER + 2 * SEGMENT
 _LENGTH = struct.Struct("=I")
 
 
 class EventLog:
-    def __init__(self, fd: int | None = None) -> None:
-        """With ``fd``: goes on with an earlier agent's ring."""
+    def __init__(self, fd: int | None = None, size: int = DEFAULT_SIZE) -> None:
+        """With ``fd``: goes on with an earlier agent's ring, whose size is what it is."""
         if fd is None:
             fd = os.memfd_create("gcs-events", os.MFD_CLOEXEC)
-            os.ftruncate(fd, _SIZE)
+            os.ftruncate(fd, _HEADER + size)
         self.fd = fd
-        self._memory = mmap.mmap(fd, _SIZE)
+        whole = os.fstat(fd).st_size
+        self._segment = (whole - _HEADER) // 2
+        self._memory = mmap.mmap(fd, whole)
         self._committed = memoryview(self._memory).cast("Q")  # words 0 and 1 are the segments' lengths
         self._listeners: list[Callable[[Event], None]] = []
-        tails = [self._last_number(0), self._last_number(1)]
+        self._places = [array("I"), array("I")]  # for each segment, where its records begin, in their order
+        tails = [self._find_records(0), self._find_records(1)]
         self.last = max(tails)
         self._active = 1 if tails[1] > tails[0] else 0
+
+    @property
+    def first(self) -> int:
+        """The oldest number that is still there; one more than the last when none is."""
+        return self.last + 1 - len(self._places[0]) - len(self._places[1])
 
     def publish(self, kind: str, container: str = "", process: str = "", **data: Any) -> None:
         self.last += 1
@@ -49,16 +57,28 @@ class EventLog:
         for listener in list(self._listeners):
             listener(event)
 
-    def since(self, after: int) -> tuple[list[Event], int]:
-        """Events numbered above ``after``, and how many of those are no longer in the ring."""
-        events = [event for event in self.all() if event.seq > after]
-        return events, max(0, self.last - after) - len(events)
+    def get(self, seq: int) -> Event:
+        """A number from :attr:`first` to :attr:`last`."""
+        behind = self.last - seq
+        newer = self._places[self._active]
+        if behind < len(newer):
+            segment, index = self._active, len(newer) - 1 - behind
+        else:
+            segment = 1 - self._active
+            index = len(self._places[segment]) - 1 - (behind - len(newer))
+        start = _HEADER + segment * self._segment + self._places[segment][index]
+        (length,) = _LENGTH.unpack_from(self._memory, start)
+        start += _LENGTH.size
+        event: Event = from_wire(Event, msgpack.unpackb(self._memory[start : start + length]))
+        return event
 
     def all(self) -> Iterator[Event]:
         """Everything in the ring, oldest first."""
-        for segment in (1 - self._active, self._active):
-            for record in self._records(segment):
-                yield from_wire(Event, msgpack.unpackb(record))
+        return map(self.get, range(self.first, self.last + 1))
+
+    def dropped(self, after: int) -> int:
+        """How many events numbered above ``after`` are no longer in the ring."""
+        return max(0, self.first - 1 - after)
 
     def listen(self, listener: Callable[[Event], None]) -> Callable[[], None]:
         """Calls ``listener`` with each new event until the returned function is called."""
@@ -67,25 +87,24 @@ class EventLog:
 
     def _append(self, event: Event) -> None:
         record = msgpack.packb(to_wire(event))
-        if self._committed[self._active] + _LENGTH.size + len(record) > SEGMENT:
+        if self._committed[self._active] + _LENGTH.size + len(record) > self._segment:
             self._active = 1 - self._active
             self._committed[self._active] = 0
+            del self._places[self._active][:]
         at = self._committed[self._active]
-        start = _HEADER + self._active * SEGMENT + at
+        start = _HEADER + self._active * self._segment + at
         _LENGTH.pack_into(self._memory, start, len(record))
         self._memory[start + _LENGTH.size : start + _LENGTH.size + len(record)] = record
         self._committed[self._active] = at + _LENGTH.size + len(record)
+        self._places[self._active].append(at)
 
-    def _records(self, segment: int) -> Iterator[bytes]:
-        base, at, end = _HEADER + segment * SEGMENT, 0, self._committed[segment]
+    def _find_records(self, segment: int) -> int:
+        """Notes where they are; the number of the last one, 0 if there is none."""
+        base, at, end = _HEADER + segment * self._segment, 0, self._committed[segment]
+        start = length = 0
         while at < end:
+            self._places[segment].append(at)
             (length,) = _LENGTH.unpack_from(self._memory, base + at)
-            at += _LENGTH.size
-            yield self._memory[base + at : base + at + length]
-            at += length
-
-    def _last_number(self, segment: int) -> int:
-        last = 0
-        for record in self._records(segment):
-            last = msgpack.unpackb(record)["seq"]
-        return last
+            start = base + at + _LENGTH.size
+            at += _LENGTH.size + length
+        return int(msgpack.unpackb(self._memory[start : start + length])["seq"]) if length else 0

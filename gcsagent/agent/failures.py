@@ -9,7 +9,7 @@ from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
 
-_FULL = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT, errno.EAGAIN)
 
 
 def to_rpc_error(error: BaseException) -> RpcError:
@@ -17,7 +17,8 @@ def to_rpc_error(error: BaseException) -> RpcError:
     if isinstance(error, RpcError):
         return error
     if isinstance(error, RuntimeMissing):
-        return RpcError(Code.UNAVAILABLE, str(error), errno=error.errno)
+        code = Code.RESOURCE_EXHAUSTED if error.errno in _FULL else Code.UNAVAILABLE
+        return RpcError(code, str(error), errno=error.errno)
     if isinstance(error, RuntimeFailure):
         code = Code.DEADLINE_EXCEEDED if error.timed_out else Code.INTERNAL
         details = {"runtime_error": error.runtime_error, "stderr": error.stderr}

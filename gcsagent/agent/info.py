@@ -40,7 +40,9 @@ class AgentService:
         self.stopping = False
         self.generation = generation
         self._runtimes = RuntimeFacts(registry.runtimes)
-        self.upgrades = UpgradeService(settings.state, generation, registry.keeper.supervisor)
+        self.upgrades = UpgradeService(
+            settings.state, generation, registry.keeper.supervisor, registry.bounds
+        )
         self.boot_id = _read("/proc/sys/kernel/random/boot_id").strip()
 
     async def ping(self, _params: Empty, _call: Call) -> Pong:

@@ -52,7 +52,12 @@ class Lifecycle:
         piping = sidecar.plan(spec, params.stdio, self._registry.pipes)
         runtime = self._registry.runtimes.choose(params.runtime)
         container = self._registry.new(
-            params.container, runtime, params.auto_delete, params.labels, cgroup_path.wanted(spec)
+            params.container,
+            runtime,
+            params.auto_delete,
+            params.labels,
+            cgroup_path.wanted(spec),
+            params.stdio,
         )
         container.create_request = call.mark
         self._make_directory(container)
@@ -256,6 +261,7 @@ class Lifecycle:
             raise RpcError(
                 Code.ALREADY_EXISTS, f"container {container.ident} has a process {params.process} already"
             )
+        self._registry.bounds.check_exec(params.stdio, container, self._registry.containers.values())
         config = container.directory.read("config.json")
         spec = bundle.for_exec(config, params, _root_of(container))
         container.init.signal(0)  # it lives, so that the root looked into was its

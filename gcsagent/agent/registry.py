@@ -12,6 +12,7 @@ from typing import Any
 
 from gcsagent.agent import fifos
 from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.calls import Caller
 from gcsagent.agent.cgroup_tree import CgroupTree, overlap
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
@@ -28,7 +29,7 @@ from gcsagent.agent.runtimes import Runtimes
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.schema import to_wire
-from protocol.types import Status
+from protocol.types import Status, Stdio
 
 _log = logging.getLogger("agent.registry")
 
@@ -44,7 +45,9 @@ class Registry:
         events: EventLog,
         cgroups: CgroupMounts,
         oom: OomWatch,
+        bounds: Bounds | None = None,
     ) -> None:
+        self.bounds = bounds or Bounds()
         self.runtimes, self.caller, self.keeper, self.events, self.cgroups, self.oom = (
             runtimes,
             caller,
@@ -73,14 +76,22 @@ class Registry:
         return container
 
     def new(
-        self, ident: str, runtime: Runtime, auto_delete: bool, labels: dict[str, str], cgroup_name: str = ""
+        self,
+        ident: str,
+        runtime: Runtime,
+        auto_delete: bool,
+        labels: dict[str, str],
+        cgroup_name: str = "",
+        stdio: Stdio | None = None,
     ) -> Container:
         """A container in status CREATING, its cgroup ``cgroup_name`` below ours if given.
 
-        Raises ALREADY_EXISTS, and FAILED_PRECONDITION for a cgroup that is above or below another's.
+        Raises ALREADY_EXISTS, RESOURCE_EXHAUSTED, and FAILED_PRECONDITION for a cgroup that is above or
+        below another's.
         """
         if ident in self.containers:
             raise RpcError(Code.ALREADY_EXISTS, f"there is a container {ident} already")
+        self.bounds.check_create(stdio or Stdio(), self.containers.values())
         cgroup = self.cgroup_tree.at(cgroup_name or ident)
         for other in self.containers.values():
             if overlap(cgroup.path, other.cgroup.path):

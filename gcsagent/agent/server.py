@@ -13,11 +13,15 @@ import socket
 import stat
 from collections.abc import Callable
 
+from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.session import Session
 from protocol.address import UnixAddress, VsockAddress, parse_listen
 
 BACKLOG = 128
-MAX_CONNECTIONS = 4096
+MAX_STRANGERS = 256
+"""Connections that have not said hello. One more, and the oldest gives way: who says hello at once, as hosts
+do, gets in, however many others only connect."""
+
 ACCEPT_PAUSE = 0.5
 """Seconds without accepting when descriptors have run out: accepting at once would only spin."""
 
@@ -29,16 +33,30 @@ class ListenError(Exception):
 
 
 class Server:
-    """``make_session`` gets the connection, the peer's name, and what to call when it has ended."""
+    """``make_session`` gets the connection, the peer's name, and this: to be let in, and to say it left."""
 
     def __init__(
         self,
         peer_cid: int | None,
-        make_session: Callable[[socket.socket, str, Callable[[Session], None]], Session],
+        make_session: Callable[[socket.socket, str, Server], Session],
+        bounds: Bounds | None = None,
     ) -> None:
         self._peer_cid, self._make_session = peer_cid, make_session
+        self._bounds = bounds or Bounds()
         self._loop = asyncio.get_running_loop()
-        self._sessions: set[Session] = set()
+        self._strangers: dict[Session, None] = {}  # in the order they came
+        self._guests: set[Session] = set()
+
+    def admit(self, session: Session) -> None:
+        """It has said hello. Raises RESOURCE_EXHAUSTED; it may try again."""
+        if len(self._guests) >= self._bounds.limits.max_connections:
+            raise self._bounds.exhausted("max_connections", "connections are open: close some, or try again")
+        self._strangers.pop(session, None)
+        self._guests.add(session)
+
+    def gone(self, session: Session) -> None:
+        self._strangers.pop(session, None)
+        self._guests.discard(session)
 
     def serve(self, listener: socket.socket) -> None:
         listener.setblocking(False)
@@ -59,12 +77,11 @@ class Server:
         if peer is None:
             _log.warning("a peer that is not the host was refused", extra={"peer": str(address)})
             connection.close()
-        elif len(self._sessions) >= MAX_CONNECTIONS:
-            _log.warning("too many connections", extra={"limit": MAX_CONNECTIONS})
-            connection.close()
         else:
+            if len(self._strangers) >= MAX_STRANGERS:
+                next(iter(self._strangers)).close("it did not say hello, and others wait")
             connection.setblocking(False)
-            self._sessions.add(self._make_session(connection, peer, self._sessions.discard))
+            self._strangers[self._make_session(connection, peer, self)] = None
 
     def _peer_name(self, listener: socket.socket, address: object) -> str | None:
         if listener.family != socket.AF_VSOCK:

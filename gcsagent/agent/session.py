@@ -1,53 +1,50 @@
 """One host connection: reads requests, runs them side by side, writes answers as they come.
 
-Everything about the wire is :class:`protocol.connection.Connection`'s; this module moves its bytes,
-decodes arguments by the method table, and gives each request its deadline. Reading stops while the host
-does not read our answers; nothing is queued without bound.
+Everything about the wire is :class:`protocol.connection.Connection`'s, moving its bytes
+:mod:`gcsagent.agent.wire`'s; this module decodes arguments by the method table and gives each request its
+deadline.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from gcsagent import __version__
 from gcsagent.agent.call import Call
 from gcsagent.agent.dispatch import Dispatcher
-from gcsagent.agent.events import EventLog
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.subscription import Subscription
+from gcsagent.agent.wire import Wire
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
-from protocol.connection import Connection, Role, State
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
 from protocol.families.agent import Hello, Welcome
 from protocol.families.events import Subscribe, Subscribed
 from protocol.families.stream import Attach, Attached
-from protocol.framing import Notification, Request
-from protocol.limits import Limits
+from protocol.framing import Message, Notification, Request
 from protocol.method import Envelope
-from protocol.methods import CANCEL, EVENT, METHODS, Cancel
+from protocol.methods import CANCEL, METHODS, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
-from protocol.types import Event
-
-READ_SIZE = 65_536
-MAX_UNREAD = 256 * 1024
-"""Bytes of answers a host may leave unread before its next requests are left unread, too."""
-
-MAX_EVENTS_UNREAD = 4 << 20
-"""Bytes a subscriber may leave unread before it is disconnected: it can come back and replay."""
 
 FEATURES = ("events.replay", "fifo", "spool", "upgrade")
 
 _log = logging.getLogger("agent.session")
 
 
-class Session:
-    """``closed`` is called once, when the connection is gone or has become a stream's."""
+class Guests(Protocol):
+    """Who lets connections in, and counts them."""
 
+    def admit(self, session: Session) -> None:
+        """Raises RESOURCE_EXHAUSTED when there are too many."""
+
+    def gone(self, session: Session) -> None:
+        """It is gone, or has become a stream's."""
+
+
+class Session:
     def __init__(
         self,
         sock: socket.socket,
@@ -55,83 +52,36 @@ class Session:
         dispatcher: Dispatcher,
         registry: Registry,
         agent: AgentService,
-        closed: Callable[[Session], None],
+        guests: Guests,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._sock, self._dispatcher, self._registry, self._agent = sock, dispatcher, registry, agent
-        self._closed = closed
-        self._connection = Connection(Role.SERVER)
+        self._dispatcher, self._registry, self._agent = dispatcher, registry, agent
+        self._guests, self._bounds = guests, registry.bounds
         self._calls: dict[int, Call] = {}
-        self._out = bytearray()
         self._closing = False
-        self._unsubscribe: Callable[[], None] | None = None
+        self._subscription: Subscription | None = None
         self._attaching: tuple[Attach, int] | None = None
         self._log = context(_log, peer=peer)
-        self._loop.add_reader(sock, self._on_readable)
+        self._wire = Wire(sock, self._bounds, self)
+        self._connection = self._wire.connection
 
-    # -- bytes ----------------------------------------------------------------------------------
+    # -- the connection -------------------------------------------------------------------------
 
-    def _on_readable(self) -> None:
-        try:
-            data = self._sock.recv(READ_SIZE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.close(f"broken: {error}")
-            return
-        if not data:
-            self.close("the host closed")
-            return
-        try:
-            messages = self._connection.receive(data)
-            if self._connection.state is State.CLOSED:
-                self._connection.receive(b"")  # raises the fault; what came in front of it cannot be answered
-            for message in messages:
-                if isinstance(message, Request):
-                    self._on_request(message)
-                elif isinstance(message, Notification):
-                    self._on_notification(message)
-        except RemoteProtocolError as error:
-            self._refuse(error)
+    def on_message(self, message: Message) -> None:
+        if isinstance(message, Request):
+            self._on_request(message)
+        elif isinstance(message, Notification):
+            self._on_notification(message)
 
-    def _refuse(self, error: RemoteProtocolError) -> None:
+    def on_breach(self, error: RemoteProtocolError) -> None:
         self._log.warning("protocol error", extra={"kind": error.kind, "error": error.message})
-        self._write(self._connection.farewell(error))
+        self._wire.write(self._connection.farewell(error))
         self.close("protocol error")
 
-    def _write(self, data: bytes) -> None:
-        if self._closing:
-            return
-        if not self._out:
-            try:
-                data = data[self._sock.send(data) :]
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                self._loop.call_soon(self.close, f"broken: {error}")
-                return
-            if not data:
-                return
-            self._loop.add_writer(self._sock, self._on_writable)
-        self._out += data
-        if len(self._out) > MAX_UNREAD:
-            self._loop.remove_reader(self._sock)
-
-    def _on_writable(self) -> None:
-        try:
-            del self._out[: self._sock.send(self._out)]
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.close(f"broken: {error}")
-            return
-        if self._out:
-            return
-        self._loop.remove_writer(self._sock)
+    def on_drained(self) -> None:
         if self._attaching is not None:
             self._hand_over()
-        else:
-            self._loop.add_reader(self._sock, self._on_readable)
+        elif self._subscription is not None:
+            self._subscription.pump()
 
     def close(self, reason: str) -> None:
         """Ends the connection. Requests that only wait are dropped; those that change things go on."""
@@ -141,18 +91,17 @@ class Session:
         self._log.debug("connection closed", extra={"reason": reason})
         self._connection.close()
         self._let_go()
-        self._sock.close()
+        self._wire.sock.close()
         for call in list(self._calls.values()):
             if not METHODS[call.method].mutating:
                 call.abort(RpcError(Code.CANCELLED, "the connection was closed"))
-        self._closed(self)
 
     def _let_go(self) -> None:
-        self._loop.remove_reader(self._sock)
-        self._loop.remove_writer(self._sock)
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-            self._unsubscribe = None
+        self._wire.let_go()
+        if self._subscription is not None:
+            self._subscription.end()
+            self._subscription = None
+        self._guests.gone(self)
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -161,10 +110,7 @@ class Session:
             method = METHODS.get(request.method)
             if method is None:
                 raise RpcError(Code.UNIMPLEMENTED, f"there is no method {request.method[:64]!r}")
-            if len(self._calls) >= Limits().max_in_flight:
-                raise RpcError(
-                    Code.RESOURCE_EXHAUSTED, f"{len(self._calls)} requests are in flight on this connection"
-                )
+            self._bounds.check_request(len(self._calls))
             try:
                 envelope = from_wire(Envelope, request.params)
                 params: Any = from_wire(method.params, request.params)
@@ -179,6 +125,7 @@ class Session:
     def _begin(self, request: Request, params: Any, envelope: Envelope) -> None:
         match params:
             case Hello():
+                self._connection.next_message()  # raises when something has come behind it
                 self._answer(request.msgid, self._hello(params))
             case Attach():
                 self._attach(request.msgid, params)
@@ -196,6 +143,7 @@ class Session:
                 )
                 call = Call(request.method, deadline, log)
                 self._calls[request.msgid] = call
+                self._bounds.in_flight += 1
                 self._dispatcher.run(
                     call, request.params, params, envelope, lambda result: self._finish(request.msgid, result)
                 )
@@ -204,8 +152,10 @@ class Session:
         call = self._calls.pop(msgid, None)
         if not self._closing:
             self._answer(msgid, result)
-        if call is not None and call.afterwards is not None:
-            call.afterwards()
+        if call is not None:
+            self._bounds.in_flight -= 1
+            if call.afterwards is not None:
+                call.afterwards()
 
     def _answer(self, msgid: int, result: Any) -> None:
         """Sends a result, or the error that ``result`` is."""
@@ -216,7 +166,7 @@ class Session:
                 frame = self._connection.respond(msgid, to_wire(result))
         except LocalProtocolError as error:  # larger than a frame may be
             frame = self._connection.fail(msgid, RpcError(Code.RESOURCE_EXHAUSTED, f"the answer {error}"))
-        self._write(frame)
+        self._wire.write(frame)
 
     def _on_notification(self, note: Notification) -> None:
         if note.method != CANCEL:
@@ -239,36 +189,38 @@ class Session:
                 f"this agent speaks protocol {PROTOCOL_MIN} to {PROTOCOL_MAX}, the client"
                 f" {hello.protocol_min} to {hello.protocol_max}: one of them must be updated",
             )
+        try:
+            self._guests.admit(self)
+        except RpcError as error:
+            return error
         self._log.debug("hello", extra={"client": hello.client[:64]})
-        return Welcome(chosen, __version__, self._agent.boot_id, self._agent.generation, FEATURES)
+        return Welcome(
+            chosen,
+            __version__,
+            self._agent.boot_id,
+            self._agent.generation,
+            FEATURES,
+            self._bounds.limits,
+        )
 
     def _subscribe(self, msgid: int, params: Subscribe) -> None:
-        events: EventLog = self._registry.events
-        missed, dropped = events.since(params.after if params.after is not None else events.last)
-        if self._unsubscribe is not None:
-            self._unsubscribe()
-
-        def deliver(event: Event) -> None:
-            if params.container is not None and event.container != params.container:
-                return
-            self._write(self._connection.notify(EVENT, to_wire(event)))
-            if len(self._out) > MAX_EVENTS_UNREAD:
-                self._loop.call_soon(self.close, "the subscriber does not read")
-
-        self._answer(msgid, Subscribed(events.last, dropped))
-        for event in missed:
-            deliver(event)
-        self._unsubscribe = events.listen(deliver)
+        if self._subscription is not None:
+            self._subscription.end()
+        events = self._registry.events
+        after = params.after if params.after is not None else events.last
+        self._answer(msgid, Subscribed(events.last, events.dropped(after)))
+        self._subscription = Subscription(events, self._wire, after, params.container, self.close)
 
     def _attach(self, msgid: int, params: Attach) -> None:
-        if self._unsubscribe is not None:
+        self._connection.next_message()  # raises when something has come behind the request
+        if self._subscription is not None:
             raise RpcError(
                 Code.FAILED_PRECONDITION, "this connection carries events; attach on one of its own"
             )
         stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
         stream.check_attachable(params.take, params.offset)
         self._attaching = (params, msgid)
-        if not self._out:
+        if not self._wire.unread:
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -288,8 +240,7 @@ class Session:
         self._closing = True
         self._let_go()
         try:
-            stream.attach(self._sock, params.take, reply, offset)
+            stream.attach(self._wire.sock, params.take, reply, offset)
         except OSError as error:  # out of descriptors, before the reply was on its way
             self._log.error("cannot attach", extra={"error": str(error)})
-            self._sock.close()
-        self._closed(self)
+            self._wire.sock.close()

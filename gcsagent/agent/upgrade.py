@@ -16,23 +16,26 @@ import logging
 import os
 import shutil
 import threading
+import time
 from typing import Any
 
+from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.call import Call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.errors import Code, RpcError
 from protocol.families.agent import AwaitUpgrade, Upgrade, Upgrading, Upload, Uploaded
-from protocol.limits import MAX_UPLOAD
 from protocol.types import UpgradeState, UpgradeStatus
 
-MAX_UPLOADS = 4
+UNTOUCHED_SECONDS = 60.0
+"""After that an upload is taken to be nobody's, and gives way to another."""
 
 _log = logging.getLogger("agent.upgrade")
 
 
 class UpgradeService:
-    def __init__(self, state: str, generation: int, supervisor: SupervisorClient) -> None:
+    def __init__(self, state: str, generation: int, supervisor: SupervisorClient, bounds: Bounds) -> None:
+        self._bounds = bounds
         self._uploads, self._code = os.path.join(state, "uploads"), os.path.join(state, "code")
         self._generation, self._supervisor = generation, supervisor
         self._status = UpgradeStatus()
@@ -82,10 +85,10 @@ class UpgradeService:
                 f"there are {size} bytes of {params.upload_id}: go on from there",
                 offset=size,
             )
-        if params.offset + len(params.data) > MAX_UPLOAD:
-            raise RpcError(Code.RESOURCE_EXHAUSTED, f"an upload is at most {MAX_UPLOAD} bytes")
-        call.commit()
+        if params.offset + len(params.data) > self._bounds.limits.max_upload_bytes:
+            raise self._bounds.exhausted("max_upload_bytes", "bytes are all that an upload may have")
         self._make_room(params.upload_id)
+        call.commit()
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         with open(fd, "wb") as file:
             file.seek(params.offset)
@@ -93,10 +96,14 @@ class UpgradeService:
         return Uploaded(max(size, params.offset + len(params.data)))
 
     def _make_room(self, upload: str) -> None:
-        """Uploads nobody finished must not fill the guest: the one longest untouched gives way."""
+        """Uploads nobody finished must not fill the guest. Raises RESOURCE_EXHAUSTED while all are in use."""
         others = [os.path.join(self._uploads, name) for name in _entries(self._uploads) if name != upload]
-        for path in sorted(others, key=os.path.getmtime)[: max(0, len(others) - MAX_UPLOADS + 1)]:
-            os.unlink(path)
+        if len(others) < self._bounds.limits.max_uploads:
+            return
+        oldest = min(others, key=os.path.getmtime)
+        if time.time() - os.path.getmtime(oldest) < UNTOUCHED_SECONDS:
+            raise self._bounds.exhausted("max_uploads", "uploads are under way: wait until one has been used")
+        os.unlink(oldest)
 
     async def upgrade(self, params: Upgrade, call: Call) -> Upgrading:
         """Answers when all that can be checked has been; then this agent ends and the new code starts."""

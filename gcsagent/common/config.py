@@ -13,6 +13,7 @@ line more of them, and the later one wins:
     gcs.no_pivot=no            yes: containers get their root by MS_MOVE and chroot, not pivot_root
     gcs.on_failure=poweroff    what a guest that cannot start does: poweroff, or hold for a look
     gcs.watchdog=15            seconds of silence after which a stuck agent is restarted, or off
+    gcs.max_NAME=NUMBER        one of the LIMITS below; protocol/SPEC.md says what each of them bounds
 
 ``gcs.hostname`` and ``gcs.disk.NAME`` are read by initramfs/init. Outside a guest the same settings come
 from ``gcsagent``'s options.
@@ -30,6 +31,26 @@ DEFAULT_WATCHDOG = 15
 """Seconds: a guest without hardware virtualisation, on a busy host, still says three words in that time."""
 
 _INIT_KEYS = ("gcs.hostname",)
+
+LIMITS = {
+    "max_frame": (1 << 20, 1 << 24),
+    "max_in_flight": (256, 1 << 14),
+    "max_in_flight_total": (256, 1 << 14),
+    "max_connections": (1, 1 << 14),
+    "max_unfinished": (1 << 20, 1 << 30),
+    "max_stall_ms": (100, 3_600_000),
+    "max_containers": (1, 1 << 12),
+    "max_execs": (1, 1 << 14),
+    "max_execs_total": (1, 1 << 14),
+    "max_spool_bytes": (1 << 16, 1 << 50),
+    "max_log_bytes": (1 << 16, 1 << 50),
+    "max_event_bytes": (1 << 16, 1 << 26),
+    "max_uploads": (1, 64),
+    "max_upload_bytes": (1 << 20, 1 << 30),
+}
+"""What can be set of protocol.limits.Limits, whose are the defaults, from and to. Version 1 of the contract
+promises clients the least of max_frame and max_in_flight; the most of the others is what the supervisor's own
+bounds and the counters have room for."""
 
 
 class Settings(NamedTuple):
@@ -49,6 +70,8 @@ class Settings(NamedTuple):
     runtime_args: tuple[str, ...] = ()
     """Of ``runtime``, before its command."""
     no_pivot: bool = False
+    limits: tuple[tuple[str, int], ...] = ()
+    """Those of LIMITS that are not the default."""
 
     @property
     def offered_runtimes(self) -> tuple[str, ...]:
@@ -109,6 +132,11 @@ def parse_guest_settings(words: list[str]) -> Settings:
         raise ConfigError(f"gcs.runtime={runtime}: a program's name or path")
     runtimes = parse_runtimes(values.pop("gcs.runtimes", ""), "gcs.runtimes=")
     watchdog = parse_watchdog(values.pop("gcs.watchdog", str(DEFAULT_WATCHDOG)), "gcs.watchdog=")
+    limits = tuple(
+        (name, parse_limit(name, values.pop(f"gcs.{name}"), f"gcs.{name}="))
+        for name in LIMITS
+        if f"gcs.{name}" in values
+    )
     if on_failure not in ("poweroff", "hold"):
         raise ConfigError(f"gcs.on_failure={on_failure}: poweroff or hold")
     arguments = tuple(filter(None, values.pop("gcs.runtime_args", "").split(",")))
@@ -131,6 +159,7 @@ def parse_guest_settings(words: list[str]) -> Settings:
         runtimes=runtimes,
         runtime_args=arguments,
         no_pivot=no_pivot == "yes",
+        limits=limits,
     )
 
 
@@ -172,6 +201,14 @@ def parse_watchdog(text: str, option: str) -> int:
         return 0
     if not is_number(text) or not 0 < int(text) <= 3600:
         raise ConfigError(f"{option}{text}: seconds from 1 to 3600, or off")
+    return int(text)
+
+
+def parse_limit(name: str, text: str, option: str) -> int:
+    """Raises ConfigError, in which ``option`` stands before the value."""
+    low, high = LIMITS[name]
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and low <= int(text) <= high):
+        raise ConfigError(f"{option}{text}: a number from {low} to {high}")
     return int(text)
 
 

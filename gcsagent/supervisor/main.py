@@ -179,9 +179,9 @@ class Supervisor:
         name = operation if isinstance(operation, str) else "a request"
         try:
             reply = requests.handle(self, ident, operation, arguments, fds)
-        except OSError as error:
+        except (OSError, requests.RequestError, StoreError) as error:
             self._refuse(ident, name, str(error), error.errno or 0)
-        except (requests.RequestError, StoreError, UpgradeError) as error:
+        except UpgradeError as error:
             self._refuse(ident, name, str(error))
         except Exception as error:  # a fault of ours must not end PID 1, and with it the machine
             log("error", "a fault in the supervisor", operation=name[:64], error=repr(error))

@@ -16,6 +16,7 @@ goes wrong is an answer. Descriptors that came with a packet and were not stored
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -36,12 +37,16 @@ _TARGETS = frozenset(str(number) for number in range(MAX_TARGET_FD + 1))
 MAX_KEY = 512
 """Characters of a call's or a process's key."""
 
-MAX_CALLS = 4096
-"""Calls running or not forgotten yet; far more than a machine runs at a time."""
+MAX_CALLS = 32_768
+"""Calls running or not forgotten yet: more than the agent's own limits let it have (common.config.LIMITS)."""
 
 
 class RequestError(ValueError):
-    """An operation that is unknown or whose arguments are not what it takes."""
+    """An operation that is unknown or whose arguments are not what it takes; EAGAIN: one too many."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class Reply:
@@ -79,7 +84,7 @@ def _spawn(supervisor: Supervisor, ident: int, args: dict[str, Any], fds: list[i
         raise RequestError(f"call {key} exists already")
     process, pid_file = _text(args, "process", "", MAX_KEY), _text(args, "pid_file", "")
     if len(supervisor.reaper.calls) >= MAX_CALLS:
-        raise RequestError(f"{MAX_CALLS} calls are running or wait to be forgotten")
+        raise RequestError(f"{MAX_CALLS} calls are running or wait to be forgotten", errno.EAGAIN)
     if process and (process in supervisor.reaper.processes or process in supervisor.exits.records):
         raise RequestError(f"process {process} exists already")
     timeout = args.get("timeout", 60.0)

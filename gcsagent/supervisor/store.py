@@ -6,6 +6,7 @@ an agent that starts again asks for them by the names its predecessor gave them.
 
 from __future__ import annotations
 
+import errno
 import os
 
 MAX_NAME = 512
@@ -17,7 +18,11 @@ cannot grow the supervisor's memory for ever."""
 
 
 class StoreError(ValueError):
-    """A name that is taken, unknown or too long, or a full store."""
+    """A name that is taken, unknown or too long, or a full store; ``errno`` is EMFILE for that, else 0."""
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
 
 
 class FdStore:
@@ -37,7 +42,9 @@ class FdStore:
             if name in self._held:
                 raise StoreError(f"{name} is already held")
         if len(self._held) + len(names) > self._limit:
-            raise StoreError(f"at most {self._limit} descriptors are held, and {len(self._held)} are")
+            raise StoreError(
+                f"at most {self._limit} descriptors are held, and {len(self._held)} are", errno.EMFILE
+            )
 
     def put(self, name: str, fd: int) -> None:
         """Takes ``fd`` over. Raises StoreError, and leaves it the caller's."""

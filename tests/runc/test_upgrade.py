@@ -263,17 +263,6 @@ def test_an_upload_that_is_not_what_was_promised_changes_nothing(own: RunningAge
     assert not (own.directory.parent / "escaped").exists()
 
 
-def test_uploads_nobody_finishes_do_not_fill_the_guest(own: RunningAgent) -> None:
-    async def scene() -> None:
-        async with asyncio.timeout(SECONDS), await Client.connect(own.address) as client:
-            for number in range(10):
-                await send(client, f"u{number}", b"x" * 1000)
-
-    asyncio.run(scene())
-    left = sorted(path.name for path in (own.state_dir / "uploads").iterdir())
-    assert left == ["u6", "u7", "u8", "u9"]
-
-
 # -- gcsctl -----------------------------------------------------------------------------------------
 
 

@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from gcsagent.agent import events
-from gcsagent.agent.events import EventLog
+from gcsagent.agent.events import DEFAULT_SIZE, EventLog
 from protocol.types import Event
 
 
@@ -29,28 +28,32 @@ def test_events_are_numbered_from_one_and_reach_whoever_listens() -> None:
 
 def test_a_replay_misses_nothing_after_the_number_asked_for() -> None:
     log = EventLog()
+    assert (log.first, log.last, log.dropped(0)) == (1, 0, 0)
     for number in range(10):
         log.publish(f"kind{number}")
-    missed, dropped = log.since(4)
-    assert [event.seq for event in missed] == [5, 6, 7, 8, 9, 10]
-    assert dropped == 0
-    assert log.since(10) == ([], 0)
-    assert log.since(99) == ([], 0)
+    assert [(log.get(seq).seq, log.get(seq).type) for seq in (1, 5, 10)] == [
+        (1, "kind0"),
+        (5, "kind4"),
+        (10, "kind9"),
+    ]
+    assert log.dropped(4) == log.dropped(10) == log.dropped(99) == 0
 
 
-def test_what_left_the_ring_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = EventLog()
+@pytest.mark.parametrize("size", [64 << 10, DEFAULT_SIZE])
+def test_what_left_the_ring_is_counted(size: int) -> None:
+    log = EventLog(size=size)
     payload = "x" * 1000
-    while log.since(0)[1] == 0:
+    while log.dropped(0) == 0:
         log.publish("big", payload=payload)
         assert log.last < 5000
     for _ in range(1234):
         log.publish("big", payload=payload)
-    missed, dropped = log.since(0)
-    assert dropped + len(missed) == log.last
-    assert [event.seq for event in missed] == list(range(dropped + 1, log.last + 1))
-    assert len(missed) * 1000 >= events.SEGMENT - 2000  # at least one segment's worth is kept
-    assert log.since(log.last - 3)[1] == 0
+    kept = list(log.all())
+    assert log.dropped(0) + len(kept) == log.last
+    assert [event.seq for event in kept] == list(range(log.first, log.last + 1))
+    assert len(kept) * 1000 >= size // 2 - 2000  # at least one segment's worth is kept
+    assert log.dropped(log.last - 3) == 0
+    assert list(EventLog(os.dup(log.fd)).all()) == kept  # whatever size that one would have made
 
 
 def test_the_next_agent_goes_on_with_numbers_and_events_wherever_the_ring_stood() -> None:

@@ -14,8 +14,11 @@ from typing import Any, cast
 import pytest
 
 from gcsagent.agent import server
+from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
+from protocol.errors import Code, RpcError
+from protocol.limits import Limits
 
 
 @pytest.fixture(autouse=True)
@@ -55,17 +58,28 @@ class FakeListener:
         os.close(self._write_end)
 
 
+class FakeSession:
+    """Stands for a session: closing is all the server does to one."""
+
+    def __init__(self, sock: socket.socket, guests: Server) -> None:
+        self.sock, self.guests = sock, guests
+
+    def close(self, _reason: str) -> None:
+        self.sock.close()
+        self.guests.gone(cast(Session, self))
+
+
 class Sessions:
-    """What the server made, instead of sessions."""
+    """What the server made."""
 
     def __init__(self) -> None:
         self.peers: list[str] = []
-        self.ended: list[Callable[[Session], None]] = []
+        self.made: list[FakeSession] = []
 
-    def make(self, sock: socket.socket, peer: str, closed: Callable[[Session], None]) -> Session:
+    def make(self, sock: socket.socket, peer: str, guests: Server) -> Session:
         self.peers.append(peer)
-        self.ended.append(closed)
-        return cast(Session, sock)
+        self.made.append(FakeSession(sock, guests))
+        return cast(Session, self.made[-1])
 
 
 def serve(peer_cid: int | None, *accepts: Any, wait: int) -> Sessions:
@@ -119,15 +133,34 @@ def test_out_of_descriptors_it_pauses_and_goes_on(monkeypatch: pytest.MonkeyPatc
     its_end.close()
 
 
-def test_more_connections_than_allowed_are_closed_until_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONNECTIONS", 1)
-    first, first_end, address = connection(2)
-    second, second_end, _ = connection(2)
-    made = serve(2, (first, address), (second, address), wait=1)
-    assert len(made.peers) == 1
-    assert second_end.recv(1) == b""
-    for sock in (first, first_end, second_end):
-        sock.close()
+def test_more_connections_than_allowed_are_not_let_in_until_one_ends() -> None:
+    async def scenario() -> None:
+        server_ = Server(None, Sessions().make, Bounds(Limits(max_connections=1)))
+        first, second = (cast(Session, FakeSession(sock, server_)) for sock in socket.socketpair())
+        server_.admit(first)
+        with pytest.raises(RpcError, match="max_connections") as caught:
+            server_.admit(second)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+        assert caught.value.details == {"limit": "max_connections", "value": 1}
+        first.close("")
+        server_.admit(second)
+        second.close("")
+
+    asyncio.run(scenario())
+
+
+def test_of_those_who_do_not_say_hello_the_oldest_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_STRANGERS", 2)
+    pairs = [connection(2) for _ in range(3)]
+    made = serve(2, *((ours, address) for ours, _, address in pairs), wait=3)
+    assert pairs[0][1].recv(1) == b""
+    for _, theirs, _ in pairs[1:]:
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+    for session, (_, theirs, _) in zip(made.made, pairs, strict=True):
+        session.sock.close()
+        theirs.close()
 
 
 # -- unix sockets -----------------------------------------------------------------------------------

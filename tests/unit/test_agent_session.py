@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable
@@ -12,8 +13,9 @@ from typing import Any
 import msgpack
 import pytest
 
-from gcsagent.agent import methods, session
+from gcsagent.agent import methods, wire
 from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.bounds import ALWAYS, Bounds
 from gcsagent.agent.calls import Caller
 from gcsagent.agent.cgroups import CgroupMounts
 from gcsagent.agent.container import Container
@@ -31,7 +33,8 @@ from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.session import Session
 from gcsagent.agent.streams import OutputStream
 from gcsagent.common.config import Settings
-from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
+from protocol.errors import Code, RpcError
+from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT, Limits
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
 from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor, pair
@@ -40,30 +43,41 @@ from tests.fakes.fake_supervisor import FakeSupervisor, pair
 class Host:
     """A bare client on its end of the pair, and the agent's parts behind the other end."""
 
-    def __init__(self, tmp_path: Path) -> None:
+    def __init__(self, tmp_path: Path, **limits: int) -> None:
         self.supervisor = FakeSupervisor()
+        bounds = Bounds(Limits(**limits))
         mounts = tmp_path / "mounts"
         mounts.touch()
         caller = Caller(self.supervisor.client, {}, "g1")
         runtime = Runc(caller, "runc", str(tmp_path), str(tmp_path / "console"))
         keeper = Keeper(self.supervisor.client, CounterSlots())
-        cgroups, events = CgroupMounts(str(mounts)), EventLog()
+        cgroups, events = CgroupMounts(str(mounts)), EventLog(size=bounds.limits.max_event_bytes)
         oom = OomWatch(events, KernelLog(str(tmp_path / "no log")), KernelFiles())
         runtimes = Runtimes(lambda _: runtime, ["runc"])
-        self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, events, cgroups, oom)
+        self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, events, cgroups, oom, bounds)
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
         table = methods.build(self.registry, self.agent)
         self.dispatcher = Dispatcher(table, self.registry.journal, lambda: False)
         self.closed: list[Session] = []
+        self.welcomed: list[Session] = []
+        self.crowded: RpcError | None = None
         self.session, self.sock = self.connect()
         self._unpacker = msgpack.Unpacker(raw=False, max_buffer_size=1 << 26)
 
     def connect(self) -> tuple[Session, socket.socket]:
         ours, theirs = pair()
         return (
-            Session(ours, "test", self.dispatcher, self.registry, self.agent, self.closed.append),
+            Session(ours, "test", self.dispatcher, self.registry, self.agent, self),
             theirs,
         )
+
+    def admit(self, session: Session) -> None:
+        if self.crowded is not None:
+            raise self.crowded
+        self.welcomed.append(session)
+
+    def gone(self, session: Session) -> None:
+        self.closed.append(session)
 
     def send(self, *frames: Any) -> None:
         self.sock.sendall(b"".join(msgpack.packb(frame) for frame in frames))
@@ -91,7 +105,7 @@ class Host:
         welcome = await self.ask(0, "agent.hello", protocol_min=1, protocol_max=1)
         assert welcome["generation"] == 1
 
-    async def gone(self) -> None:
+    async def ended(self) -> None:
         """The session has ended; the client sees the connection close."""
         async with asyncio.timeout(10):
             while not self.closed:  # noqa: ASYNC110 - the session runs in this loop
@@ -113,13 +127,13 @@ class Host:
 
     async def close(self) -> None:
         self.sock.close()
-        await self.gone()
+        await self.ended()
         self.supervisor.close()
 
 
-def as_host(tmp_path: Path, body: Callable[[Host], Awaitable[None]]) -> None:
+def as_host(tmp_path: Path, body: Callable[[Host], Awaitable[None]], **limits: int) -> None:
     async def scenario() -> None:
-        host = Host(tmp_path)
+        host = Host(tmp_path, **limits)
         await body(host)
         await host.close()
 
@@ -201,7 +215,173 @@ def test_more_requests_in_flight_than_allowed_are_refused_one_by_one(tmp_path: P
     as_host(tmp_path, body)
 
 
+def test_with_too_many_in_flight_in_all_a_connection_still_has_a_few_of_its_own(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.process()
+        limit = host.registry.bounds.limits.max_in_flight_total
+        for number in range(limit + 1):
+            host.send([0, number, "container.wait", [{"container": "c"}]])
+        _, msgid, error, _ = await host.receive()
+        assert (msgid, error["code"]) == (limit, "RESOURCE_EXHAUSTED")
+        assert error["details"] == {"limit": "max_in_flight_total", "value": limit}
+        other, its_sock = host.connect()
+        mine, host.sock, host.session = host.sock, its_sock, other
+        await host.greet()
+        for number in range(ALWAYS - 1):
+            host.send([0, number, "container.wait", [{"container": "c"}]])
+        assert "generation" in await host.ask(ALWAYS, "agent.ping")
+        host.send([0, ALWAYS, "container.wait", [{"container": "c"}]])
+        assert (await host.ask(ALWAYS + 1, "agent.ping"))["details"]["limit"] == "max_in_flight_total"
+        mine.close()
+        await host.ended()
+        async with asyncio.timeout(10):
+            while host.registry.bounds.in_flight > ALWAYS:  # noqa: ASYNC110 - they end in this loop
+                await asyncio.sleep(0)
+        host.closed.clear()
+        assert "generation" in await host.ask(ALWAYS + 1, "agent.ping")
+
+    as_host(tmp_path, body, max_in_flight_total=20)
+
+
+# -- hosts that are late, crowded out, or flood -----------------------------------------------------
+
+
+def test_who_is_not_let_in_is_told_at_hello_and_may_ask_again(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        host.crowded = RpcError(Code.RESOURCE_EXHAUSTED, "full", limit="max_connections", value=3)
+        refusal = await host.ask(0, "agent.hello", protocol_min=1, protocol_max=1)
+        assert (refusal["code"], refusal["details"]["value"]) == ("RESOURCE_EXHAUSTED", 3)
+        host.crowded = None
+        await host.greet()
+        assert host.welcomed == [host.session]
+
+    as_host(tmp_path, body)
+
+
+def hello_refused(host: Host) -> bytes:
+    host.crowded = RpcError(Code.RESOURCE_EXHAUSTED, "full")
+    return hello_with(b"")
+
+
+@pytest.mark.parametrize(
+    "sends, says",
+    [
+        (lambda _host: b"", "hello did not come"),
+        (lambda _host: b"\x94\x00", "hello did not come"),
+        (hello_refused, "hello did not come"),
+    ],
+)
+def test_who_does_not_say_hello_is_not_waited_for(
+    tmp_path: Path, sends: Callable[[Host], bytes], says: str
+) -> None:
+    async def body(host: Host) -> None:
+        host.sock.sendall(sends(host))
+        message = await host.receive()
+        if message[0] == 1:
+            message = await host.receive()
+        assert (message[1], message[2][0]["kind"]) == ("rpc.error", "late")
+        assert says in message[2][0]["message"]
+        assert await host.receive() is None
+
+    as_host(tmp_path, body, max_stall_ms=100)
+
+
+def test_half_a_message_is_not_waited_for_and_none_at_all_is(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        await asyncio.sleep(0.3)  # three times as long: an idle host is no late one
+        assert "generation" in await host.ask(1, "agent.ping")
+        host.sock.sendall(msgpack.packb([0, 2, "agent.ping", [{}]])[:-1])
+        message = await host.receive()
+        assert (message[1], message[2][0]["kind"]) == ("rpc.error", "late")
+        assert "the rest of a message" in message[2][0]["message"]
+        assert await host.receive() is None
+        assert host.registry.bounds.unfinished == 0
+
+    as_host(tmp_path, body, max_stall_ms=100)
+
+
+def test_who_takes_none_of_its_answers_is_dropped(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.process()
+        host.sock.setblocking(False)
+        asked = msgpack.packb([0, 1, "container.list", [{}]])
+        number = 0
+        async with asyncio.timeout(20):
+            while not host.closed:
+                try:
+                    host.sock.send(asked[:2] + bytes([number % 100]) + asked[3:])
+                    number += 1
+                except (BlockingIOError, BrokenPipeError, ConnectionResetError):
+                    await asyncio.sleep(0.01)
+        assert host.session._wire.unread < wire.MAX_UNREAD + 2000
+
+    as_host(tmp_path, body, max_stall_ms=200)
+
+
+def test_unfinished_messages_have_a_bound_in_all(tmp_path: Path) -> None:
+    """Half a message each: whoever passes the bound goes, unless what it has sent is small."""
+
+    async def body(host: Host) -> None:
+        await host.greet()
+        half = b"\x94\x00\x01\xda\xff\xff" + b"x" * 65000
+        large = b"\x94\x00\x01\xdb\x00\x0f\x00\x00" + b"x" * 500_000
+        _, its_sock = host.connect()
+        its_sock.sendall(half[:1000])
+        await asyncio.get_running_loop().sock_sendall(host.sock, large)
+        async with asyncio.timeout(10):
+            while host.registry.bounds.unfinished < 500_000:  # noqa: ASYNC110 - read in this loop
+                await asyncio.sleep(0)
+        second, other_sock = host.connect()
+        mine, host.sock = host.sock, other_sock
+        with contextlib.suppress(ConnectionError):
+            await asyncio.get_running_loop().sock_sendall(other_sock, large)
+        message = await host.receive()
+        assert (message[1], message[2][0]["kind"]) == ("rpc.error", "exhausted")
+        assert "max_unfinished" in message[2][0]["message"]
+        assert host.closed == [second]
+        for sock in (its_sock, other_sock):
+            sock.close()
+        host.sock = mine
+        host.closed.clear()
+
+    as_host(tmp_path, body, max_unfinished=600_000)
+
+
+def test_a_flood_has_one_turn_among_others(tmp_path: Path) -> None:
+    """A thousand requests are there before the bystander's one; it is answered long before the last."""
+
+    async def body(host: Host) -> None:
+        await host.greet()
+        host.process()
+        flood = b"".join(
+            msgpack.packb([0, number, "container.state", [{"container": "c"}]]) for number in range(1000)
+        )
+        host.sock.sendall(flood)
+        other, its_sock = host.connect()
+        flooder, host.sock = host.sock, its_sock
+        await host.greet()
+        await host.ask(1, "agent.ping")
+        assert len(flood) - other._wire.unread > 0
+        assert host.session._wire.connection.unfinished > len(flood) // 2
+        host.sock = flooder
+        its_sock.close()
+        await host.ended()
+        host.closed.clear()
+        answered = [(await host.receive())[1] for _ in range(1000)]
+        assert answered == list(range(1000))
+
+    as_host(tmp_path, body)
+
+
 # -- broken contracts -------------------------------------------------------------------------------
+
+
+def hello_with(more: bytes) -> bytes:
+    frame: bytes = msgpack.packb([0, 0, "agent.hello", [{"protocol_min": 1, "protocol_max": 1}]])
+    return frame + more
 
 
 @pytest.mark.parametrize(
@@ -213,6 +393,8 @@ def test_more_requests_in_flight_than_allowed_are_refused_one_by_one(tmp_path: P
         (msgpack.packb([1, 1, None, {}]), "direction"),
         (b"\xdb" + (MAX_FRAME + 1).to_bytes(4, "big"), "oversized"),
         (msgpack.packb([2, "rpc.cancel", [{}]]), "state"),
+        (hello_with(msgpack.packb([0, 1, "agent.ping", [{}]])), "state"),
+        (hello_with(b"\xc1"), "malformed"),
     ],
 )
 def test_a_breach_is_one_rpc_error_and_then_the_end(tmp_path: Path, data: bytes, kind: str) -> None:
@@ -246,7 +428,7 @@ def test_a_host_that_leaves_ends_its_waits_and_nothing_else(tmp_path: Path) -> N
         host.send([0, 1, "container.wait", [{"container": "c"}]])
         await host.ask(2, "agent.ping")
         host.sock.close()
-        await host.gone()
+        await host.ended()
         async with asyncio.timeout(10):
             while len(asyncio.all_tasks()) > 1:  # noqa: ASYNC110 - the wait runs in this loop
                 await asyncio.sleep(0)
@@ -272,7 +454,7 @@ def test_a_host_that_never_reads_is_not_read_either(tmp_path: Path) -> None:
             except BlockingIOError:
                 rest, stalled = frame, stalled + 1
                 await asyncio.sleep(0)
-        assert len(host.session._out) < session.MAX_UNREAD + session.READ_SIZE * 20
+        assert host.session._wire.unread < wire.MAX_UNREAD + 2000
         for number in range(sent):
             assert (await host.receive())[1] == number + 10
         host.sock.sendall(rest)
@@ -282,20 +464,13 @@ def test_a_host_that_never_reads_is_not_read_either(tmp_path: Path) -> None:
     as_host(tmp_path, body)
 
 
-def test_a_subscriber_that_does_not_read_is_disconnected_and_nobody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "MAX_EVENTS_UNREAD", 100_000)
-
+def test_a_subscriber_that_does_not_read_is_disconnected_and_nobody_else(tmp_path: Path) -> None:
     async def body(host: Host) -> None:
-        lazy, its_sock = host.connect()
-        its_sock.setblocking(True)
-        its_sock.settimeout(5)
-        for frame in (
-            [0, 0, "agent.hello", [{"protocol_min": 1, "protocol_max": 1}]],
-            [0, 1, "events.subscribe", [{}]],
-        ):
-            its_sock.sendall(msgpack.packb(frame))
+        mine, (lazy, its_sock) = host.sock, host.connect()
+        host.sock = its_sock
+        await host.greet()
+        await host.ask(1, "events.subscribe")
+        host.sock = mine
         await host.greet()
         await host.ask(1, "events.subscribe")
         number = 0
@@ -303,6 +478,7 @@ def test_a_subscriber_that_does_not_read_is_disconnected_and_nobody_else(
             while not host.closed:
                 number += 1
                 host.registry.events.publish("test", payload="x" * 1000)
+                assert lazy._wire.unread < wire.MAX_UNREAD + 2000
                 message = await host.receive()
                 assert message[2][0]["seq"] == number
         assert host.closed == [lazy]
@@ -311,7 +487,23 @@ def test_a_subscriber_that_does_not_read_is_disconnected_and_nobody_else(
         host.registry.events.publish("after")
         assert (await host.receive())[2][0]["type"] == "after"
 
-    as_host(tmp_path, body)
+    as_host(tmp_path, body, max_event_bytes=65536)
+
+
+def test_a_slow_subscriber_that_the_ring_still_covers_misses_nothing(tmp_path: Path) -> None:
+    """More than fits its buffers is published while it does not read; then it reads."""
+
+    async def body(host: Host) -> None:
+        await host.greet()
+        await host.ask(1, "events.subscribe", after=0)
+        for _ in range(800):
+            host.registry.events.publish("test", payload="x" * 1000)
+        assert host.session._wire.unread < wire.MAX_UNREAD + 2000
+        assert [(await host.receive())[2][0]["seq"] for _ in range(800)] == list(range(1, 801))
+        host.registry.events.publish("after")
+        assert (await host.receive())[2][0]["type"] == "after"
+
+    as_host(tmp_path, body, max_event_bytes=1 << 21)
 
 
 def test_a_subscription_replays_what_was_missed_and_says_what_is_lost(tmp_path: Path) -> None:

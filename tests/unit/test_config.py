@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from gcsagent.common.config import ConfigError, Settings, parse_guest_settings, read_guest_settings
+from gcsagent.__main__ import _parse
+from gcsagent.agent import counters
+from gcsagent.agent.bounds import limits_of
+from gcsagent.common.config import LIMITS, ConfigError, Settings, parse_guest_settings, read_guest_settings
+from gcsagent.supervisor import requests
+from protocol.limits import Limits
 
 
 def write(root: Path, path: str, text: str) -> None:
@@ -58,9 +65,49 @@ def test_every_setting_is_taken() -> None:
     assert settings.offered_runtimes == ("/usr/bin/crun", "runc", "/opt/runsc")
 
 
+def test_every_limit_is_taken_in_a_guest_and_outside() -> None:
+    least = tuple((name, low) for name, (low, _) in LIMITS.items())
+    most = tuple((name, high) for name, (_, high) in LIMITS.items())
+    for wanted in (least, most):
+        assert parse_guest_settings([f"gcs.{name}={value}" for name, value in wanted]).limits == wanted
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted]
+        assert _parse(["--listen", "unix:/x", *options]).limits == wanted
+        carried = Settings.from_json(json.dumps(_parse(["--listen", "unix:/x", *options])._asdict()))
+        assert limits_of(carried.limits) == Limits(**dict(wanted))
+
+
+def test_limits_have_defaults_in_their_ranges_and_one_nobody_knows_is_passed_over() -> None:
+    fixed = {"max_depth", "max_values"}
+    assert {field.name for field in fields(Limits)} == set(LIMITS) | fixed
+    assert all(low <= getattr(Limits(), name) <= high for name, (low, high) in LIMITS.items())
+    assert limits_of(parse_guest_settings([]).limits) == Limits() == limits_of([("max_weather", 3)])
+
+
+def test_what_the_agent_may_be_allowed_is_within_what_the_supervisor_allows() -> None:
+    """Each request and each container's deletion makes one call at a time; a stream takes two counters."""
+    (_, requests_), (_, containers), (_, execs) = (
+        LIMITS[name] for name in ("max_in_flight_total", "max_containers", "max_execs_total")
+    )
+    assert requests_ + containers < requests.MAX_CALLS
+    assert (containers + execs) * 3 < counters.SLOTS
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "1k", "²", "1" * 40])
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_limit_that_cannot_be_used_is_named_with_what_is_allowed(name: str, value: str) -> None:
+    low, high = LIMITS[name]
+    with pytest.raises(ConfigError, match=f"^gcs.{name}={value}: a number from {low} to {high}$"):
+        parse_guest_settings([f"gcs.{name}={value}"])
+    option = f"--{name.replace('_', '-')}"
+    with pytest.raises(ConfigError, match=f"^{option} {value}: a number from {low} to {high}$"):
+        _parse([f"{option}={value}"])
+
+
 @pytest.mark.parametrize(
     "word, says",
     [
+        ("gcs.max_weather=3", "no such setting"),
+        ("gcs.max_depth=3", "no such setting"),
         ("gcs.port", "gcs.NAME=VALUE"),
         ("gcs.port=", "vsock port"),
         ("gcs.port=0", "vsock port"),

@@ -11,6 +11,7 @@ from typing import Any
 import msgpack
 import pytest
 
+from gcsagent.agent import wire
 from protocol import address, connection, framing, limits, scan
 from protocol.connection import Connection, Role, State
 from protocol.errors import RpcError
@@ -53,9 +54,9 @@ def test_every_link_within_the_page_leads_somewhere() -> None:
 
 
 def kinds_raised() -> set[str]:
-    """The literal first arguments of everything in the contract that can raise RemoteProtocolError."""
+    """The literal first arguments of all that makes a RemoteProtocolError, in the contract and the agent."""
     found = set()
-    for module in (connection, framing, scan):
+    for module in (connection, framing, scan, wire):
         for node in ast.walk(ast.parse(Path(str(module.__file__)).read_text())):
             match node:
                 case ast.Call(

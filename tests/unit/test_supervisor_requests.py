@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -228,6 +229,15 @@ def test_calls_nobody_forgets_are_bounded(agentless: Agentless) -> None:
     reaper.calls.update({f"old{number}": call for number in range(MAX_CALLS - 1)})
     ((_, error, _),) = agentless.exchange([([2, *spawn(call="more")], 0)])
     assert "wait to be forgotten" in error["message"]
+    assert error["errno"] == errno.EAGAIN
+
+
+def test_one_descriptor_too_many_is_told_from_a_wrong_name(agentless: Agentless) -> None:
+    agentless.supervisor.store._limit = 1
+    answers = agentless.exchange([([1, "hold", {"hold": {"a": 0}}], 1), ([2, "hold", {"hold": {"b": 0}}], 1)])
+    assert (answers[0][1], answers[1][1]["errno"]) == (None, errno.EMFILE)
+    ((_, error, _),) = agentless.exchange([([3, "hold", {"hold": {"a": 0}}], 1)])
+    assert error["errno"] == 0
 
 
 def test_a_group_of_names_is_held_whole_or_not_at_all(agentless: Agentless) -> None:
