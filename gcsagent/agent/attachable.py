@@ -9,11 +9,13 @@ the stream says so, and not when an agent dies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
 import socket
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from gcsagent.agent.counters import CounterSlots, queued
 from gcsagent.agent.relay import MiddlePipe
@@ -42,7 +44,9 @@ class Keeper:
 class Stream(Protocol):
     """What the method table sees of a stream."""
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None: ...
+    def attach(
+        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+    ) -> None: ...
     def check_attachable(self, take: bool, offset: int | None = None) -> int: ...
     def close_input(self, offset: int | None) -> None: ...
     def closing_at(self) -> int | None: ...
@@ -62,7 +66,9 @@ class NullStream:
     def check_attachable(self, take: bool, offset: int | None = None) -> int:
         raise RpcError(Code.FAILED_PRECONDITION, "this stream is null; ask for mode 'stream' when creating")
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
+    def attach(
+        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+    ) -> None:
         self.check_attachable(take)
 
     def settled(self) -> bool:
@@ -129,8 +135,13 @@ class Attachable:
         """Nothing more will come, and nobody is owed a byte."""
         return self.ended
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
+    def attach(
+        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+    ) -> None:
         """Sends ``reply``, the answer to the request to attach, and from then on the stream's own bytes.
+
+        Not before the supervisor has said that it holds all that this takes: else the agent's death would be
+        the client's loss. When it does not, the client gets ``refusal``, an error, instead.
 
         The reply goes through a pipe that the supervisor holds together with the connection: an agent
         that takes over finds in it what has not been sent. Without that, a client might be answered twice,
@@ -141,10 +152,35 @@ class Attachable:
         read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         os.write(write_end, reply)
         os.close(write_end)
-        names = {f"{self._name}.conn": 0, f"{self._name}.reply": 1}
-        self._keeper.supervisor.tell("hold", {"hold": names}, (connection.fileno(), read_end))
-        self._connection = connection
-        self._send_reply(read_end)
+        self._connection, self._reply = connection, read_end
+        more = self._to_hold()
+        fds = {f"{self._name}.conn": connection.fileno(), f"{self._name}.reply": read_end, **more}
+        holding = self._keeper.supervisor.request(
+            "hold", {"hold": {name: index for index, name in enumerate(fds)}}, tuple(fds.values())
+        )
+        holding.add_done_callback(functools.partial(self._on_held, connection, refusal, bool(more)))
+
+    def _on_held(
+        self,
+        connection: socket.socket,
+        refusal: bytes,
+        made: bool,
+        holding: asyncio.Future[tuple[Any, list[int]]],
+    ) -> None:
+        """``made``: there is more in it than the connection and the reply."""
+        error = None if holding.cancelled() else holding.exception()
+        if holding.cancelled() or error is not None:
+            _log.error("a connection cannot be held", extra={"stream": self._name, "error": str(error)})
+            if self._connection is connection:
+                with contextlib.suppress(OSError):
+                    connection.send(refusal)
+            if made or self._connection is connection:
+                self.detach()
+            if made:
+                self._hold_nothing()
+        elif self._connection is connection:
+            reply, self._reply = self._reply, -1
+            self._send_reply(reply)
 
     def _send_reply(self, reply: int) -> None:
         """Moves what is left of the reply to the connection, then begins with the stream."""
@@ -210,12 +246,14 @@ class Attachable:
             self._linger = None
         self._stop()
         self._loop.remove_reader(connection)
-        if self._reply >= 0:
+        names = [f"{self._name}.conn"]
+        reply, self._reply = self._reply, -1
+        if reply >= 0:
             self._loop.remove_writer(connection)
-            self._drop_reply(self._reply)
-            self._reply = -1
+            os.close(reply)
+            names.append(f"{self._name}.reply")  # at once with the connection: without it, it would be said
         connection.close()
-        self._keeper.supervisor.release(f"{self._name}.conn")
+        self._keeper.supervisor.release(*names)
 
     def _start_linger(self) -> None:
         if self.attached and self._linger is None:
@@ -258,10 +296,12 @@ class Attachable:
 
     def _hold_middle(self, suffix: str) -> MiddlePipe:
         middle = MiddlePipe()
-        supervisor = self._keeper.supervisor
-        supervisor.hold(f"{self._name}.{suffix}.r", middle.read_end)
-        supervisor.hold(f"{self._name}.{suffix}.w", middle.write_end)
+        for name, fd in self._names_of(middle, suffix).items():
+            self._keeper.supervisor.hold(name, fd)
         return middle
+
+    def _names_of(self, middle: MiddlePipe, suffix: str) -> dict[str, int]:
+        return {f"{self._name}.{suffix}.r": middle.read_end, f"{self._name}.{suffix}.w": middle.write_end}
 
     def _drop_middle(self, middle: MiddlePipe, suffix: str) -> None:
         middle.close()
@@ -281,6 +321,13 @@ class Attachable:
             self._keeper.supervisor.release(self._name)
 
     # -- for the kinds --------------------------------------------------------------------------
+
+    def _to_hold(self) -> dict[str, int]:
+        """What an attach needs beside its connection and is not held yet, by the name to hold it under."""
+        return {}
+
+    def _hold_nothing(self) -> None:
+        """What :meth:`_to_hold` made is not held: it is given up."""
 
     def _restore_middles(self, held: dict[str, int]) -> None:
         raise NotImplementedError

@@ -65,7 +65,9 @@ class FifoStream:
             Code.FAILED_PRECONDITION, f"this stream is a fifo: open {self._path} in the guest instead"
         )
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
+    def attach(
+        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+    ) -> None:
         self.check_attachable(take)
 
     def close_input(self, offset: int | None) -> None:

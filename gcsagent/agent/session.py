@@ -24,7 +24,7 @@ from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcEr
 from protocol.families.agent import Hello, Welcome
 from protocol.families.events import Subscribe, Subscribed
 from protocol.families.stream import Attach, Attached
-from protocol.framing import Message, Notification, Request
+from protocol.framing import Message, Notification, Request, Response, encode
 from protocol.method import Envelope
 from protocol.methods import CANCEL, METHODS, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
@@ -237,10 +237,12 @@ class Session:
             self._answer(msgid, error)
             return
         reply = self._connection.respond(msgid, to_wire(Attached(offset)))
+        full = RpcError(Code.RESOURCE_EXHAUSTED, "the supervisor cannot hold another stream's connection")
+        refusal = encode(Response(msgid, full.to_wire(), None))
         self._closing = True
         self._let_go()
         try:
-            stream.attach(self._wire.sock, params.take, reply, offset)
+            stream.attach(self._wire.sock, params.take, reply, offset, refusal)
         except OSError as error:  # out of descriptors, before the reply was on its way
             self._log.error("cannot attach", extra={"error": str(error)})
             self._wire.sock.close()

@@ -60,8 +60,8 @@ class SpoolReader(Attachable):
         self._drop_fd()
         self._stream.forget(self)
 
-    def hold_position(self) -> None:
-        self._keeper.supervisor.hold(self._name, self._fd)
+    def _to_hold(self) -> dict[str, int]:
+        return {self._name: self._fd}
 
     def _run(self) -> None:
         for _ in range(ROUNDS):
@@ -171,15 +171,16 @@ class SpoolStream:
             )
         return offset
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
+    def attach(
+        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+    ) -> None:
         """Sends ``reply`` and then the bytes from ``offset`` on, which :meth:`check_attachable` has found."""
         if not self._drops:
             self._detach_all()
         self._last_reader += 1
         reader = self._reader(self._last_reader, self.spool.reader(offset))
-        reader.hold_position()
         try:
-            reader.attach(connection, take, reply)
+            reader.attach(connection, take, reply, refusal=refusal)
         except OSError:
             reader.give_up()
             raise

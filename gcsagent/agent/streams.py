@@ -35,6 +35,18 @@ class _PipeStream(Attachable):
             self._pump = self._make_pump(self._middle)
         return self._pump
 
+    def _to_hold(self) -> dict[str, int]:
+        if self._pump is not None:
+            return {}
+        self._middle = MiddlePipe()
+        self._pump = self._make_pump(self._middle)
+        return self._names_of(self._middle, self._suffix)
+
+    def _hold_nothing(self) -> None:
+        if self._middle is not None:
+            self._drop_middle(self._middle, self._suffix)
+        self._middle = self._pump = None
+
     def _restore_middles(self, held: dict[str, int]) -> None:
         self._middle = self._held_middle(held, self._suffix)
         if self._middle is not None:

@@ -61,9 +61,7 @@ class TtyStream(Attachable):
         self.detach()
         self._stop()
         self._drop_fd()
-        for middle, suffix in self._middles:
-            self._drop_middle(middle, suffix)
-        self._middles.clear()
+        self._drop_middles()
         self._free(*self._slots)
 
     def _offset(self) -> int:
@@ -75,14 +73,14 @@ class TtyStream(Attachable):
     def discard_into(self, null: int) -> None:
         """Moves all output to ``null``, an open /dev/null, from now on."""
         if self._output is None or self._input is None:
-            self._output, self._input = self._make_pumps()
+            self._output, self._input = self._make_pumps(self._hold_middle("out"), self._hold_middle("in"))
         self._sink = null
         if not self.ended:
             self._output.attach(self._fd, null)
 
     def _start(self, connection: int) -> None:
         if self._output is None or self._input is None:
-            self._output, self._input = self._make_pumps()
+            self._output, self._input = self._make_pumps(self._hold_middle("out"), self._hold_middle("in"))
         self._sink = connection
         self._output.attach(self._fd, connection)
         self._input.attach(connection, self._fd)
@@ -91,11 +89,27 @@ class TtyStream(Attachable):
         out, into = self._held_middle(held, "out"), self._held_middle(held, "in")
         if out is not None or into is not None:
             # With one of them missing nothing had been moved either way: both are held before any byte is.
-            self._output, self._input = self._make_pumps(out, into)
+            self._output, self._input = self._make_pumps(
+                out or self._hold_middle("out"), into or self._hold_middle("in")
+            )
 
-    def _make_pumps(self, out: MiddlePipe | None = None, into: MiddlePipe | None = None) -> tuple[Pump, Pump]:
-        out = self._hold_middle("out") if out is None else out
-        into = self._hold_middle("in") if into is None else into
+    def _to_hold(self) -> dict[str, int]:
+        if self._output is not None:
+            return {}
+        out, into = MiddlePipe(), MiddlePipe()
+        self._output, self._input = self._make_pumps(out, into)
+        return self._names_of(out, "out") | self._names_of(into, "in")
+
+    def _hold_nothing(self) -> None:
+        self._drop_middles()
+        self._output = self._input = None
+
+    def _drop_middles(self) -> None:
+        for middle, suffix in self._middles:
+            self._drop_middle(middle, suffix)
+        self._middles.clear()
+
+    def _make_pumps(self, out: MiddlePipe, into: MiddlePipe) -> tuple[Pump, Pump]:
         self._middles = [(out, "out"), (into, "in")]
         counters, (out_slot, in_slot) = self._keeper.counters, self._slots
         output = Pump(
@@ -177,7 +191,9 @@ class DiscardedTty:
     def check_attachable(self, take: bool, offset: int | None = None) -> int:
         return NullStream().check_attachable(take)
 
-    def attach(self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0) -> None:
+    def attach(
+        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+    ) -> None:
         self.check_attachable(take)
 
     def settled(self) -> bool:

@@ -25,6 +25,7 @@ class FakeSupervisor:
         self.held: dict[str, int] = {}
         self.requests: list[tuple[int, str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = {}
+        self.full = False
 
     def _on_readable(self) -> None:
         received = channel.receive(self.sock)
@@ -33,7 +34,10 @@ class FakeSupervisor:
             return
         (ident, operation, arguments), fds = received
         self.requests.append((ident, operation, arguments))
-        if operation == "hold":
+        if operation == "hold" and self.full:
+            channel.close_all(fds)
+            self.refuse(ident, "at most none are held")
+        elif operation == "hold":
             kept = {name: fds[index] for name, index in arguments["hold"].items()}
             assert not kept.keys() & self.held.keys(), f"held twice: {sorted(kept)}"
             self.held.update(kept)

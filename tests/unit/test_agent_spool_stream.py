@@ -404,19 +404,19 @@ def test_killed_at_any_step_of_attach_and_detach(
     async def body(bench: Bench) -> None:
         await bench.write(data)
         await until(lambda: bench.stream.spool.written == len(data))
-        real, left = bench.supervisor.client.tell, [step]
+        real, left = bench.supervisor.client.request, [step]
 
-        def tell(operation: str, arguments: Any, fds: tuple[int, ...] = ()) -> None:
+        def request(operation: str, arguments: Any, fds: tuple[int, ...] = ()) -> asyncio.Future[Any]:
+            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             if left[0] or sent:
-                real(operation, arguments, fds)
+                answer = real(operation, arguments, fds)
             if left[0] == 0:
-                for fd in fds[1:]:  # the pipe with the reply, which nobody else knows yet
-                    os.close(fd)
                 raise Killed
             left[0] -= 1
+            return answer
 
         ours, theirs = pair()
-        monkeypatch.setattr(bench.supervisor.client, "tell", tell)
+        monkeypatch.setattr(bench.supervisor.client, "request", request)
         with contextlib.suppress(Killed):
             bench.stream.attach(ours, False, REPLY, 10)
             for reader in list(bench.stream._readers):

@@ -154,6 +154,35 @@ def test_output_follows_the_reply_and_is_counted_over_attachments() -> None:
     on_bench(body)
 
 
+@pytest.mark.parametrize("kind", ["output", "input", "terminal"])
+def test_a_client_whose_connection_cannot_be_held_is_refused(kind: str) -> None:
+    async def body(bench: Bench) -> None:
+        stream, process = getattr(bench, kind)()
+        await bench.settle()
+        held = set(bench.supervisor.held)
+        bench.supervisor.full = True
+        ours, theirs = pair()
+        stream.attach(ours, False, REPLY, refusal=b"<no>")
+        assert stream.attached, "nobody else may come between"
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)  # nothing is said before the supervisor has answered
+        assert await read(theirs, 4) == b"<no>"
+        await closed(theirs)
+        theirs.close()
+        assert not stream.attached
+        await bench.settle()
+        assert set(bench.supervisor.held) == held
+        bench.supervisor.full = False
+        ours, theirs = pair()
+        stream.attach(ours, False, REPLY)
+        assert await read(theirs, len(REPLY)) == REPLY
+        theirs.close()
+        os.close(process)
+        stream.close()
+
+    on_bench(body)
+
+
 def test_a_second_client_is_refused_unless_it_takes_over() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.output()
@@ -334,6 +363,7 @@ def test_a_client_that_leaves_ends_input_only_if_asked_for(once: bool) -> None:
         stream, process = bench.input(once)
         ours, theirs = pair()
         stream.attach(ours, False, REPLY)
+        await read(theirs, len(REPLY))
         theirs.send(b"bye")
         theirs.close()
         await bench.until(lambda: not stream.attached)
