@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -31,6 +32,13 @@ LINGER_SECONDS = 30.0
 close can overtake data that still sits in the VMM (hybrid vsock)."""
 
 _log = logging.getLogger("agent.streams")
+
+
+def drained(fd: int) -> bool:
+    """Nothing is left in a pipe or on a terminal, and nobody has its other end any more (poll(2))."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return [events & (select.POLLIN | select.POLLHUP) for _, events in poller.poll(0)] == [select.POLLHUP]
 
 
 class Keeper:
@@ -56,7 +64,15 @@ class Stream(Protocol):
         ...
 
     def process_ended(self) -> None: ...
-    def settled(self) -> bool: ...
+    def settled(self) -> bool:
+        """Nothing more will come, and nobody is owed a byte."""
+        ...
+
+    def idle_since(self) -> float | None:
+        """Loop time since when nobody has been there for what is owed; None while somebody is, or while it
+        is kept until it is acknowledged."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -73,6 +89,9 @@ class NullStream:
 
     def settled(self) -> bool:
         return True
+
+    def idle_since(self) -> float | None:
+        return None
 
     def close_input(self, offset: int | None) -> None:
         return  # it reads end of file already
@@ -105,6 +124,7 @@ class Attachable:
         self._linger: asyncio.TimerHandle | None = None
         self._freed = False
         self._reply = -1
+        self._idle_since = self._loop.time()
         self.ended = fd < 0
         if fd >= 0:
             os.set_blocking(fd, False)
@@ -132,8 +152,10 @@ class Attachable:
         return position
 
     def settled(self) -> bool:
-        """Nothing more will come, and nobody is owed a byte."""
         return self.ended
+
+    def idle_since(self) -> float | None:
+        return None if self.attached else self._idle_since
 
     def attach(
         self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
@@ -241,6 +263,7 @@ class Attachable:
         connection, self._connection = self._connection, None
         if connection is None:
             return
+        self._idle_since = self._loop.time()
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None

@@ -99,6 +99,9 @@ class FifoStream:
     def settled(self) -> bool:
         return True
 
+    def idle_since(self) -> float | None:
+        return None
+
     def close(self) -> None:
         self._drop()
 

@@ -19,6 +19,10 @@ from protocol.errors import Code, RpcError
 from protocol.schema import to_wire
 from protocol.types import ExitRecord, Oom, ProcessState, Reason, Rusage, Status, Stdio
 
+UNCLAIMED_SECONDS = 60.0
+"""How long auto_delete leaves output for somebody to come for it, after the process's end or the last
+detach: a host whose connection was lost is back by then."""
+
 
 class Process:
     """``key`` is what the supervisor knows it by."""
@@ -42,6 +46,8 @@ class Process:
         self.exit: ExitRecord | None = None
         self.early_exit: dict[str, Any] | None = None
         self.request: RequestMark | None = None
+        self.claim_timer: asyncio.TimerHandle | None = None
+        self._ended_at = 0.0
         self._exited: asyncio.Future[ExitRecord] = asyncio.get_running_loop().create_future()
 
     @property
@@ -90,6 +96,7 @@ class Process:
     def restore_exit(self, record: ExitRecord) -> None:
         """It had ended before this agent began."""
         self.exit, self.status = record, Status.STOPPED
+        self._ended_at = asyncio.get_running_loop().time()
         for stream in self.streams.values():
             stream.process_ended()
         self._exited.set_result(record)
@@ -119,6 +126,7 @@ class Process:
             },
         )
         self.status = Status.STOPPED
+        self._ended_at = asyncio.get_running_loop().time()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -133,8 +141,21 @@ class Process:
         """It has ended and nobody is owed a byte of its output."""
         return self.exit is not None and all(stream.settled() for stream in self.streams.values())
 
+    def forsaken_at(self) -> float | None:
+        """Loop time from which output nobody came for is nobody's due; None while somebody may be owed."""
+        at = self._ended_at
+        for stream in self.streams.values():
+            if not stream.settled():
+                since = stream.idle_since()
+                if since is None:
+                    return None
+                at = max(at, since)
+        return at + UNCLAIMED_SECONDS
+
     def close(self) -> None:
         """Lets go of everything it holds. Its waiters have had their answer, or get one now."""
+        if self.claim_timer is not None:
+            self.claim_timer.cancel()
         close_all(self.streams)
         if self.pidfd >= 0:
             os.close(self.pidfd)

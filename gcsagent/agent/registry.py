@@ -22,7 +22,7 @@ from gcsagent.agent.journal import Journal
 from gcsagent.agent.logs import context
 from gcsagent.agent.oci.cgroup_path import FIELD
 from gcsagent.agent.oom import OomWatch
-from gcsagent.agent.process import Process
+from gcsagent.agent.process import UNCLAIMED_SECONDS, Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
 from gcsagent.agent.runtimes import Runtimes
@@ -123,6 +123,10 @@ class Registry:
 
     # -- processes ------------------------------------------------------------------------------
 
+    def processes(self) -> list[tuple[Container, Process]]:
+        """Every process there is, with its container."""
+        return [(each, process) for each in self.containers.values() for process in each.processes.values()]
+
     def process_started(self, container: Container, process: Process, launched: Launched) -> None:
         """The runtime has made the process: from here on it has a pid, and its end is recorded."""
         process.pid, process.pidfd = launched.pid, launched.pidfd if launched.pidfd is not None else -1
@@ -192,13 +196,34 @@ class Registry:
 
     def check_auto_delete(self, container: Container, process: Process) -> None:
         """Deletes what asked for it once it has ended and nobody is owed its output any more."""
-        if self.containers.get(container.ident) is not container or not process.finished:
+        wanted = container.auto_delete if process.is_init else process.auto_delete
+        there = self.containers.get(container.ident) is container
+        if not wanted or not there or not (process.finished or self._forsaken(container, process)):
             return
         if process.is_init:
-            if container.auto_delete and container.status is Status.STOPPED:
+            if container.status is Status.STOPPED:
                 self.spawn(self.delete(container))
-        elif process.auto_delete and process.ident in container.processes:
+        elif process.ident in container.processes:
             self.forget_process(container, process)
+
+    def _forsaken(self, container: Container, process: Process) -> bool:
+        """Whether it has ended and nobody came for what it wrote; if not yet, that is looked at again."""
+        if process.exit is None:
+            return False
+        now, at = asyncio.get_running_loop().time(), process.forsaken_at()
+        if at is not None and at <= now:
+            log = context(_log, container=container.ident, process=process.ident)
+            log.warning("nobody came for its output", extra={"process_args": process.args})
+            return True
+        if process.claim_timer is None:
+            delay = UNCLAIMED_SECONDS if at is None else at - now
+            timer = asyncio.get_running_loop().call_later(delay, self._look_again, container, process)
+            process.claim_timer = timer
+        return False
+
+    def _look_again(self, container: Container, process: Process) -> None:
+        process.claim_timer = None
+        self.check_auto_delete(container, process)
 
     async def delete(self, container: Container) -> None:
         """Removes a container and every trace of it; whoever else asks meanwhile waits for the same.

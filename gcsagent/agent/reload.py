@@ -82,6 +82,8 @@ class Reloader:
         await self._drop_leftovers()
         # Only now: undoing one container takes knowing what the others share with it.
         unfinished = [self._registry.spawn(work) for work in self._later]
+        for container, process in self._registry.processes():
+            self._registry.check_auto_delete(container, process)
         self._registry.spawn(self._clean_up(unfinished))
 
     # -- what there is --------------------------------------------------------------------------

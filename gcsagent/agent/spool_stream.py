@@ -200,6 +200,9 @@ class SpoolStream:
     def settled(self) -> bool:
         return self.ended and (self._drops or self.spool.kept == 0)
 
+    def idle_since(self) -> float | None:
+        return None  # a log is taken as it comes, however long somebody goes on to write it
+
     def acknowledge(self, offset: int) -> None:
         """Releases what comes before ``offset``. Raises FAILED_PRECONDITION beyond what there is."""
         if offset > self.spool.written:

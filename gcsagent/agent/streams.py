@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Attachable, Keeper
+from gcsagent.agent.attachable import Attachable, Keeper, drained
 from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import MiddlePipe, Pump
 from protocol.errors import Code, RpcError
@@ -84,7 +84,11 @@ class OutputStream(_PipeStream):
         return self._offset() + (self._pump.in_middle if self._pump else 0) + waiting
 
     def process_ended(self) -> None:
-        return  # what it wrote stays in the pipe for whoever attaches
+        """What it wrote stays in the pipe for whoever attaches; if there is nothing, this is the end."""
+        in_middle = self._pump.in_middle if self._pump else 0
+        if self._fd >= 0 and not self.attached and not in_middle and drained(self._fd):
+            self._drop_fd()
+            self._end(self._offset())
 
     def close(self) -> None:
         self.detach()

@@ -8,7 +8,7 @@ import socket
 import termios
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Attachable, Keeper, NullStream
+from gcsagent.agent.attachable import Attachable, Keeper, NullStream, drained
 from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
@@ -56,6 +56,10 @@ class TtyStream(Attachable):
         self._over = True
         if self._hung_up and self._sink >= 0 and self._output is not None:
             self._output.attach(self._fd, self._sink)
+        in_middle = self._output.in_middle if self._output else 0
+        if self._fd >= 0 and self._sink < 0 and not self.attached and not in_middle and drained(self._fd):
+            self._drop_fd()
+            self._end(self._offset())
 
     def close(self) -> None:
         self.detach()
@@ -198,6 +202,9 @@ class DiscardedTty:
 
     def settled(self) -> bool:
         return self._tty.settled()
+
+    def idle_since(self) -> float | None:
+        return self._tty.idle_since()
 
     def resize(self, rows: int, cols: int) -> None:
         self._tty.resize(rows, cols)

@@ -13,6 +13,7 @@ from protocol.schema import to_wire
 from protocol.types import Reason, Status, Stdio
 from tests.cases.target import (
     OUTPUT,
+    PIPES,
     STREAM,
     Target,
     case,
@@ -28,6 +29,7 @@ from tests.cases.target import (
     remove,
     run,
     running,
+    terminal,
 )
 
 BAD_IDS = ("../x", "", "x" * 300, ".hidden", "-rf", "a/b", "a b", "ä", "a\0b")
@@ -350,12 +352,13 @@ async def a_created_container_can_be_deleted_unstarted(target: Target) -> None:
 @case
 async def auto_delete_needs_nobody(target: Target) -> None:
     async with await connect(target) as client, await client.events() as events:
-        params = creation(target, name("c"), ("true",), auto_delete=True)
-        await client.create_container(params)
-        await client.start_container(params.container)
-        await event(events, "container.deleted", params.container)
-        with refused(Code.NOT_FOUND):
-            await client.container_state(params.container)
+        for stdio in (Stdio(), PIPES, terminal()):  # which nobody attaches to, and nothing comes through
+            params = creation(target, name("c"), ("true",), stdio=stdio, auto_delete=True)
+            await client.create_container(params)
+            await client.start_container(params.container)
+            await event(events, "container.deleted", params.container)
+            with refused(Code.NOT_FOUND):
+                await client.container_state(params.container)
 
 
 @case
