@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from protocol import checks
 from protocol.limits import MAX_SPOOL, MIN_SPOOL
+from protocol.usage import RuntimeView
 
 
 class StreamMode(StrEnum):
@@ -288,6 +289,8 @@ class ContainerState:
     """Name of the OCI runtime it was made with."""
     processes: tuple[ProcessState, ...] = ()
     """Init first, then in the order of exec."""
+    runtime_view: RuntimeView | None = None
+    """What the runtime says, if that was asked for."""
     process_count: int = 0
     """How many it has; more than ``processes`` where a list leaves them out."""
 

@@ -214,3 +214,24 @@ class ContainerProcess:
     """CPU time used, in user mode and in the kernel, in microseconds."""
     rss_bytes: int = 0
     """Memory it has resident, shared with others or not."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeView:
+    """A container as the runtime and the kernel have it, asked just now."""
+
+    status: str = ""
+    """The runtime's word for it: creating, created, running, paused or stopped; empty: it knows none."""
+    pid: int = 0
+    """Of init, by the runtime; 0 when it has stopped."""
+    bundle: str = ""
+    """The directory the runtime was given."""
+    created_at_ns: int = 0
+    """Since the epoch, by the runtime; 0: it does not say."""
+    init_started_at_ns: int = 0
+    """When the kernel made init, to the hundredth of a second, which is before its program was started;
+    0: it is no more."""
+    problem: str = ""
+    """The runtime's own words when it does not know the container or cannot tell."""
+    differences: tuple[str, ...] = ()
+    """In what it disagrees with the agent, a sentence each; empty: in nothing."""

@@ -20,10 +20,9 @@ from gcsagent.agent.limits import LimitService
 from gcsagent.agent.process_list import ProcessListService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.runtime_view import StateService
 from gcsagent.agent.spools import SpoolService
-from protocol.families.container import ContainerRef
 from protocol.methods import METHODS
-from protocol.types import ContainerState
 
 Handler = Callable[[Any, Call], Any | Awaitable[Any]]
 
@@ -35,9 +34,6 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
 
     freezing = FreezingService(registry)
 
-    def state(params: ContainerRef, _call: Call) -> ContainerState:
-        return registry.get(params.container).state()
-
     table: dict[str, Handler] = {
         "agent.ping": agent.ping,
         "agent.info": agent.info,
@@ -47,7 +43,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "agent.upgrade_status": agent.upgrades.status,
         "container.create": lifecycle.create,
         "container.start": lifecycle.start,
-        "container.state": state,
+        "container.state": StateService(registry).state,
         "container.list": ContainerListService(registry).page,
         "container.processes": ProcessListService(registry).processes,
         "container.kill": lifecycle.kill,

@@ -230,15 +230,18 @@ def _read(directory: int, name: str, size: int) -> bytes:
         os.close(fd)
 
 
-def started_at_ns(pid: int) -> int:
-    """When the kernel made the process with this pid, since the epoch; 0 when there is none."""
-    with contextlib.suppress(*_GONE):
-        directory = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            return _epoch_of(_stat(directory).started_ticks)
-        finally:
-            os.close(directory)
-    return 0
+def init_started_at_ns(container: Container) -> int:
+    """When the kernel made init, since the epoch; 0 when it has been reaped."""
+    init = container.processes.get(INIT)
+    started = 0
+    if init is not None and _is_there(init):
+        with contextlib.suppress(*_GONE):
+            directory = os.open(f"/proc/{init.pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                started = _epoch_of(_stat(directory).started_ticks)
+            finally:
+                os.close(directory)
+    return started if init is not None and _is_there(init) else 0
 
 
 def _is_there(process: Process) -> bool:

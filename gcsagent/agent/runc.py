@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+from datetime import UTC, datetime
 from typing import Any
 
 from gcsagent.agent import runc_argv
@@ -15,6 +16,7 @@ from gcsagent.agent.runtime import (
     Launched,
     RuntimeFailure,
     RuntimeMissing,
+    RuntimeState,
     change_call,
     launch_call,
     start_call,
@@ -104,6 +106,16 @@ class Runc:
                 console_socket=files.console,
             )
             return await self._launch("exec", argv, launch, files, timeout)
+
+    async def state(self, container: str, timeout: float) -> RuntimeState:
+        fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        try:
+            with _Files(self) as files:
+                argv = runc_argv.state(self._globals, files.log, container)
+                await self._run("state", argv, timeout, fds={1: fd}, log=files.log)
+            return parse_state(os.pread(fd, MAX_OUTPUT, 0))
+        finally:
+            os.close(fd)
 
     async def delete(self, container: str, timeout: float) -> None:
         """Whatever state it is in; that it is not there any more is success, too (--force)."""
@@ -222,6 +234,30 @@ class _Files:
             os.unlink(self.log)
         except FileNotFoundError:
             return
+
+
+def parse_state(output: bytes) -> RuntimeState:
+    """Raises RuntimeFailure for what is no state."""
+    try:
+        found = json.loads(output)
+        return RuntimeState(
+            str(found["status"]),
+            int(found.get("pid", 0)),
+            str(found.get("bundle", "")),
+            _epoch_ns(str(found.get("created", ""))),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RuntimeFailure("state", 0, f"printed no state: {output[:80]!r}") from error
+
+
+def _epoch_ns(text: str) -> int:
+    """RFC 3339 with up to nine digits behind the second; 0 for what is not that."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    try:
+        seconds = datetime.fromisoformat(whole).replace(tzinfo=UTC).timestamp()
+        return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
+    except ValueError:
+        return 0
 
 
 def last_error(path: str) -> str:

@@ -82,5 +82,10 @@ def features(options: RuncGlobals) -> list[str]:
     return [options.binary, "features"]
 
 
+def state(options: RuncGlobals, log: str, container: str) -> list[str]:
+    """Prints the OCI runtime spec's state, and what it adds."""
+    return [*_base(options, log), "state", container]
+
+
 def version(options: RuncGlobals) -> list[str]:
     return [options.binary, "--version"]

@@ -71,6 +71,16 @@ def change_call(container: str) -> str:
     return f"change/{container}"
 
 
+@dataclass(frozen=True, slots=True)
+class RuntimeState:
+    """The OCI runtime spec's state of a container; ``created_at_ns`` is what runc and crun add to it."""
+
+    status: str
+    pid: int
+    bundle: str
+    created_at_ns: int
+
+
 class Runtime(Protocol):
     """Every method raises RuntimeFailure; cancelling one kills the runtime call it made.
 
@@ -88,6 +98,7 @@ class Runtime(Protocol):
     async def start(self, container: str, timeout: float) -> None: ...
     async def exec(self, container: str, process_file: str, launch: Launch, timeout: float) -> Launched: ...
     async def delete(self, container: str, timeout: float) -> None: ...
+    async def state(self, container: str, timeout: float) -> RuntimeState: ...
     async def pause(self, container: str, timeout: float) -> None: ...
     async def resume(self, container: str, timeout: float) -> None: ...
     async def update(self, container: str, resources: dict[str, Any], timeout: float) -> None:

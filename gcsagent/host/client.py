@@ -39,6 +39,7 @@ from protocol.families.container import (
     ListContainers,
     ListProcesses,
     ProcessList,
+    StateContainer,
     UpdateContainer,
 )
 from protocol.families.events import Subscribe
@@ -201,8 +202,10 @@ class Client:
         result: Created = await self.call("container.start", ContainerRef(container))
         return result
 
-    async def container_state(self, container: str) -> ContainerState:
-        result: ContainerState = await self.call("container.state", ContainerRef(container))
+    async def container_state(self, container: str, *, ask_runtime: bool = False) -> ContainerState:
+        """``ask_runtime``: with ``runtime_view``, what the runtime and the kernel say."""
+        params = StateContainer(container, ask_runtime)
+        result: ContainerState = await self.call("container.state", params)
         return result
 
     async def list_containers(self, *, processes: bool = True) -> tuple[ContainerState, ...]:

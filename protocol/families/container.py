@@ -72,6 +72,13 @@ class ContainerList:
 
 
 @dataclass(frozen=True, slots=True)
+class StateContainer:
+    container: checks.Id
+    ask_runtime: bool = False
+    """Ask the runtime, too, which takes a run of it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ListProcesses:
     """One page of a container's processes; the next is asked for ``after`` the last pid of this one."""
 
@@ -147,7 +154,7 @@ class Deleted:
 METHODS = (
     Method("container.create", CreateContainer, Created, RUNTIME, True, "runc create has succeeded"),
     Method("container.start", ContainerRef, Created, RUNTIME, True, "runc start has succeeded"),
-    Method("container.state", ContainerRef, ContainerState, QUICK),
+    Method("container.state", StateContainer, ContainerState, QUICK),
     Method("container.list", ListContainers, ContainerList, QUICK),
     Method("container.processes", ListProcesses, ProcessList, QUICK),
     Method("container.kill", KillContainer, Empty, RUNTIME, True, "the signal has been sent"),

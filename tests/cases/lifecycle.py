@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
 from protocol.types import Status
+from protocol.usage import RuntimeView
 from tests.cases.target import (
     MIB,
     OUTPUT,
@@ -225,6 +227,38 @@ async def updates_that_cannot_be_are_refused(target: Target) -> None:
         await client.kill_container(init.container, "KILL")
         await client.wait_container(init.container)
         await _refused(client.update_container(init.container, pids=5), "stopped")
+
+
+@case
+async def the_runtimes_own_state_stands_beside_ours(target: Target) -> None:
+    """In each stage the two agree; the times are the kernel's and the runtime's own, in their order."""
+    async with await connect(target) as client, created(target, client) as init:
+        began = await _agreed(client, init.container, "created")
+        await init.start()
+        state = await client.container_state(init.container, ask_runtime=True)
+        view = await _agreed(client, init.container, "running")
+        assert view.init_started_at_ns == pytest.approx(began.init_started_at_ns, abs=20_000_000)
+        assert abs(view.created_at_ns - state.created_at_ns) < 60 * 10**9
+        assert view.init_started_at_ns - 20_000_000 <= state.processes[0].started_at_ns
+        await client.pause_container(init.container)
+        await _agreed(client, init.container, "paused")
+        await client.resume_container(init.container)
+        await _agreed(client, init.container, "running")
+        await client.kill_container(init.container, "KILL")
+        await client.wait_container(init.container)
+        assert (await _agreed(client, init.container, "stopped")).init_started_at_ns == 0
+        assert (await client.container_state(init.container)).runtime_view is None
+
+
+async def _agreed(client: Client, container: str, status: str) -> RuntimeView:
+    state = await client.container_state(container, ask_runtime=True)
+    view = state.runtime_view
+    assert view is not None
+    assert (view.problem, view.differences) == ("", ())
+    assert (view.status, state.status.value) == (status, status)
+    assert status == "stopped" or view.pid == state.pid > 0
+    assert view.bundle == state.bundle
+    return view
 
 
 async def _refused(call: Awaitable[object], status: str) -> None:

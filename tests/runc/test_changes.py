@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
-from protocol.families.container import ContainerRef
+from protocol.families.container import ContainerRef, StateContainer
 from protocol.types import Status
 from tests.cases.agents import RunningAgent, frozen, stopped_clean
 from tests.cases.target import Target, connect, creation, name, refused, remove
@@ -164,5 +165,57 @@ def test_an_update_that_fails_after_the_agent_leaves_nothing_behind(slow: Slow) 
             await client.update_container(box, memory_bytes=64 << 20)  # behind it
             found = await client.container_stats(box)
             assert (found.pids.limit, found.cpu.limit, found.memory.limit) == (60, None, 64 << 20)
+
+    asyncio.run(body())
+
+
+async def _run(*argv: str) -> None:
+    await asyncio.to_thread(subprocess.run, argv, check=True, timeout=20)
+
+
+def test_what_was_done_behind_the_agents_back_is_a_difference(slow: Slow) -> None:
+    runc = ["runc", "--root", str(slow.running.state_dir / "runtime" / "runc")]
+
+    async def body() -> None:
+        async with _container(slow) as (client, box):
+            await _run(*runc, "pause", box)
+            state = await client.container_state(box, ask_runtime=True)
+            assert (state.status, state.runtime_view and state.runtime_view.status) == (
+                Status.RUNNING,
+                "paused",
+            )
+            assert state.runtime_view is not None
+            assert state.runtime_view.differences == ("the agent has it as running, the runtime as paused",)
+            await _run(*runc, "resume", box)
+            await _run(*runc, "delete", "--force", box)
+            await client.wait_container(box)
+            state = await client.container_state(box, ask_runtime=True)
+            assert state.runtime_view is not None
+            assert "does not exist" in state.runtime_view.problem
+            [difference] = state.runtime_view.differences
+            assert difference.startswith("the agent has it as stopped, the runtime does not know it")
+
+    asyncio.run(body())
+
+
+def test_a_runtime_that_cannot_be_asked_hides_nothing(slow: Slow) -> None:
+    """It hangs at the gate, and then it is not there at all."""
+
+    async def body() -> None:
+        async with _container(slow) as (client, box):
+            (slow.directory / "slow").write_text("state")
+            params = StateContainer(box, ask_runtime=True)
+            state = await client.call("container.state", params, deadline=2.0)
+            assert (state.status, state.runtime_view.differences) == (Status.RUNNING, ())
+            assert "deadline" in state.runtime_view.problem
+            (slow.directory / "slow").write_text("nothing")
+            (slow.directory / "runc").rename(slow.directory / "away")
+            try:
+                state = await client.container_state(box, ask_runtime=True)
+            finally:
+                (slow.directory / "away").rename(slow.directory / "runc")
+            assert state.runtime_view is not None
+            assert (state.status, state.runtime_view.differences) == (Status.RUNNING, ())
+            assert "cannot be started" in state.runtime_view.problem
 
     asyncio.run(body())

@@ -622,6 +622,24 @@ def test_what_the_guest_says_cannot_drive_the_terminal(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+def test_state_shows_what_the_runtime_says_and_where_it_differs(tmp_path: Path) -> None:
+    view = {"status": "paused", "pid": 4, "created_at_ns": 10**9, "init_started_at_ns": 2 * 10**9}
+
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers["container.state"] = lambda params: {
+            **container_state(None),
+            "runtime_view": {**view, "differences": ["the agent has it as running, the runtime as paused"]},
+        }
+        done = await gcsctl(agent, "state", "c")
+        assert agent.named("container.state") == [{"container": "c", "ask_runtime": True}]
+        lines = dict(line.split(":", 1) for line in done.out.splitlines() if "process" not in line)
+        assert lines["runtime says"].strip() == "paused, pid 4, created 1970-01-01T00:00:01Z"
+        assert lines["init made"].strip() == "1970-01-01T00:00:02Z"
+        assert lines["DIFFERENCE"].strip() == "the agent has it as running, the runtime as paused"
+
+    with_agent(tmp_path, body)
+
+
 def test_ping(tmp_path: Path) -> None:
     async def body(agent: FakeAgent) -> None:
         agent.handlers["agent.ping"] = lambda params: Pong(3, 5000, 200)

@@ -10,6 +10,7 @@ from gcsagent.host.cli.processes import age, show_processes
 from gcsagent.host.text import printable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.types import ContainerState, Event, ExitRecord, ProcessState, RuntimeInfo
+from protocol.usage import RuntimeView
 
 
 async def ping(args: argparse.Namespace) -> int:
@@ -110,7 +111,7 @@ async def start(args: argparse.Namespace) -> int:
 
 async def state(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
-        container = await client.container_state(args.id)
+        container = await client.container_state(args.id, ask_runtime=True)
     if args.json:
         print_json(container)
         return 0
@@ -121,6 +122,7 @@ async def state(args: argparse.Namespace) -> int:
         ("bundle", container.bundle),
         ("created", _moment(container.created_at_ns)),
     ]
+    pairs += _runtime_pairs(container.runtime_view)
     pairs += [("problem", container.problem)] if container.problem else []
     pairs += [(f"label {name}", value) for name, value in container.labels.items()]
     pairs += [(f"process {process.process}", _process_line(process)) for process in container.processes]
@@ -191,6 +193,16 @@ def _show_containers(containers: tuple[ContainerState, ...], as_json: bool) -> N
             (container.container, status, container.pid or "-", age(container.created_at_ns), command)
         )
     print_table(("CONTAINER", "STATUS", "PID", "AGE", "COMMAND"), rows)
+
+
+def _runtime_pairs(view: RuntimeView | None) -> list[tuple[str, object]]:
+    if view is None:
+        return []
+    said = view.problem or f"{view.status}, pid {view.pid}, created {_moment(view.created_at_ns)}"
+    pairs: list[tuple[str, object]] = [("runtime says", said)]
+    if view.init_started_at_ns:
+        pairs.append(("init made", _moment(view.init_started_at_ns)))
+    return pairs + [("DIFFERENCE", difference) for difference in view.differences]
 
 
 def _process_line(process: ProcessState) -> str:
