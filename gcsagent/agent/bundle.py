@@ -12,6 +12,7 @@ from typing import Any
 
 from gcsagent.agent import seccomp
 from gcsagent.agent.oci import guest_devices, users
+from gcsagent.agent.oci.capabilities import expand_all
 from gcsagent.agent.oci.check import check_spec
 from gcsagent.agent.oci.check_process import check_capabilities, check_process
 from gcsagent.agent.oci.look import invalid
@@ -38,6 +39,7 @@ def load(params: CreateContainer) -> dict[str, Any]:
         make_absolute(spec, "")
     check_spec(spec)
     _settle_user(spec["process"], "spec.process", spec["root"]["path"])
+    expand_all(spec["process"])
     _set_domainname(spec)
     guest_devices.fill_in(spec)
     return spec if params.allow_vsock else seccomp.deny_vsock(spec)
@@ -79,6 +81,7 @@ def for_exec(container: dict[str, Any], params: Exec, root: str) -> dict[str, An
     process["env"] = _merge_env(inherited_env, process["env"])
     _settle_user(process, "spec", root)
     _add_capabilities(process, params.add_capabilities)
+    expand_all(process)
     set_terminal(process, params.stdio)
     return dict(process)
 
@@ -87,7 +90,7 @@ def _user_of_exec(wanted: dict[str, Any], inherited: dict[str, Any]) -> dict[str
     """Groups alone are further ones of the container's own user."""
     if "uid" in wanted or wanted.get("username"):
         return wanted
-    groups = [*(inherited.get("additionalGids") or ()), *(wanted.get("additionalGids") or ())]
+    groups = [*(wanted.get("additionalGids") or ()), *(inherited.get("additionalGids") or ())]
     return {**inherited, **wanted, "additionalGids": list(dict.fromkeys(groups))}
 
 

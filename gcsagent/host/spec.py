@@ -35,7 +35,9 @@ _OTHERS = (
     " SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG WAKE_ALARM"
 )
 ALL_CAPABILITIES = sorted([*CAPABILITIES, *(f"CAP_{name}" for name in _OTHERS.split())])
-"""capabilities(7); one that the guest's kernel does not have is passed over by its runtime."""
+"""capabilities(7)."""
+ALL = "ALL"
+"""The agent puts in what its guest has."""
 
 NAMESPACES = ("pid", "ipc", "uts", "mount", "network", "cgroup")
 
@@ -115,7 +117,7 @@ def exec_spec(
     if user or groups:
         spec["user"] = user_of(user, groups)
     if privileged:
-        spec["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), ALL_CAPABILITIES)
+        spec["capabilities"] = {kind: [ALL] for kind in ("bounding", "effective", "permitted")}
         spec["noNewPrivileges"] = False
     return spec
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gcsagent.host.spec import ALL_CAPABILITIES, CAPABILITIES, NAMESPACES
+from gcsagent.host.spec import ALL, ALL_CAPABILITIES, CAPABILITIES, NAMESPACES
 
 Json = dict[str, Any]
 CPU_PERIOD_US = 100_000
@@ -74,11 +74,11 @@ def apply(spec: Json, options: SpecOptions) -> Json:
 
 def capabilities(add: Sequence[str], drop: Sequence[str], privileged: bool = False) -> list[str]:
     """What is granted, by full names and ``ALL``, joined as by docker: a drop wins, but not that of all."""
-    if privileged:
-        return list(ALL_CAPABILITIES)
-    if "ALL" in add:
+    if privileged or (ALL in add and not drop):
+        return [ALL]
+    if ALL in add:
         return [name for name in ALL_CAPABILITIES if name not in drop]
-    granted = [] if "ALL" in drop else [name for name in CAPABILITIES if name not in drop]
+    granted = [] if ALL in drop else [name for name in CAPABILITIES if name not in drop]
     return granted + [name for name in dict.fromkeys(add) if name not in granted]
 
 

@@ -34,7 +34,7 @@ class Exec:
     auto_delete: bool = False
     """Delete its record once it has ended and its output is taken."""
     add_capabilities: tuple[str, ...] = ()
-    """Capabilities by full name, as CAP_NET_ADMIN, on top of those it has otherwise."""
+    """Capabilities by full name, as CAP_NET_ADMIN, or ALL, on top of those it has otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

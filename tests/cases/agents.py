@@ -92,6 +92,7 @@ class RunningAgent:
     ) -> None:
         """``python_path`` comes before this tree on the agent's module path."""
         self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
+        self.directory.chmod(0o711)  # roots of user namespaces must get to their root directories
         self.socket_path = socket_path or str(self.directory / "gcs.sock")
         self.address = f"unix:{self.socket_path}"
         self.state_dir = state_dir or self.directory / "state"

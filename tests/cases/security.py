@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
+from gcsagent.host.spec_options import SpecOptions, apply
 from protocol.errors import Code
 from tests.cases.target import OUTPUT, Target, case, connect, creation, name, refused, run, running
 
@@ -65,10 +66,23 @@ def unprivileged(spec: dict[str, Any]) -> None:
     spec["process"]["capabilities"] = {"bounding": [], "effective": [], "permitted": []}
 
 
+def privileged(spec: dict[str, Any]) -> None:
+    """Everything granted that can be, and a profile of the caller's that says yes to it all."""
+    made = apply(spec, SpecOptions(privileged=True, shared=("network", "pid", "ipc")))
+    spec.clear()
+    spec.update(made)
+    everything = {"names": ["socket", "socketcall", "io_uring_setup", "getpid"], "action": "SCMP_ACT_ALLOW"}
+    spec["linux"]["seccomp"] = {
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [everything, {**everything, "action": "SCMP_ACT_LOG"}],
+    }
+
+
 @case
 async def a_container_has_no_vsock(target: Target) -> None:
     async with await connect(target) as client:
-        for change in (None, unprivileged, logging_profile):
+        for change in (None, unprivileged, logging_profile, privileged):
             python = ("python3", "-c", PROBE)
             async with running(target, client, *python, stdio=OUTPUT, spec=change) as init:
                 done = await init.communicate()
@@ -90,9 +104,10 @@ async def code_of_32_bits_has_no_vsock(target: Target) -> None:
     async with await connect(target) as client:
         done = await run(client, target.box, "python3", "-c", COMPAT)
         assert (done.stdout, done.stderr) == (COMPAT_DENIED, b"")
-        async with running(target, client, spec=logging_profile) as init:
-            done = await run(client, init.container, "python3", "-c", COMPAT)
-            assert (done.stdout, done.stderr) == (COMPAT_DENIED, b"")
+        for change in (logging_profile, privileged):
+            async with running(target, client, spec=change) as init:
+                done = await run(client, init.container, "python3", "-c", COMPAT)
+                assert (done.stdout, done.stderr) == (COMPAT_DENIED, b""), change
 
 
 @case

@@ -11,10 +11,12 @@ from tests.cases import (
     data,
     endings,
     fifos,
+    hooks,
     hosts,
     lifecycle,
     limits,
     lives,
+    oci,
     pslist,
     requests,
     security,
@@ -36,6 +38,8 @@ MODULES = (
     requests,
     hosts,
     security,
+    oci,
+    hooks,
 )
 NAMES = {function.__name__: function for function in CASES}
 assert len(NAMES) == len(CASES), "two cases have one name"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gcsagent.agent import bundle
+from gcsagent.agent.oci.capabilities import available
 from gcsagent.agent.oci.check_namespaces import mapped_root
 from gcsagent.agent.oci.look import MAX_ITEMS
 from protocol.errors import Code, RpcError
@@ -354,8 +355,18 @@ def test_an_execs_capabilities_are_put_on_top_of_the_containers(tmp_path: Path) 
         "ambient": ["CAP_KILL"],
     }
     with pytest.raises(RpcError) as caught:
-        bundle.for_exec(container, Exec("c", "p", {"args": ["x"]}, add_capabilities=("ALL",)), "/")
+        bundle.for_exec(container, Exec("c", "p", {"args": ["x"]}, add_capabilities=("KILL",)), "/")
     assert caught.value.details["field"] == "add_capabilities[0]"
+
+
+def test_all_is_what_the_agent_may_give(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("Name:\tx\nCapPrm:\t0000000000000000\nCapBnd:\t0000010000200021\n")
+    some = ["CAP_CHOWN", "CAP_KILL", "CAP_SYS_ADMIN", "CAP_CHECKPOINT_RESTORE"]
+    assert available(str(status)) == some
+    capabilities = {"bounding": ["ALL"], "effective": ["CAP_KILL", "ALL"], "permitted": ["CAP_KILL"]}
+    made = load(spec(tmp_path, {"capabilities": capabilities}, {}))["process"]["capabilities"]
+    assert made == {"bounding": available(), "effective": available(), "permitted": ["CAP_KILL"]}
 
 
 def test_a_config_that_is_a_named_pipe_is_not_waited_for(tmp_path: Path) -> None:

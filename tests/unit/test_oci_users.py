@@ -161,7 +161,7 @@ def test_an_exec_is_looked_up_where_its_container_runs(root: Path) -> None:
         Exec("c", "p", {"args": ["x"], "user": {"additionalGids": ["staff", 7]}}),
         str(root),
     )
-    assert more["user"] == {"uid": 5, "gid": 6, "additionalGids": [7, 50]}
+    assert more["user"] == {"uid": 5, "gid": 6, "additionalGids": [50, 7]}
     with pytest.raises(RpcError) as caught:
         bundle.for_exec(container, Exec("c", "p", {"args": ["x"], "user": {"username": "x"}}), str(root))
     assert caught.value.details["field"] == "spec.user.username"

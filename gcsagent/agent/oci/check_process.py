@@ -20,7 +20,7 @@ from gcsagent.agent.oci.look import (
     text,
     texts,
 )
-from gcsagent.agent.oci.names import CAPABILITIES, CAPABILITY_SETS, RLIMITS
+from gcsagent.agent.oci.names import ALL, CAPABILITIES, CAPABILITY_SETS, RLIMITS
 
 MAX_ID = U32 - 1
 """The largest uid or gid: the one above it means "no change" to the kernel (setresuid(2))."""
@@ -105,7 +105,7 @@ def _check_capabilities(value: Any, field: str) -> None:
 
 def check_capabilities(names: Sequence[str], field: str) -> None:
     for index, name in enumerate(names):
-        choice(name, f"{field}[{index}]", CAPABILITIES, "capability")
+        choice(name, f"{field}[{index}]", (ALL, *CAPABILITIES), "capability")
 
 
 def _check_rlimits(value: Any, field: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from gcsagent.host.cli import option_text
 from gcsagent.host.cli.common import UsageError
 from gcsagent.host.seccomp_profile import to_oci
+from gcsagent.host.spec import ALL, ALL_CAPABILITIES
 from gcsagent.host.spec_options import SpecOptions, capabilities
 from protocol import checks
 
@@ -183,6 +184,7 @@ def options_of(args: argparse.Namespace, container: str, resolve: Callable[[str,
     security: dict[str, Any] = dict(args.security_opt)
     no_new = args.no_new_privileges
     granted = capabilities(args.cap_add, args.cap_drop, args.privileged)
+    granted = ALL_CAPABILITIES if ALL in granted else granted
     return SpecOptions(
         cap_add=tuple(args.cap_add),
         cap_drop=tuple(args.cap_drop),
