@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gcsagent.agent.container import ALLOWED, REQUESTS
 from protocol import checks, errors, limits, method, methods, usage
 from protocol import types as records
 from protocol.connection import TRANSITIONS
@@ -67,6 +68,17 @@ def _states(_: str) -> Iterable[str]:
     yield "|---|---|---|"
     for (state, step), target in TRANSITIONS.items():
         yield f"| {state} | {step} | {target} |"
+
+
+def _requests(_: str) -> Iterable[str]:
+    columns = list(records.Status)
+    yield f"| request | {' | '.join(status.value for status in columns)} | then |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for name, (action, leads_to) in REQUESTS.items():
+        cells = ["yes" if status in ALLOWED[action] else "" for status in columns]
+        method, _, rest = name.partition(" ")
+        request = f"`{method}` {rest}".strip()
+        yield f"| {request} | {' | '.join(cells)} | {leads_to.value if leads_to else ''} |"
 
 
 def _limits(_: str) -> Iterable[str]:
@@ -183,6 +195,7 @@ def _docs_in(body: list[ast.stmt]) -> dict[str, str]:
 
 _RENDERERS: dict[str, Callable[[str], Iterable[str]]] = {
     "states": _states,
+    "requests": _requests,
     "limits": _limits,
     "method": _method,
     "record": lambda name: _record(_find(name)),

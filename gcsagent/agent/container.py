@@ -28,12 +28,27 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "update": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "pause": frozenset({Status.RUNNING}),
     "resume": frozenset({Status.PAUSED}),
-    "delete": frozenset({Status.CREATED, Status.STOPPED, Status.FAILED}),
-    "force the deletion of": frozenset(
-        {Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED, Status.FAILED}
-    ),
+    "delete": frozenset({Status.CREATED, Status.STOPPED, Status.FAILED, Status.DELETING}),
+    "force the deletion of": frozenset(set(Status) - {Status.CREATING}),
 }
-"""For each request, the statuses it is allowed in; any other is FAILED_PRECONDITION naming both."""
+"""For each request, the statuses it is allowed in; any other is FAILED_PRECONDITION naming both.
+
+One to delete what is being deleted waits for the same deletion."""
+
+REQUESTS: dict[str, tuple[str, Status | None]] = {
+    "container.start": ("start", Status.RUNNING),
+    "process.exec": ("exec in", None),
+    "container.kill": ("kill", None),
+    "container.pause": ("pause", Status.PAUSED),
+    "container.resume": ("resume", Status.RUNNING),
+    "container.update": ("update", None),
+    "container.stats": ("read the statistics of", None),
+    "container.processes": ("list the processes of", None),
+    "container.delete": ("delete", Status.DELETING),
+    "container.delete with force": ("force the deletion of", Status.DELETING),
+}
+"""The key in ALLOWED of each request, and the status it leads to, if to another. Those that are not here
+are allowed in every status."""
 
 
 class Container:

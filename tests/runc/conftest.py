@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from gcsagent.host.vm.tools import cache_dir
 from tests.cases.agents import RunningAgent, stopped_clean
+from tests.fakes.slow_runc import Slow, slow_agent
 
 _AGENT, _CRUN_AGENT = pytest.StashKey[RunningAgent](), pytest.StashKey[RunningAgent]()
 
@@ -45,3 +47,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         if report.failed and running is not None and fixture in getattr(item, "fixturenames", ()):
             report.sections.append(("the agent's log, its end", running.log_tail()))
     return report
+
+
+@pytest.fixture
+def slow(tmp_path: Path, rootfs: str) -> Iterator[Slow]:
+    yield from slow_agent(tmp_path, rootfs)

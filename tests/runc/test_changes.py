@@ -4,63 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import shutil
-import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-
-import pytest
+from collections.abc import AsyncIterator
 
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
 from protocol.families.container import ContainerRef, StateContainer
 from protocol.types import Status
-from tests.cases.agents import RunningAgent, frozen, stopped_clean
-from tests.cases.target import Target, connect, creation, name, refused, remove
-
-SLOW = """#!/bin/sh
-case " $* " in
-*" $(cat "{directory}/slow") "*) [ "$(cat "{directory}/gate")" = pass ] || exit 9;;
-esac
-exec {runc} "$@"
-"""
-"""runc, which waits at a gate before it does what is named in ``slow``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Slow:
-    running: RunningAgent
-    directory: Path
-    target: Target
-
-    @contextlib.asynccontextmanager
-    async def killed_during(self, *, fail: bool = False) -> AsyncIterator[None]:
-        """Once a call of runc is at the gate the agent is killed; the gate opens after the body."""
-        gate = await asyncio.to_thread(os.open, self.directory / "gate", os.O_WRONLY)
-        try:
-            (self.directory / "slow").write_text("nothing")
-            async with await connect(self.target) as client:
-                before = (await client.ping()).generation
-            os.kill(self.running.agent_pid, signal.SIGKILL)
-            await asyncio.to_thread(self.running.wait_for_generation, before + 1)
-            yield
-        finally:
-            os.write(gate, b"fail" if fail else b"pass")
-            os.close(gate)
-
-
-@pytest.fixture
-def slow(tmp_path: Path, rootfs: str) -> Iterator[Slow]:
-    os.mkfifo(tmp_path / "gate")
-    (tmp_path / "slow").write_text("nothing")
-    wrapper = tmp_path / "runc"
-    wrapper.write_text(SLOW.format(directory=tmp_path, runc=shutil.which("runc")))
-    wrapper.chmod(0o755)
-    for running in stopped_clean(RunningAgent("--log-level", "debug", "--runtime", str(wrapper))):
-        yield Slow(running, tmp_path, Target(running.address, rootfs, box="", pace=2.0, execs=1))
+from tests.cases.agents import frozen
+from tests.cases.target import connect, creation, name, refused, remove
+from tests.fakes.slow_runc import Slow
 
 
 @contextlib.asynccontextmanager
