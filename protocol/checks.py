@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from protocol.limits import MAX_CHUNK, MAX_DEADLINE_MS, MAX_ID, MAX_STREAM_OFFSET
+from protocol.limits import MAX_CHUNK, MAX_DEADLINE_MS, MAX_ID, MAX_LABELS, MAX_STREAM_OFFSET
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -122,6 +122,11 @@ def chunk(value: bytes) -> str | None:
     return None if len(value) <= MAX_CHUNK else f"must be at most {MAX_CHUNK} bytes, not {len(value)}"
 
 
+def labels(value: dict[str, str]) -> str | None:
+    size = sum(len(key.encode()) + len(text.encode()) for key, text in value.items())
+    return None if size <= MAX_LABELS else f"must be at most {MAX_LABELS} bytes together, not {size}"
+
+
 Id = Annotated[str, identifier]
 Path = Annotated[str, absolute_path]
 Signal = Annotated[int | str, signal]
@@ -133,4 +138,5 @@ Cpuset = Annotated[str, cpuset]
 Rate = Annotated[int, Between(0, 1 << 40)]
 Device = Annotated[str, device]
 Cpus = Annotated[float, cpus]
+Labels = Annotated[dict[str, str], labels]
 RequestId = Annotated[str, request_id]

@@ -26,6 +26,9 @@ MAX_ID = 128
 MAX_STREAM_OFFSET = (1 << 63) - 1
 """Stream offsets fit a signed 64-bit integer, as off_t does."""
 
+MAX_LABELS = 256 << 10
+"""Bytes of a container's labels together, in UTF-8: whoever lists containers gets them all."""
+
 MIN_SPOOL = 64 << 10
 """Smallest limit of a spool: what a pipe holds."""
 

@@ -148,4 +148,6 @@ class FrameScanner:
         self._stack.append(count)
 
     def _refuse_size(self) -> None:
-        raise RemoteProtocolError("oversized", f"a message may be at most {self._max_frame} bytes")
+        raise RemoteProtocolError(
+            "oversized", f"a message may be at most {self._max_frame} bytes (max_frame)"
+        )

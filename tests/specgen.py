@@ -39,6 +39,7 @@ _NAMED = {
     checks.request_id: "request id",
     checks.sha256: "64 hex digits",
     checks.chunk: "bytes",
+    checks.labels: "map of string to string",
     checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
 }
 _PLAIN = {str: "string", int: "integer", bool: "bool", float: "number", bytes: "bytes", Any: "any"}

@@ -37,7 +37,7 @@ LIMITS = {
     "max_in_flight": (256, 1 << 14),
     "max_in_flight_total": (256, 1 << 14),
     "max_connections": (1, 1 << 14),
-    "max_unfinished": (1 << 20, 1 << 30),
+    "max_unfinished": (1 << 24, 1 << 30),
     "max_stall_ms": (100, 3_600_000),
     "max_containers": (1, 1 << 12),
     "max_execs": (1, 1 << 14),
@@ -49,8 +49,8 @@ LIMITS = {
     "max_upload_bytes": (1 << 20, 1 << 30),
 }
 """What can be set of protocol.limits.Limits, whose are the defaults, from and to. Version 1 of the contract
-promises clients the least of max_frame and max_in_flight; the most of the others is what the supervisor's own
-bounds and the counters have room for."""
+promises clients the least of max_frame and max_in_flight; max_unfinished has room for the largest message;
+the most of the others is what the supervisor's own bounds and the counters have room for."""
 
 
 class Settings(NamedTuple):

@@ -100,6 +100,7 @@ class Dialogue:
             self.connection.receive(b"")  # raises what was wrong behind the welcome
         if not PROTOCOL_MIN <= welcome.protocol <= PROTOCOL_MAX:
             raise RemoteProtocolError("version", f"the agent chose protocol {welcome.protocol}")
+        self.connection.peer = welcome.limits
         return welcome
 
     async def ask(self, method: str, params: object) -> Any:

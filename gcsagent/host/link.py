@@ -11,7 +11,7 @@ from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectionBroken, Con
 from protocol.connection import State
 from protocol.errors import Code, ProtocolError, RemoteProtocolError, RpcError
 from protocol.framing import Message, Response
-from protocol.limits import MAX_IN_FLIGHT, MAX_MSGID
+from protocol.limits import MAX_MSGID
 from protocol.methods import CANCEL, Cancel
 from protocol.schema import to_wire
 
@@ -53,9 +53,13 @@ class Link:
         """
         if self.lost is not None:
             raise self._why()
-        if self._connection.outstanding >= MAX_IN_FLIGHT:
+        most = self._connection.peer.max_in_flight
+        if self._connection.outstanding >= most:
             raise RpcError(
-                Code.RESOURCE_EXHAUSTED, f"{MAX_IN_FLIGHT} requests are outstanding; wait for some to end"
+                Code.RESOURCE_EXHAUSTED,
+                f"{most} requests are outstanding (max_in_flight); wait for some to end",
+                limit="max_in_flight",
+                value=most,
             )
         msgid = self._next_id()
         frame = self._connection.request(msgid, method, params)

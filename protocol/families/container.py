@@ -37,7 +37,7 @@ class CreateContainer:
     """Put a throw-away writable layer over the root file system."""
     auto_delete: bool = False
     """Delete it once init has ended and its output is taken."""
-    labels: dict[str, str] = field(default_factory=dict)
+    labels: checks.Labels = field(default_factory=dict)
     """Kept with the container and shown in its state; the agent reads none of them."""
     runtime: str = ""
     """Name of one of the agent's OCI runtimes (``agent.info``); empty: the default."""

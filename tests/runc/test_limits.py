@@ -16,7 +16,7 @@ import pytest
 from gcsagent.host.dialogue import Dialogue, greet
 from gcsagent.host.spec import exec_spec
 from protocol.address import parse_dial
-from protocol.errors import Code, RemoteProtocolError, RpcError
+from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
 from protocol.families.agent import Upload, Uploaded
 from protocol.families.events import Subscribe
 from protocol.families.process import Exec
@@ -33,9 +33,10 @@ STALL = 1.5
 MIB = 1 << 20
 
 LIMITS = {
+    "max_frame": 2 * MIB,
     "max_in_flight_total": 300,
     "max_connections": 12,
-    "max_unfinished": 2 * MIB,
+    "max_unfinished": 16 * MIB,
     "max_stall_ms": int(STALL * 1000),
     "max_containers": 3,
     "max_execs": 4,
@@ -295,11 +296,23 @@ def test_a_message_that_is_too_large(tight: Target) -> None:
     async def body(bystander: Bystander) -> None:
         async with dialogue(tight) as opened:
             await asyncio.get_running_loop().sock_sendall(opened.sock, b"\xdd\x00\x20\x00\x00")
-            with pytest.raises(RemoteProtocolError, match="1048576 bytes"):
+            with pytest.raises(RemoteProtocolError, match=r"2097152 bytes \(max_frame\)"):
                 await opened.notification()
             await bystander.several()
+        async with await connect(tight) as client:
+            with pytest.raises(LocalProtocolError, match="max_frame"):
+                await client.create_container(creation(tight, name("c"), ("true",), spec=annotated(2 * MIB)))
+            async with created(tight, client, spec=annotated(2 * MIB - 50_000)):
+                pass
 
     scene(tight, body)
+
+
+def annotated(size: int) -> Callable[[dict[str, Any]], None]:
+    def change(spec: dict[str, Any]) -> None:
+        spec["annotations"] = {"long": "x" * size}
+
+    return change
 
 
 # -- who floods, stalls, or is late -------------------------------------------------------------------
@@ -478,12 +491,12 @@ def test_connections_that_say_nothing(tight: Target, tight_agent: RunningAgent) 
 
 
 def test_unfinished_messages_together(tight: Target) -> None:
-    """Three times 900 KB of what never ends is more than 2 MiB: one has to go at once, others are late."""
+    """Ten times 1.9 MB of what never ends is more than 16 MiB: one has to go at once, others are late."""
 
     async def body(bystander: Bystander) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            opened = [await stack.enter_async_context(dialogue(tight)) for _ in range(3)]
-            half = b"\x94\x00\x01\xdb\x00\x0f\xff\x00" + b"x" * 900_000
+            opened = [await stack.enter_async_context(dialogue(tight)) for _ in range(10)]
+            half = b"\x94\x00\x01\xdb\x00\x1f\xff\x00" + b"x" * 1_900_000
             kinds = await asyncio.gather(*(told(each, half) for each in opened))
             assert "exhausted" in kinds
             assert set(kinds) <= {"exhausted", "late"}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import asdict
 
 from gcsagent.host.cli.common import complain, connect, exit_code, print_json, print_pairs, print_table
 from gcsagent.host.cli.processes import age, show_processes
-from gcsagent.host.text import printable
+from gcsagent.host.text import jsonable, printable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.types import ContainerState, Event, ExitRecord, ProcessState, RuntimeInfo
 from protocol.usage import RuntimeView
@@ -38,8 +39,10 @@ async def ping(args: argparse.Namespace) -> int:
 async def info(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
         about = await client.info(features=True)
+        assert client.welcome is not None
+        limits = asdict(client.welcome.limits)
     if args.json:
-        print_json(about)
+        print_json({**jsonable(about), "limits": limits})
         return 0
     stages = ", ".join(f"{stage.stage} {stage.uptime_ms} ms" for stage in about.boot_stages)
     pairs: list[tuple[str, object]] = [
@@ -55,6 +58,7 @@ async def info(args: argparse.Namespace) -> int:
         ("uptime", f"{about.uptime_ms / 1000:.1f} s"),
         ("containers", f"{about.containers} with {about.processes} processes"),
         ("state", about.state_dir),
+        *((name.replace("_", " "), value) for name, value in limits.items()),
     ]
     pairs += [("code", about.code)] if about.code else []
     pairs += [("boot", stages)] if stages else []
