@@ -17,6 +17,8 @@ help:
 	@echo "make test        every check and test that fits into minutes: what CI runs"
 	@echo "make unit | runc | vm     one tier of the tests;  PYTEST_ARGS=... is passed on"
 	@echo "make chaos       kills the agent under load, at every step of every request, and in a VM"
+	@echo "make scale       200 containers and 1,000 processes at once, 30 containers in a VM, in figures"
+	@echo "make test-long   both of these"
 	@echo "make lint | format        ruff, mypy, import directions | ruff format"
 	@echo "make image | tools | demo-rootfs | venv    what the tests and the demo are made of"
 
@@ -66,6 +68,15 @@ test: venv tools image demo-rootfs
 chaos: venv tools image demo-rootfs
 	GCS_CHAOS=long $(PYTEST) -s tests/runc/test_promise.py tests/runc/test_fault_points.py \
 	    tests/runc/test_reload.py tests/vm/test_promise.py
+
+# Many containers and processes at once; prints what they cost.
+.PHONY: scale
+scale: venv tools image demo-rootfs
+	GCS_SCALE=long $(PYTEST) -s tests/runc/test_scale.py tests/vm/test_scale.py $(PYTEST_ARGS)
+
+# What make test has in short, at full length.
+.PHONY: test-long
+test-long: scale chaos
 
 .PHONY: demo
 demo: venv tools image demo-rootfs
