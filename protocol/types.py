@@ -85,6 +85,8 @@ class StreamSpec:
     """For a spool: how many bytes it keeps; absent, 16 MiB."""
     when_full: WhenFull | None = None
     """For a spool: what happens beyond ``limit``; absent, ``block``."""
+    tee: bool | None = None
+    """For a spool: a log whose one client that is not passive is sent every byte before it is dropped."""
     path: checks.Path | None = None
     """For a fifo, and needed there: where it is in the guest, or is to be made."""
 

@@ -53,9 +53,15 @@ class Stream(Protocol):
     """What the method table sees of a stream."""
 
     def attach(
-        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+        self,
+        connection: socket.socket,
+        take: bool,
+        reply: bytes,
+        offset: int = 0,
+        refusal: bytes = b"",
+        passive: bool = False,
     ) -> None: ...
-    def check_attachable(self, take: bool, offset: int | None = None) -> int: ...
+    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int: ...
     def close_input(self, offset: int | None) -> None: ...
     def closing_at(self) -> int | None: ...
     def state(self) -> StreamState: ...
@@ -79,11 +85,17 @@ class Stream(Protocol):
 class NullStream:
     """/dev/null: nothing to attach to."""
 
-    def check_attachable(self, take: bool, offset: int | None = None) -> int:
+    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
         raise RpcError(Code.FAILED_PRECONDITION, "this stream is null; ask for mode 'stream' when creating")
 
     def attach(
-        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+        self,
+        connection: socket.socket,
+        take: bool,
+        reply: bytes,
+        offset: int = 0,
+        refusal: bytes = b"",
+        passive: bool = False,
     ) -> None:
         self.check_attachable(take)
 
@@ -135,7 +147,7 @@ class Attachable:
     def attached(self) -> bool:
         return self._connection is not None
 
-    def check_attachable(self, take: bool, offset: int | None = None) -> int:
+    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
         """The offset an attach now would report. Raises FAILED_PRECONDITION when somebody is attached, or
         when another ``offset`` is wanted: what has gone by is nowhere any more."""
         if self.attached and not take:
@@ -158,7 +170,13 @@ class Attachable:
         return None if self.attached else self._idle_since
 
     def attach(
-        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+        self,
+        connection: socket.socket,
+        take: bool,
+        reply: bytes,
+        offset: int = 0,
+        refusal: bytes = b"",
+        passive: bool = False,
     ) -> None:
         """Sends ``reply``, the answer to the request to attach, and from then on the stream's own bytes.
 

@@ -60,13 +60,19 @@ class FifoStream:
     def opened(self, fd: int) -> None:
         self._fd = fd
 
-    def check_attachable(self, take: bool, offset: int | None = None) -> int:
+    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
         raise RpcError(
             Code.FAILED_PRECONDITION, f"this stream is a fifo: open {self._path} in the guest instead"
         )
 
     def attach(
-        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+        self,
+        connection: socket.socket,
+        take: bool,
+        reply: bytes,
+        offset: int = 0,
+        refusal: bytes = b"",
+        passive: bool = False,
     ) -> None:
         self.check_attachable(take)
 

@@ -29,7 +29,7 @@ from protocol.method import Envelope
 from protocol.methods import CANCEL, METHODS, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
 
-FEATURES = ("events.replay", "fifo", "spool", "upgrade")
+FEATURES = ("events.replay", "fifo", "spool", "tee", "upgrade")
 
 _log = logging.getLogger("agent.session")
 
@@ -218,7 +218,7 @@ class Session:
                 Code.FAILED_PRECONDITION, "this connection carries events; attach on one of its own"
             )
         stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
-        stream.check_attachable(params.take, params.offset)
+        stream.check_attachable(params.take, params.offset, params.passive)
         self._attaching = (params, msgid)
         if not self._wire.unread:
             self._hand_over()
@@ -231,7 +231,7 @@ class Session:
             return
         try:
             stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
-            offset = stream.check_attachable(params.take, params.offset)
+            offset = stream.check_attachable(params.take, params.offset, params.passive)
         except RpcError as error:  # it changed while earlier answers were on their way out
             self._attaching = None
             self._answer(msgid, error)
@@ -242,7 +242,7 @@ class Session:
         self._closing = True
         self._let_go()
         try:
-            stream.attach(self._wire.sock, params.take, reply, offset, refusal)
+            stream.attach(self._wire.sock, params.take, reply, offset, refusal, params.passive)
         except OSError as error:  # out of descriptors, before the reply was on its way
             self._log.error("cannot attach", extra={"error": str(error)})
             self._wire.sock.close()

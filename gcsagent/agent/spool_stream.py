@@ -3,6 +3,9 @@
 Filling and reading do not know each other. What the process writes goes into the spool as it comes (as long
 as there is room, in ``block``), and every connection has a reader with a position of its own. Pipe, spool,
 index, positions and connections are held by the supervisor; an agent that starts goes on with all of them.
+
+With ``tee`` a log has one reader that filling does know: what that one has not been sent is not dropped, and
+no more is taken from the process than the limit holds beside it. When it is gone, the log is a log again.
 """
 
 from __future__ import annotations
@@ -31,6 +34,9 @@ MAX_READERS = 16
 
 RETRY_SECONDS = 1.0
 """A full disk does not say when it has room again."""
+
+_READER, _LEADER = "r", "l"
+"""What a reader's name in the supervisor's store begins with; the leader is the one a tee waits for."""
 
 _log = logging.getLogger("agent.spool")
 
@@ -79,6 +85,7 @@ class SpoolReader(Attachable):
                 self.detach()
                 return
             self.position += moved
+            self._stream.progressed(self)
         self._await_writable(True)
 
     def _await_writable(self, wanted: bool) -> None:
@@ -122,14 +129,17 @@ class SpoolStream:
     ) -> None:
         self.spool, self.index = spool, index
         self._keeper, self._name, self._fd, self._slot = keeper, name, fd, slot
-        self._limit, self._when_full = spec.limit or DEFAULT_SPOOL, spec.when_full or WhenFull.BLOCK
+        self._tees = bool(spec.tee)
+        when_full = WhenFull.DROP_OLDEST if spec.tee else WhenFull.BLOCK
+        self._limit, self._when_full = spec.limit or DEFAULT_SPOOL, spec.when_full or when_full
         self._tell_end = ended
         self._loop = asyncio.get_running_loop()
         self._readers: list[SpoolReader] = []
+        self._leader: SpoolReader | None = None
         self._last_reader = 0
         self._retry: asyncio.TimerHandle | None = None
         self._filling = self._closed = False
-        self.ended = fd < 0
+        self.ended = self._told = fd < 0
         if fd >= 0:
             os.set_blocking(fd, False)
         self._resume()
@@ -144,15 +154,16 @@ class SpoolStream:
         return StreamState(
             StreamMode.SPOOL,
             self.spool.written,
-            bool(self._readers),
+            bool(self._leader if self._tees else self._readers),
             self.ended,
             self.spool.first,
             self._when_full,
         )
 
-    def check_attachable(self, take: bool, offset: int | None = None) -> int:
+    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
         """Where an attach would begin. Raises FAILED_PRECONDITION, RESOURCE_EXHAUSTED."""
-        if self._readers and not self._drops and not take:
+        somebody = self._leader if self._tees else self._readers and not self._drops
+        if somebody and not passive and not take:
             raise RpcError(
                 Code.FAILED_PRECONDITION, "somebody is attached to this stream; ask with take to replace them"
             )
@@ -172,13 +183,22 @@ class SpoolStream:
         return offset
 
     def attach(
-        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+        self,
+        connection: socket.socket,
+        take: bool,
+        reply: bytes,
+        offset: int = 0,
+        refusal: bytes = b"",
+        passive: bool = False,
     ) -> None:
         """Sends ``reply`` and then the bytes from ``offset`` on, which :meth:`check_attachable` has found."""
         if not self._drops:
             self._detach_all()
+        leads = self._tees and not passive
+        if leads and self._leader is not None:
+            self._leader.detach()
         self._last_reader += 1
-        reader = self._reader(self._last_reader, self.spool.reader(offset))
+        reader = self._reader(self._last_reader, self.spool.reader(offset), leads)
         try:
             reader.attach(connection, take, reply, refusal=refusal)
         except OSError:
@@ -198,7 +218,7 @@ class SpoolStream:
         return  # what it wrote last is taken as ever
 
     def settled(self) -> bool:
-        return self.ended and (self._drops or self.spool.kept == 0)
+        return self.ended and self._led and (self._drops or self.spool.kept == 0)
 
     def idle_since(self) -> float | None:
         return None  # a log is taken as it comes, however long somebody goes on to write it
@@ -239,7 +259,25 @@ class SpoolStream:
             self._loop.remove_reader(self._fd)
 
     def _room(self) -> int:
+        if self._leader is not None:
+            return min(CHUNK, self._leader.position + self._limit - self.spool.written)
         return CHUNK if self._drops else min(CHUNK, self._limit - self.spool.kept)
+
+    @property
+    def _led(self) -> bool:
+        """Nobody who is to have every byte is behind."""
+        return self._leader is None or self._leader.position >= self.spool.written
+
+    def progressed(self, reader: SpoolReader) -> None:
+        """It has been sent more."""
+        if reader is self._leader:
+            self._resume()
+            self._tell_when_led()
+
+    def _tell_when_led(self) -> None:
+        if self.ended and self._led and not self._told:
+            self._told = True
+            self._tell_end(self.spool.written)
 
     def _fill(self) -> None:
         self.index.note(self.spool.written, time.time_ns(), self.spool.first)
@@ -267,7 +305,8 @@ class SpoolStream:
         """The bytes stay in the pipe. A log gives up its older half for them; else the process waits."""
         _log.warning("a spool cannot grow", extra={"stream": self._name, "error": str(error)})
         if self._drops:
-            self._release(self.spool.first + (self.spool.kept + 1) // 2)
+            half = self.spool.first + (self.spool.kept + 1) // 2
+            self._release(half if self._leader is None else min(half, self._leader.position))
         self._pause()
         self._retry = self._loop.call_later(RETRY_SECONDS, self._try_again)
 
@@ -288,7 +327,7 @@ class SpoolStream:
     def _source_ended(self) -> None:
         self._drop_source()
         self.ended = True
-        self._tell_end(self.spool.written)
+        self._tell_when_led()
 
     def _drop_source(self) -> None:
         if self._retry is not None:
@@ -302,38 +341,46 @@ class SpoolStream:
 
     # -- readers --------------------------------------------------------------------------------
 
-    def _reader(self, number: int, fd: int) -> SpoolReader:
-        reader = SpoolReader(self._keeper, f"{self._name}.r{number}", fd, self.spool, self)
+    def _reader(self, number: int, fd: int, leads: bool) -> SpoolReader:
+        name = f"{self._name}.{_LEADER if leads else _READER}{number}"
+        reader = SpoolReader(self._keeper, name, fd, self.spool, self)
         self._readers.append(reader)
+        if leads:
+            self._leader = reader
         return reader
 
     def forget(self, reader: SpoolReader) -> None:
         """It has detached."""
         if reader in self._readers:
             self._readers.remove(reader)
+        if reader is self._leader:
+            self._leader = None
+            if not self._closed:
+                self._resume()
+                self._tell_when_led()
 
     def _detach_all(self) -> None:
         for reader in list(self._readers):
             reader.detach()
 
     def restore(self, held: dict[str, int]) -> None:
-        """Takes up readers of an earlier agent; ``held`` maps ``r1``, ``r1.conn``, ``r1.reply``, ... ."""
-        found: dict[int, dict[str, int]] = {}
+        """Takes up readers of an earlier agent; ``held`` maps ``r1``, ``r1.conn``, ``l2``, ... ."""
+        found: dict[str, dict[str, int]] = {}
         for suffix, fd in held.items():
             reader, _, part = suffix.partition(".")
-            found.setdefault(int(reader.removeprefix("r")), {})[part] = fd
-        for number, parts in sorted(found.items()):
-            self._last_reader = number
+            found.setdefault(reader, {})[part] = fd
+        for reader, parts in sorted(found.items(), key=lambda item: int(item[0][1:])):
+            self._last_reader = int(reader[1:])
             position = parts.get("", -1)
             if "conn" in parts and position >= 0 and self.spool.first <= _position_of(position):
-                self._reader(number, parts.pop("")).restore(parts)
+                self._reader(self._last_reader, parts.pop(""), reader[0] == _LEADER).restore(parts)
             else:  # killed before it was attached, while it was let go, or when it had fallen behind
-                self._give_up(number, parts)
+                self._give_up(reader, parts)
 
-    def _give_up(self, number: int, parts: dict[str, int]) -> None:
+    def _give_up(self, reader: str, parts: dict[str, int]) -> None:
         for part, fd in parts.items():
             os.close(fd)
-            name = f"{self._name}.r{number}"
+            name = f"{self._name}.{reader}"
             self._keeper.supervisor.release(f"{name}.{part}" if part else name)
 
 

@@ -17,7 +17,7 @@ from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import DiscardedTty, TtyStream
 from protocol.errors import Code, RpcError
-from protocol.types import Stdio, StreamMode, StreamSpec
+from protocol.types import Stdio, StreamMode, StreamSpec, WhenFull
 
 _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
 
@@ -92,6 +92,12 @@ def check(stdio: Stdio) -> None:
                 Code.UNIMPLEMENTED,
                 "stdio.tty: a terminal cannot be a fifo; use 'stream' and copy it to one where it is read",
                 field="stdio.tty.mode",
+            )
+        if spec.tee and (spec.mode is not StreamMode.SPOOL or spec.when_full is WhenFull.BLOCK):
+            raise RpcError(
+                Code.INVALID_ARGUMENT,
+                f"stdio.{name}: tee is for a spool that drops its oldest bytes: a log",
+                field=f"stdio.{name}.tee",
             )
         if (spec.mode is StreamMode.FIFO) != (spec.path is not None):
             raise RpcError(

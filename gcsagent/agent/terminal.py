@@ -192,11 +192,17 @@ class DiscardedTty:
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         tty.discard_into(self._null)
 
-    def check_attachable(self, take: bool, offset: int | None = None) -> int:
+    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
         return NullStream().check_attachable(take)
 
     def attach(
-        self, connection: socket.socket, take: bool, reply: bytes, offset: int = 0, refusal: bytes = b""
+        self,
+        connection: socket.socket,
+        take: bool,
+        reply: bytes,
+        offset: int = 0,
+        refusal: bytes = b"",
+        passive: bool = False,
     ) -> None:
         self.check_attachable(take)
 

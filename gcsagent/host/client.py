@@ -356,9 +356,13 @@ class Client:
         *,
         offset: int | None = None,
         acknowledge: bool,
+        passive: bool = False,
     ) -> SpoolStream:
-        """Attaches to a spool, again and again if need be; ``acknowledge`` releases what has been read."""
-        wanted = Attach(container, process, stream, offset)
+        """Attaches to a spool, again and again if need be; ``acknowledge`` releases what has been read.
+
+        ``passive``: as a reader that a spool with ``tee`` does not wait for.
+        """
+        wanted = Attach(container, process, stream, offset, passive=passive)
         return await SpoolStream.attach(self, wanted, acknowledge=acknowledge)
 
     async def attach(

@@ -209,7 +209,10 @@ class RemoteProcess:
             where = self.container, self.process, name
             if wanted[name].mode is StreamMode.SPOOL:
                 self.streams[name.value] = await self.client.attach_spool(
-                    *where, offset=(offsets or {}).get(name.value), acknowledge=not _is_log(wanted[name])
+                    *where,
+                    offset=(offsets or {}).get(name.value),
+                    acknowledge=not _is_log(wanted[name]),
+                    passive=_is_led(wanted[name]),
                 )
             else:
                 self.streams[name.value] = await self.client.attach(*where)
@@ -273,7 +276,12 @@ async def _settled(task: asyncio.Future[T]) -> T:
 
 
 def _is_log(stream: StreamSpec | StreamState) -> bool:
-    return stream.when_full is WhenFull.DROP_OLDEST
+    return stream.when_full is WhenFull.DROP_OLDEST or (isinstance(stream, StreamSpec) and bool(stream.tee))
+
+
+def _is_led(stream: StreamSpec | StreamState) -> bool:
+    """Somebody is attached to a log already: reading along takes nothing from him."""
+    return isinstance(stream, StreamState) and stream.attached
 
 
 def _named(stdio: Stdio) -> dict[StreamName, StreamSpec | StreamState]:

@@ -30,6 +30,8 @@ class Attach:
     """Where to begin, for a spool: any offset it keeps, or its end; absent, the oldest byte it keeps."""
     take: bool = False
     """Detach whoever is attached now, instead of being refused."""
+    passive: bool = False
+    """For a spool with ``tee``: read along as from a log, and hold nothing up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -235,6 +235,38 @@ def test_auto_delete_waits_for_what_is_owed(target: Target) -> None:
     play(body)
 
 
+# -- tee ---------------------------------------------------------------------------------------------
+
+
+def test_a_tee_loses_nothing_though_the_agent_is_killed(target: Target, own: RunningAgent) -> None:
+    """The client reads slowly and never attaches again: its connection outlives each agent."""
+    size, kills = 24 * MIB, 12
+
+    async def body() -> None:
+        tee = StreamSpec(StreamMode.SPOOL, SMALL, tee=True)
+        async with (
+            await connect(target) as client,
+            created(
+                target, client, *pattern.command(f"write(1, 9, {size})"), stdio=Stdio(stdout=tee)
+            ) as init,
+        ):
+            out = init.streams["stdout"]
+            await init.start()
+            total = hashlib.sha256()
+            for number in range(1, kills + 1):
+                while out.position < size * number // (kills + 1):
+                    total.update(await Stream.read(out, 64 << 10))
+                os.kill(own.agent_pid, signal.SIGKILL)
+                before = (await client.ping()).generation
+                assert before > number
+            while out.position < size:
+                total.update(await Stream.read(out))
+            assert total.hexdigest() == pattern.digest(9, size)
+            assert (await init.wait()).streams["stdout"] == size
+
+    play(body)
+
+
 # -- drop_oldest ------------------------------------------------------------------------------------
 
 

@@ -326,6 +326,38 @@ def test_a_log_keeps_the_newest_and_lets_go_of_who_falls_behind(tmp_path: Path) 
     on_bench(tmp_path, body, WhenFull.DROP_OLDEST)
 
 
+def test_a_tee_waits_for_its_leader_and_for_nobody_else(tmp_path: Path) -> None:
+    async def body(bench: Bench) -> None:
+        bench.spec = StreamSpec(StreamMode.SPOOL, LIMIT, tee=True)
+        await bench.restart()
+        ours, leader = pair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        bench.stream.attach(ours, False, REPLY, 0)
+        await settle()
+        along, passive = pair()
+        bench.stream.attach(along, False, REPLY, 0, passive=True)
+        passive.close()
+        with pytest.raises(RpcError):
+            bench.stream.check_attachable(False)
+        data = random.Random(7).randbytes(4 * LIMIT)
+        writing = asyncio.create_task(bench.write(data))
+        await until(lambda: bench.stream._room() <= 0)
+        await bench.restart()  # the next agent knows who leads
+        assert bench.stream.state().attached
+        assert bench.stream.spool.first <= bench.stream._readers[0].position
+        assert await read(leader, len(REPLY) + 3 * LIMIT) == REPLY + data[: 3 * LIMIT]
+        assert not bench.stream.settled()
+        leader.close()  # the log is a log again
+        await writing
+        os.close(bench.process)
+        bench.process = -1
+        await until(lambda: bench.ends == [len(data)])
+        assert bench.stream.settled()
+        assert bench.stream.spool.first >= len(data) - LIMIT - (1 << 16)
+
+    on_bench(tmp_path, body, WhenFull.DROP_OLDEST)
+
+
 def test_a_full_disk_costs_a_log_its_older_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool_stream, "RETRY_SECONDS", 0.001)
 

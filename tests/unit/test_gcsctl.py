@@ -161,6 +161,16 @@ def test_detached_prints_the_id_and_keeps_a_log(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+def test_a_log_beside_the_output_is_a_tee(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        Script(stdout=b"shown").install(agent)
+        assert await gcsctl(agent, "run", "--log", "--rootfs", "/r", "--", "x") == Done(0, "shown", "")
+        stdout = agent.named("container.create")[0]["stdio"]["stdout"]
+        assert stdout == {"mode": "spool", "when_full": "drop_oldest", "tee": True}
+
+    with_agent(tmp_path, body)
+
+
 def test_exec_detached_with_a_log_is_not_forgotten(tmp_path: Path) -> None:
     async def body(agent: FakeAgent) -> None:
         Script().install(agent)

@@ -31,7 +31,7 @@ async def logs(args: argparse.Namespace) -> int:
         for name in names:
             where = args.id, args.process, StreamName(name)
             found = await client.find_in_stream(*where, since_ns=since_ns, tail=args.tail)
-            stream = await client.attach_spool(*where, offset=found.offset, acknowledge=False)
+            stream = await client.attach_spool(*where, offset=found.offset, acknowledge=False, passive=True)
             streams[name] = await stack.enter_async_context(stream)
             if not args.follow:
                 stream.finish_at(found.end)

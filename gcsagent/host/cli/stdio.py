@@ -17,19 +17,21 @@ FIFOS = ("stdin", "stdout", "stderr")
 _STREAM = StreamSpec(StreamMode.STREAM)
 _NULL = StreamSpec()
 _LOG = StreamSpec(StreamMode.SPOOL, when_full=WhenFull.DROP_OLDEST)
+_SHOWN_LOG = dataclasses.replace(_LOG, tee=True)
 
 
 def wanted(args: argparse.Namespace, address: Address, *, quiet: bool, log: bool) -> Stdio:
     """``quiet``: nobody attaches now, so output that nobody asked for goes nowhere instead of blocking.
 
-    ``log``: it is kept, as far as there is room, whether or not anybody is attached. Raises UsageError.
+    ``log``: it is kept, as far as there is room; what is shown here is shown in full. Raises UsageError.
     """
     if args.tty:
         if args.fifo:
             raise UsageError("--fifo cannot be given with -t: a terminal is one stream, and no pipe")
         size = terminal.winsize(0, 1, 2) or Winsize()
         return Stdio(tty=_STREAM, terminal=True, winsize=size)
-    output = _LOG if log else _NULL if quiet and not args.interactive else _STREAM
+    kept = _LOG if quiet else _SHOWN_LOG
+    output = kept if log else _NULL if quiet and not args.interactive else _STREAM
     once = args.interactive and not quiet
     stdio = Stdio(_STREAM if args.interactive else _NULL, output, output, stdin_once=once)
     for name, path in args.fifo:
