@@ -48,8 +48,14 @@ class CgroupMounts:
 
     def directories(self, path: str) -> list[str]:
         """Where ``path`` (as in the OCI spec's cgroupsPath) exists, in every hierarchy."""
-        candidates = (point + path for point in self._v2 + self._v1)
-        return [directory for directory in candidates if os.path.isdir(directory)]
+        return _existing(self._v2 + self._v1, path)
+
+    def v2_directories(self, path: str) -> list[str]:
+        return _existing(self._v2, path)
+
+
+def _existing(points: list[str], path: str) -> list[str]:
+    return [directory for point in points if os.path.isdir(directory := point + path)]
 
 
 class Cgroup:
@@ -58,17 +64,7 @@ class Cgroup:
 
     def pids(self) -> set[int]:
         """Every process in it or below it, in whichever hierarchy has any."""
-        found: set[int] = set()
-        for directory in self._mounts.directories(self.path):
-            for parent, _, files in os.walk(directory):
-                if "cgroup.procs" in files:
-                    found.update(_numbers(os.path.join(parent, "cgroup.procs")))
-        return found
-
-    def kill(self) -> None:
-        """SIGKILLs everything in it, frozen or not."""
-        self._kill_all()
-        self.thaw()  # with v1 a frozen process does not die before that
+        return _processes(self._mounts.directories(self.path))
 
     def thaw(self) -> None:
         """Lets everything in it and below it run on."""
@@ -89,21 +85,63 @@ class Cgroup:
                     if name in files:
                         yield os.path.join(parent, name)
 
-    def _kill_all(self) -> None:
-        """By cgroup.kill where there is one (Linux 5.14), else one by one."""
-        for directory in self._mounts.directories(self.path):
-            try:
-                fd = os.open(os.path.join(directory, "cgroup.kill"), os.O_WRONLY | os.O_CLOEXEC)
-                with open(fd, "wb", buffering=0) as file:
-                    file.write(b"1")
-            except OSError:
-                continue
-            return
-        for _ in range(8):  # a forking process can get ahead of one pass
-            pids = self.pids()
-            if not pids:
-                return
-            signal_all(pids, signal.SIGKILL)
+    def kill_at_once(self) -> bool:
+        """SIGKILLs everything in it by one write (Linux 5.14); False where that does not reach all."""
+        if not self.all_in_v2():
+            return False
+        try:
+            self._write("cgroup.kill", b"1")
+        except OSError:
+            return False
+        return True
+
+    def all_in_v2(self) -> bool:
+        """Whether the v2 hierarchy is where its processes are; a hybrid host may have them elsewhere."""
+        if self._mounts.version == "v2":
+            return True
+        everybody = self.pids()
+        tops = self._mounts.v2_directories(self.path)
+        return bool(tops) and everybody <= _processes(tops)
+
+    def freeze(self) -> None:
+        """Begins to."""
+        if self._frozen_by_v2():
+            self._try_write("cgroup.freeze", b"1")
+        else:
+            self._try_write("freezer.state", b"FROZEN")
+
+    def unfreeze(self) -> None:
+        """It as a whole; a cgroup in it that has been frozen on its own stays so."""
+        self._try_write("cgroup.freeze", b"0")
+        self._try_write("freezer.state", b"THAWED")
+
+    def is_frozen(self) -> bool:
+        """As a whole, or about to be."""
+        return any(text.strip() == "1" for text in self.read("cgroup.freeze")) or any(
+            text.strip() != "THAWED" for text in self.read("freezer.state")
+        )
+
+    def stands_still(self) -> bool:
+        """It is being frozen, and nothing in it runs any more."""
+        if self._frozen_by_v2():
+            return any("frozen 1" in text.splitlines() for text in self.read("cgroup.events"))
+        return any(text.strip() == "FROZEN" for text in self.read("freezer.state"))
+
+    def _frozen_by_v2(self) -> bool:
+        return self.all_in_v2() and self.file("cgroup.freeze") is not None
+
+    def _try_write(self, name: str, text: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self._write(name, text)
+
+    def _write(self, name: str, text: bytes) -> None:
+        """Raises OSError; never makes the file."""
+        path = self.file(name)
+        if path is None:
+            raise FileNotFoundError(f"{self.path} has no {name}")
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        with open(fd, "wb", buffering=0) as file:
+            file.write(text)
 
     def read(self, name: str) -> list[str]:
         """The text of this file in every hierarchy that has it, v2 first."""
@@ -180,6 +218,15 @@ class Cgroup:
         for directory in self._mounts.directories(self.path):
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
+
+
+def _processes(directories: list[str]) -> set[int]:
+    found: set[int] = set()
+    for directory in directories:
+        for parent, _, files in os.walk(directory):
+            if "cgroup.procs" in files:
+                found.update(_numbers(os.path.join(parent, "cgroup.procs")))
+    return found
 
 
 def signal_all(pids: set[int], number: int) -> int:

@@ -78,6 +78,8 @@ class Container:
         self.io_limits: dict[str, dict[str, int]] = {}
         self.changing = asyncio.Lock()
         self.deletion: asyncio.Task[None] | None = None
+        self.sweep: asyncio.Task[None] | None = None
+        """Ends what init left behind."""
         self.processes: dict[str, Process] = {}
 
     @property

@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgpack
@@ -108,3 +108,16 @@ class EventLog:
             start = base + at + _LENGTH.size
             at += _LENGTH.size + length
         return int(msgpack.unpackb(self._memory[start : start + length])["seq"]) if length else 0
+
+
+def of_this_life(container: str, events: Iterable[Event], kind: str) -> list[Event]:
+    """Those of a kind about the container that is there now, and not about an earlier one of that id."""
+    found: list[Event] = []
+    for event in events:
+        if event.container != container:
+            continue
+        if event.type in ("container.created", "container.deleted"):
+            found.clear()
+        elif event.type == kind:
+            found.append(event)
+    return found

@@ -1,18 +1,16 @@
-"""container.create, start, kill, wait, delete, and process.exec: what starts and ends things."""
+"""container.create, start, wait, delete, and process.exec: what starts and ends things."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-import signal
 import time
 from collections.abc import Awaitable
 from typing import Any
 
 from gcsagent.agent import bundle, fifos, overlay, sidecar, stdio
 from gcsagent.agent.call import CLEANUP_SECONDS, Call
-from gcsagent.agent.cgroups import signal_all
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import explain_launch
 from gcsagent.agent.logs import context
@@ -31,10 +29,8 @@ from protocol.families.container import (
     Created,
     DeleteContainer,
     Deleted,
-    KillContainer,
 )
 from protocol.families.process import Exec
-from protocol.method import Empty
 from protocol.types import ExitRecord, Status
 
 _log = logging.getLogger("agent.lifecycle")
@@ -223,23 +219,9 @@ class Lifecycle:
         for process in container.execs:
             if process.alive:
                 await process.wait()
+        if container.sweep is not None:
+            await asyncio.shield(container.sweep)
         return record
-
-    async def kill(self, params: KillContainer, call: Call) -> Empty:
-        container = self._registry.get(params.container)
-        number = signal_number(params.signal)
-        container.check("kill")
-        if params.all:
-            if not signal_all(container.cgroup.pids(), number):
-                raise RpcError(
-                    Code.FAILED_PRECONDITION, f"container {container.ident} has no process any more"
-                )
-        else:
-            container.init.signal(number)
-        if number == signal.SIGKILL and container.status is Status.PAUSED:
-            container.cgroup.thaw()  # with cgroup v1 a frozen process does not die before that
-        call.commit()
-        return Empty()
 
     async def delete(self, params: DeleteContainer, call: Call) -> Deleted:
         container = self._registry.get(params.container)
@@ -340,16 +322,3 @@ async def _bounded(cleanup: Awaitable[None]) -> None:
 def _log_failure(task: asyncio.Future[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         _log.error("undoing a request failed", exc_info=task.exception())
-
-
-def signal_number(wanted: int | str) -> int:
-    """The number of a signal given by number or name. Raises INVALID_ARGUMENT."""
-    if isinstance(wanted, int):
-        return wanted
-    name = wanted.upper()
-    try:
-        return int(signal.Signals[name if name.startswith("SIG") else f"SIG{name}"])
-    except KeyError as error:
-        raise RpcError(
-            Code.INVALID_ARGUMENT, f"signal: {wanted!r} is no signal of Linux", field="signal"
-        ) from error

@@ -21,6 +21,7 @@ from gcsagent.agent.process_list import ProcessListService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime_view import StateService
+from gcsagent.agent.signals import SignalService
 from gcsagent.agent.spools import SpoolService
 from protocol.methods import METHODS
 
@@ -46,7 +47,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.state": StateService(registry).state,
         "container.list": ContainerListService(registry).page,
         "container.processes": ProcessListService(registry).processes,
-        "container.kill": lifecycle.kill,
+        "container.kill": SignalService(registry).kill,
         "container.pause": freezing.pause,
         "container.resume": freezing.resume,
         "container.stats": StatsService(registry).stats,

@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
 from gcsagent.agent.cgroups import OomCounts
-from gcsagent.agent.events import EventLog
+from gcsagent.agent.events import EventLog, of_this_life
 from gcsagent.agent.kernfs import KernelFiles
 from gcsagent.agent.kmsg import KernelLog, Kill
 from gcsagent.agent.logs import context
@@ -80,10 +80,10 @@ class OomAccount:
 
 
 class OomWatch:
-    """One for all containers. ``events`` is where it tells; it holds one descriptor per container."""
+    """One for all containers. ``events`` is where it tells; in ``files`` it has one per container."""
 
     def __init__(self, events: EventLog, log: KernelLog, files: KernelFiles) -> None:
-        self._events, self._log, self._files = events, log, files
+        self._events, self._log, self.files = events, log, files
         self._waiting: set[asyncio.Event] = set()  # of those who wait for the log
 
     # -- containers come and go -------------------------------------------------------------------
@@ -97,7 +97,7 @@ class OomWatch:
         control = container.cgroup.file("memory.oom_control")
         try:
             if events is not None:
-                account.watch = self._files.watch(events, lambda: self._noticed(container))
+                account.watch = self.files.watch(events, lambda: self._noticed(container))
             elif control is not None:
                 account.notice = _v1_notice(control)
                 loop = asyncio.get_running_loop()
@@ -115,7 +115,7 @@ class OomWatch:
         if account.settling is not None:
             account.settling.cancel()
         if account.watch >= 0:
-            self._files.forget(account.watch)
+            self.files.forget(account.watch)
         if account.notice >= 0:
             asyncio.get_running_loop().remove_reader(account.notice)
             os.close(account.notice)
@@ -135,7 +135,11 @@ class OomWatch:
                 "what was told of its memory cannot be read", extra={"error": str(error)}
             )
         written = account.told
-        account.recent.extend(oom for oom in _told(container.ident, events) if oom.kills > written)
+        account.recent.extend(
+            oom
+            for oom in (from_wire(Oom, event.data) for event in of_this_life(container.ident, events, EVENT))
+            if oom.kills > written
+        )
         if account.told > written:
             account.limits = container.cgroup.oom_counts().limits or 0
             self._save(container)
@@ -354,19 +358,6 @@ def _exiting(pid: int) -> bool:
     except (OSError, ValueError, IndexError):
         return True
     return bool(flags & _PF_EXITING)
-
-
-def _told(container: str, events: Iterable[Event]) -> list[Oom]:
-    """What the events of the container that is there now say: those of an earlier one of that id don't."""
-    found: list[Oom] = []
-    for event in events:
-        if event.container != container:
-            continue
-        if event.type in ("container.created", "container.deleted"):
-            found.clear()
-        elif event.type == EVENT:
-            found.append(from_wire(Oom, event.data))
-    return found
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gcsagent.agent.call import Call
-from gcsagent.agent.lifecycle import signal_number
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.signals import signal_number
 from protocol.errors import Code, RpcError
 from protocol.families.container import Deleted
 from protocol.families.process import CloseStdin, KillProcess, ProcessRef, Resize

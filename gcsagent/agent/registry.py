@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from gcsagent.agent import fifos
+from gcsagent.agent import fifos, reach
 from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.calls import Caller
@@ -176,14 +176,24 @@ class Registry:
         )
         self.events.publish("process.exited", container.ident, process.ident, **to_wire(exit_record))
         if process.is_init:
-            self._init_ended(container)
+            self.init_ended(container)
         self.check_auto_delete(container, process)
 
-    def _init_ended(self, container: Container) -> None:
+    def init_ended(self, container: Container) -> None:
+        """Its container has stopped; what is left in it is ended, too."""
         if container.status in (Status.CREATED, Status.RUNNING, Status.PAUSED, Status.CREATING):
             container.status = Status.STOPPED
-        if not container.owns_pids:
-            container.cgroup.kill()  # with a pid namespace of its own the kernel has done that
+        if container.owns_pids:  # the kernel has ended all else in it
+            self.events.publish("container.stopped", container.ident, INIT)
+        else:
+            container.sweep = asyncio.get_running_loop().create_task(self._sweep(container))
+            self._background.add(container.sweep)
+            container.sweep.add_done_callback(self._background_done)
+
+    async def _sweep(self, container: Container) -> None:
+        await reach.kill_everybody(container.cgroup, self.oom.files)
+        if not await reach.wait_until_empty(container.cgroup, self.oom.files):
+            context(_log, container=container.ident).error("processes left behind by init do not end")
         self.events.publish("container.stopped", container.ident, INIT)
 
     # -- endings --------------------------------------------------------------------------------

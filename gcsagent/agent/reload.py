@@ -24,9 +24,10 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from gcsagent.agent import changes, freezing, stdio
+from gcsagent.agent import changes, freezing, reach, stdio
 from gcsagent.agent.calls import Outcome
 from gcsagent.agent.container import Container
+from gcsagent.agent.events import of_this_life
 from gcsagent.agent.fifo import Fifo
 from gcsagent.agent.found import process_directories, slots
 from gcsagent.agent.journal import UNDONE, RequestMark
@@ -292,6 +293,12 @@ class Reloader:
             and container.status in (Status.CREATED, Status.RUNNING, Status.PAUSED)
         ):
             container.status = Status.STOPPED
+            if not of_this_life(container.ident, self._events, "container.stopped"):
+                self._note(container, "its stop had not been told")
+                self._registry.init_ended(container)
+        elif container.status is Status.RUNNING and container.cgroup.is_frozen():
+            self._note(container, "a signal to all of it had left it frozen")
+            container.cgroup.unfreeze()
 
     def _lose(self, container: Container, process: Process) -> None:
         record = ExitRecord(255, 0, Reason.LOST, process.pid, process.started_at_ns, time.time_ns())
@@ -454,7 +461,7 @@ class Reloader:
                 _log.warning("an unknown cgroup is left alone: it may be a broken container's")
                 break
             _log.warning("a cgroup without a container is removed", extra={"fields": {"cgroup": cgroup.path}})
-            cgroup.kill()
+            await reach.kill_everybody(cgroup, self._registry.oom.files)
             cgroup.remove()
         trash = os.path.join(os.path.dirname(registry.directory), "trash")
         if os.path.isdir(trash) and os.listdir(trash):

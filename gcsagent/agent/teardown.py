@@ -11,7 +11,7 @@ import logging
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
 
-from gcsagent.agent import fifos, overlay
+from gcsagent.agent import fifos, overlay, reach
 from gcsagent.agent.calls import CannotStart
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import to_rpc_error
@@ -40,10 +40,10 @@ async def tear_down(registry: Registry, container: Container) -> None:
         log.warning("a deletion cannot be written down", extra={"error": str(error)})
     try:
         async with container.changing:  # a pause under way would freeze again what is being killed
-            await _kill_processes(container)
+            await _kill_processes(registry, container)
         await _delete_in_runtime(registry, container)
         registry.oom.end(container)
-        await _remove_cgroups(container)
+        await _remove_cgroups(registry, container)
         others = registry.cgroup_paths() - {container.cgroup.path}
         registry.cgroup_tree.prune(container.cgroup.path, others)
         await overlay.unmount(registry.caller, container.directory)
@@ -67,14 +67,14 @@ async def tear_down(registry: Registry, container: Container) -> None:
     log.info("container deleted")
 
 
-async def _kill_processes(container: Container) -> None:
+async def _kill_processes(registry: Registry, container: Container) -> None:
     for process in container.processes.values():
         if process.early_exit is not None and process.exit is None:
             process.end(process.early_exit, None)  # kept for a launch that will not be finished
     alive = [process for process in container.processes.values() if process.alive]
-    if not alive:
-        return
-    container.cgroup.kill()
+    if container.sweep is not None:
+        await asyncio.wait([container.sweep])
+    await reach.kill_everybody(container.cgroup, registry.oom.files)
     for process in alive:
         process.kill()
     try:
@@ -103,7 +103,7 @@ async def _delete_in_runtime(registry: Registry, container: Container) -> None:
         )
 
 
-async def _remove_cgroups(container: Container) -> None:
+async def _remove_cgroups(registry: Registry, container: Container) -> None:
     """The kernel lets a cgroup go a moment after its last process has been reaped; v1 does not say when."""
     attempts = AsyncRetrying(
         retry=retry_if_result(bool),
@@ -111,15 +111,15 @@ async def _remove_cgroups(container: Container) -> None:
         wait=wait_exponential(multiplier=0.01, max=0.5),
     )
     try:
-        await attempts(_try_remove_cgroups, container)
+        await attempts(_try_remove_cgroups, registry, container)
     except RetryError as error:
         raise RpcError(Code.INTERNAL, f"cgroups are still in use: {error.last_attempt.result()}") from error
 
 
-async def _try_remove_cgroups(container: Container) -> list[str]:
+async def _try_remove_cgroups(registry: Registry, container: Container) -> list[str]:
     left = container.cgroup.remove()
     if left:
-        container.cgroup.kill()
+        await reach.kill_everybody(container.cgroup, registry.oom.files)
     return left
 
 

@@ -102,6 +102,7 @@ class Reaper:
         """Raises OSError when the program cannot be started. ``process`` is the key to claim its child by."""
         call = Call(key, next(self._numbers), pid_file, process, console)
         call.pid = spawn(argv, env, fds)
+        _share_no_protection(call.pid)
         try:
             call.pidfd = os.pidfd_open(call.pid)
         except OSError:  # out of descriptors: it runs, but its end would go unseen
@@ -230,6 +231,18 @@ def _peek(kind: int, pid: int) -> int | None:
     except ChildProcessError:
         return None
     return None if found is None else found.si_pid
+
+
+def _share_no_protection(pid: int) -> None:
+    """The kernel may kill the runtime for want of memory as it may anything else, only not us.
+
+    oom_score_adj is inherited. What the runtime starts for a container has a value of its own, from the spec.
+    """
+    try:
+        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("0")
+    except OSError:
+        return  # it has ended, or we were not allowed to protect ourselves either
 
 
 def _kill_group(pid: int) -> None:

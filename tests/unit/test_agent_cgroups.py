@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.agent import reach
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts, OomCounts, signal_all
+from gcsagent.agent.kernfs import KernelFiles
 
 
 @pytest.fixture(autouse=True)
@@ -80,25 +83,6 @@ def test_processes_are_found_wherever_any_are_below_it_too(tmp_path: Path) -> No
     assert Cgroup(tree.mounts, "/gcs/missing").pids() == set()
 
 
-def test_v2_is_killed_by_its_one_file(tmp_path: Path) -> None:
-    tree = Tree(tmp_path, unified="cgroup2")
-    directory = tree.make("unified", "/gcs/c", cgroup__procs="1\n", cgroup__kill="")
-    Cgroup(tree.mounts, "/gcs/c").kill()
-    assert (directory / "cgroup.kill").read_text() == "1"
-
-
-def test_v1_is_killed_process_by_process_and_no_file_is_made(
-    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
-) -> None:
-    tree = Tree(tmp_path, memory="cgroup", pids="cgroup")
-    directory = tree.make("memory", "/gcs/c", cgroup__procs=f"{sleepers[0].pid}\n")
-    tree.make("pids", "/gcs/c/child", cgroup__procs=f"{sleepers[1].pid}\n")
-    Cgroup(tree.mounts, "/gcs/c").kill()
-    assert [ended(process) for process in sleepers[:2]] == [-signal.SIGKILL] * 2
-    assert sleepers[2].poll() is None
-    assert os.listdir(directory) == ["cgroup.procs"]
-
-
 def test_a_hybrid_machine_uses_each_file_where_it_is(
     tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
 ) -> None:
@@ -106,13 +90,40 @@ def test_a_hybrid_machine_uses_each_file_where_it_is(
     tree = Tree(tmp_path, memory="cgroup", unified="cgroup2")
     tree.make("memory", "/gcs/c", cgroup__procs=f"{sleepers[0].pid}\n", memory__oom_control="oom_kill 2\n")
     cgroup = Cgroup(tree.mounts, "/gcs/c")
-    cgroup.kill()
+    assert not cgroup.kill_at_once()
+    asyncio.run(kill(cgroup))
     assert ended(sleepers[0]) == -signal.SIGKILL
     assert cgroup.oom_counts() == OomCounts(2, None)
 
 
+async def kill(cgroup: Cgroup) -> int:
+    return await reach.kill_everybody(cgroup, KernelFiles())
+
+
+def test_v2_is_killed_by_its_one_file(tmp_path: Path) -> None:
+    tree = Tree(tmp_path, unified="cgroup2")
+    directory = tree.make("unified", "/gcs/c", cgroup__procs="1\n", cgroup__kill="")
+    assert asyncio.run(kill(Cgroup(tree.mounts, "/gcs/c"))) == 1
+    assert (directory / "cgroup.kill").read_text() == "1"
+
+
+def test_v1_is_killed_frozen_and_no_file_is_made(
+    tmp_path: Path, sleepers: list[subprocess.Popen[bytes]]
+) -> None:
+    tree = Tree(tmp_path, freezer="cgroup", pids="cgroup")
+    directory = tree.make(
+        "freezer", "/gcs/c", cgroup__procs=f"{sleepers[0].pid}\n", freezer__state="THAWED\n"
+    )
+    tree.make("pids", "/gcs/c/child", cgroup__procs=f"{sleepers[1].pid}\n")
+    assert asyncio.run(kill(Cgroup(tree.mounts, "/gcs/c"))) == 2
+    assert [ended(process) for process in sleepers[:2]] == [-signal.SIGKILL] * 2
+    assert sleepers[2].poll() is None
+    assert (directory / "freezer.state").read_text() == "THAWED"
+    assert sorted(os.listdir(directory)) == ["cgroup.procs", "freezer.state"]
+
+
 def test_killing_what_is_not_there_does_nothing(tmp_path: Path) -> None:
-    Cgroup(Tree(tmp_path, unified="cgroup2").mounts, "/gcs/c").kill()
+    assert asyncio.run(kill(Cgroup(Tree(tmp_path, unified="cgroup2").mounts, "/gcs/c"))) == 0
 
 
 @pytest.mark.parametrize(
@@ -189,8 +200,9 @@ def test_frozen_is_seen_and_thawed_in_either_kind_and_below(tmp_path: Path) -> N
     cgroup.thaw()
     assert (new / "cgroup.freeze").read_text() == "0"
     (old / "freezer.state").write_text("FROZEN\n")
-    cgroup.kill()
-    assert not cgroup.frozen()
+    assert cgroup.is_frozen()
+    cgroup.unfreeze()
+    assert not cgroup.is_frozen()
 
 
 def test_nothing_to_thaw_is_not_frozen(tmp_path: Path) -> None:

@@ -185,3 +185,24 @@ def test_a_full_disk_costs_log_not_the_vm(tmp_path: Path) -> None:
     log.write(b"lost")
     log.close()
     assert os.readlink(full) == "/dev/full"
+
+
+OOM_REPORT = """\
+[   33.231401] python3 invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0
+[   33.231420] CPU: 0 UID: 0 PID: 377 Comm: python3 Not tainted 6.12.57+deb13-cloud-amd64 #1
+[   33.231455] Hardware name: QEMU Standard PC (Q35 + ICH9, 2009)
+[   33.231473] Call Trace:
+[   33.231480]  <TASK>
+[   33.240000] Memory cgroup out of memory: Killed process 377 (python3) total-vm:82104kB
+"""
+
+
+def test_what_the_kernel_shows_when_memory_runs_out_is_no_trouble() -> None:
+    trace = "[   40.1] Call Trace:\n"
+    assert scan(OOM_REPORT) == []
+    assert [finding.kind for finding in scan(OOM_REPORT + "quiet\n" * 40 + trace)] == ["trace"]
+    assert [finding.kind for finding in scan(OOM_REPORT + "BUG: bad page\n")] == ["bug"]
+    monitor = ConsoleMonitor()
+    monitor.feed((OOM_REPORT + "the end\n").encode())
+    assert monitor.findings == []
+    assert monitor.relevant_lines(1) == ("the end",)

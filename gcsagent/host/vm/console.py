@@ -24,6 +24,9 @@ _MAX_LINE_BYTES = 2048
 _KEPT_LINES = 4000
 _KEPT_FINDINGS = 200
 
+_OOM_REPORT_LINES = 20
+"""From the OOM killer's first line to its call trace, with what other CPUs say in between."""
+
 # Not anchored: a kernel message may share the line with what user space writes.
 _STAGE = re.compile(r"gcs-boot: ([a-z][a-z0-9-]{0,31}) (\d{1,9}(?:\.\d{1,9})?)\s*$")
 _FAILED = re.compile(r"gcs-boot: FAILED ([a-z][a-z0-9-]{0,31}): (.{1,400})")
@@ -84,7 +87,8 @@ def sanitize(text: str) -> str:
 
 def scan(text: str) -> list[Finding]:
     """All signs of kernel trouble in a console log, in order, one per line at most."""
-    return [finding for line in text.splitlines() if (finding := examine(sanitize(line)))]
+    examiner = Examiner()
+    return [finding for line in text.splitlines() if (finding := examiner.examine(sanitize(line)))]
 
 
 def examine(line: str) -> Finding | None:
@@ -95,6 +99,22 @@ def examine(line: str) -> Finding | None:
         if pattern.search(line):
             return Finding(kind, line)
     return None
+
+
+class Examiner:
+    """Examines lines in their order: what a line means can depend on those before it.
+
+    When memory runs out, a container's or the guest's, the kernel shows where it was before it says whom it
+    kills. That call trace is no trouble of its own.
+    """
+
+    def __init__(self) -> None:
+        self._report = 0
+
+    def examine(self, line: str) -> Finding | None:
+        self._report = _OOM_REPORT_LINES if "invoked oom-killer: " in line else max(0, self._report - 1)
+        finding = examine(line)
+        return None if finding is not None and finding.kind == "trace" and self._report else finding
 
 
 class LineSplitter:
@@ -138,6 +158,7 @@ class ConsoleMonitor:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._splitter = LineSplitter()
         self._on_line = on_line
+        self._examiner = Examiner()
 
     def feed(self, data: bytes) -> None:
         """Takes console bytes as they come."""
@@ -166,9 +187,9 @@ class ConsoleMonitor:
 
     def relevant_lines(self, limit: int = 20) -> tuple[str, ...]:
         """What best explains a failure: the lines around the first trouble or failed stage, else the last."""
-        lines = self.lines()
+        lines, examiner = self.lines(), Examiner()
         for index, line in enumerate(lines):
-            if examine(line) or _FAILED.search(line):
+            if examiner.examine(line) or _FAILED.search(line):
                 start = max(0, index - 3)
                 return tuple(lines[start : start + limit])
         return tuple(lines[-limit:])
@@ -179,7 +200,7 @@ class ConsoleMonitor:
             self.failure = self.failure or BootFailure(failed[1], failed[2].strip())
         elif reached := _STAGE.search(line):
             self._reach(reached[1], float(reached[2]))
-        elif (finding := examine(line)) and len(self.findings) < _KEPT_FINDINGS:
+        elif (finding := self._examiner.examine(line)) and len(self.findings) < _KEPT_FINDINGS:
             self.findings.append(finding)
         if self._on_line is not None:
             self._on_line(line)
