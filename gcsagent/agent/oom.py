@@ -69,9 +69,9 @@ class OomAccount:
         return self.recent[-1] if self.recent else None
 
     def naming(self, process: Process) -> Oom | None:
-        """The event that named it."""
+        """The event that named it; by its pid alone if it was killed before it was known here."""
         for oom in reversed(self.recent):
-            if any((each.pid, each.process) == (process.pid, process.ident) for each in oom.victims):
+            if any(each.pid == process.pid and each.process in (process.ident, "") for each in oom.victims):
                 return oom
         return None
 
