@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import json
@@ -21,10 +22,11 @@ from typing import Any
 
 import pytest
 
+from gcsagent.host.cli.common import describe_oom
 from protocol.errors import Code, RpcError
 from protocol.families.agent import Pong
 from protocol.method import Empty
-from protocol.types import Event
+from protocol.types import Event, Oom, OomScope, OomVictim, Reason
 from tests.fakes.fake_agent import FakeAgent, Script, exit_record
 
 SECONDS = 20.0
@@ -609,6 +611,56 @@ def test_wait_kill_delete_start(tmp_path: Path) -> None:
         assert json.loads((await gcsctl(agent, "--json", "start", "c")).out) == {"container": "c", "pid": 8}
 
     with_agent(tmp_path, body)
+
+
+OOM = Oom(OomScope.CONTAINER, "/gcs/c", "/gcs/c", 3, 1, (OomVictim(42, "init", "sh \x1b[2J"),))
+
+
+def test_want_of_memory_is_said_in_one_line(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        killed = dataclasses.replace(exit_record(137, signal=9), reason=Reason.OOM, oom=OOM)
+        agent.handlers["container.wait"] = lambda params: killed
+        what = "the limit of /gcs/c was reached; 1 killed: init (pid 42), 3 so far\n"
+        wanted = Done(137, "", f"gcsctl: c was killed for want of memory: {what}")
+        assert await gcsctl(agent, "wait", "c") == wanted
+        agent.handlers["container.wait"] = lambda params: dataclasses.replace(exit_record(6), oom=OOM)
+        wanted = Done(6, "", f"gcsctl: processes of c were killed for want of memory: {what}")
+        assert await gcsctl(agent, "wait", "c") == wanted
+        done = await gcsctl(agent, "wait", "--json", "c")
+        assert (done.err, json.loads(done.out)["oom"]["victims"][0]["pid"]) == ("", 42)
+
+    with_agent(tmp_path, body)
+
+
+def test_a_signal_goes_to_init_to_an_exec_or_to_all(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers |= {"container.kill": lambda _: Empty(), "process.kill": lambda _: Empty()}
+        assert await gcsctl(agent, "kill", "-a", "-s", "rtmin+3", "c") == Done(0, "", "")
+        assert await gcsctl(agent, "kill", "-p", "p1", "c") == Done(0, "", "")
+        assert agent.named("container.kill") == [{"container": "c", "signal": "RTMIN+3", "all": True}]
+        assert agent.named("process.kill") == [{"container": "c", "process": "p1", "signal": "SIGTERM"}]
+        done = await gcsctl(agent, "kill", "-a", "-p", "p1", "c")
+        assert (done.code, done.out) == (125, "")
+        assert "--all" in done.err
+
+    with_agent(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "oom, shown",
+    [
+        (OOM, "the limit of /gcs/c was reached; 1 killed: init (pid 42), 3 so far"),
+        (Oom(OomScope.MACHINE, "/gcs/c", "", 1, 1), "the whole guest ran out; 1 killed"),
+        (Oom(OomScope.ANCESTOR, "/gcs/c", "/gcs", 1, 1), "the limit of /gcs was reached; 1 killed"),
+        (Oom(cgroup="/gcs/c", kills=2, new=2), "in /gcs/c; 2 killed"),
+        (
+            Oom(cgroup="/c", kills=2, new=2, victims=(OomVictim(7, "", "cat"), OomVictim(8))),
+            "in /c; 2 killed: cat (pid 7), a process (pid 8)",
+        ),
+    ],
+)
+def test_whose_memory_it_was_is_named(oom: Oom, shown: str) -> None:
+    assert describe_oom(oom) == shown
 
 
 def test_what_the_guest_says_cannot_drive_the_terminal(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from gcsagent.host.text import jsonable, printable
 from gcsagent.host.transport import Address
 from gcsagent.host.vm.vmcli import vm_address
 from protocol.address import parse_dial
-from protocol.types import ExitRecord
+from protocol.types import ExitRecord, Oom, OomScope, Reason
 
 CONNECT_SECONDS = 10.0
 """How long a command waits for the agent; booting VMs are waited for by `vm start` and `vm run`."""
@@ -79,3 +79,24 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
 def complain(text: object) -> None:
     """One line on stderr."""
     print(f"gcsctl: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def report_oom(record: ExitRecord, who: str) -> None:
+    """One line on stderr when the kernel killed it, or others in its container, for want of memory."""
+    oom = record.oom
+    if oom is None:
+        return
+    killed = f"{who} was killed" if record.reason is Reason.OOM else f"processes of {who} were killed"
+    complain(f"{killed} for want of memory: {describe_oom(oom)}")
+
+
+def describe_oom(oom: Oom) -> str:
+    """Whose memory it was, how many were killed, and which."""
+    whose = {
+        OomScope.CONTAINER: f"the limit of {oom.limit_cgroup or oom.cgroup} was reached",
+        OomScope.ANCESTOR: f"the limit of {oom.limit_cgroup or 'a cgroup above'} was reached",
+        OomScope.MACHINE: "the whole guest ran out",
+    }.get(oom.scope, f"in {oom.cgroup}")
+    names = [f"{each.process or each.command or 'a process'} (pid {each.pid})" for each in oom.victims]
+    which = f": {', '.join(names)}" if names else ""
+    return f"{whose}; {oom.new} killed{which}" + (f", {oom.kills} so far" if oom.kills > oom.new else "")

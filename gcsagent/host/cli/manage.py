@@ -6,11 +6,22 @@ import argparse
 import time
 from dataclasses import asdict
 
-from gcsagent.host.cli.common import complain, connect, exit_code, print_json, print_pairs, print_table
+from gcsagent.host.cli.common import (
+    UsageError,
+    complain,
+    connect,
+    describe_oom,
+    exit_code,
+    print_json,
+    print_pairs,
+    print_table,
+    report_oom,
+)
 from gcsagent.host.cli.processes import age, show_processes
 from gcsagent.host.text import jsonable, printable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
-from protocol.types import ContainerState, Event, ExitRecord, ProcessState, RuntimeInfo
+from protocol.schema import SchemaError, from_wire
+from protocol.types import ContainerState, Event, ExitRecord, Oom, ProcessState, RuntimeInfo
 from protocol.usage import RuntimeView
 
 
@@ -139,12 +150,20 @@ async def wait(args: argparse.Namespace) -> int:
         record = await client.wait_container(args.id)
     if args.json:
         print_json(record)
+    else:
+        report_oom(record, args.id)
     return exit_code(record)
 
 
 async def kill(args: argparse.Namespace) -> int:
+    """Raises UsageError."""
+    if args.all and args.process is not None:
+        raise UsageError("--all is every process; give it or --process, not both")
     async with await connect(args) as client:
-        await client.kill_container(args.id, args.signal)
+        if args.process is not None:
+            await client.kill_process(args.id, args.process, args.signal)
+        else:
+            await client.kill_container(args.id, args.signal, everyone=args.all)
     if args.json:
         print_json({"container": args.id, "signal": args.signal})
     return 0
@@ -211,7 +230,9 @@ def _runtime_pairs(view: RuntimeView | None) -> list[tuple[str, object]]:
 
 def _process_line(process: ProcessState) -> str:
     ended = _ending(process.exit)
-    return f"{process.status.value} {ended or f'pid {process.pid}'}: {' '.join(process.args)}"
+    told = process.exit.oom if process.exit is not None else None
+    oom = f" ({describe_oom(told)})" if told is not None else ""
+    return f"{process.status.value} {ended or f'pid {process.pid}'}: {' '.join(process.args)}{oom}"
 
 
 def _ending(record: ExitRecord | None) -> str:
@@ -223,8 +244,17 @@ def _ending(record: ExitRecord | None) -> str:
 
 def _event_line(event: Event) -> str:
     where = "/".join(name for name in (event.container, event.process) if name)
-    data = " ".join(f"{key}={value}" for key, value in event.data.items())
+    data = _oom_line(event) if event.type == "container.oom" else ""
+    data = data or " ".join(f"{key}={value}" for key, value in event.data.items())
     return printable(" ".join(part for part in (_moment(event.time_ns), event.type, where, data) if part))
+
+
+def _oom_line(event: Event) -> str:
+    """Empty when a guest sends something else under this name."""
+    try:
+        return describe_oom(from_wire(Oom, event.data))
+    except SchemaError:
+        return ""
 
 
 def _moment(time_ns: int) -> str:

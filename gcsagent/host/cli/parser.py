@@ -155,10 +155,23 @@ def _add_container_commands(commands: _Subparsers) -> None:
             "gcsctl wait web; echo $?",
         )
     )
-    parser = _add(commands, "kill", manage.kill, "signal a container's init", "gcsctl kill -s KILL web")
-    parser.add_argument(
-        "-s", "--signal", type=_signal, default="SIGTERM", metavar="SIG", help="default: %(default)s"
+    parser = _add(
+        commands,
+        "kill",
+        manage.kill,
+        "signal init, one exec, or all of a container",
+        "gcsctl kill -s KILL web",
     )
+    parser.add_argument(
+        "-s",
+        "--signal",
+        type=_signal,
+        default="SIGTERM",
+        metavar="SIG",
+        help="number or name, RTMIN+3 too; default: %(default)s",
+    )
+    parser.add_argument("-a", "--all", action="store_true", help="every process of the container")
+    parser.add_argument("-p", "--process", type=_identifier, metavar="PROCESS", help="an exec of it")
     _add_id(parser)
     _add_id(_add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
     _add_id(_add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from gcsagent.host import terminal
 from gcsagent.host.bridge import LocalStdio, bridge
 from gcsagent.host.cli import container_options, stdio
-from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json
+from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json, report_oom
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
@@ -81,7 +81,7 @@ async def exec_command(args: argparse.Namespace) -> int:
                 raise
             with contextlib.suppress(RpcError, HostError):
                 await client.delete_process(process.container, process.process)
-    return _report(record, args.json)
+    return _report(record, args.json, f"{params.container}/{params.process}")
 
 
 async def attach_command(args: argparse.Namespace) -> int:
@@ -97,7 +97,7 @@ async def attach_command(args: argparse.Namespace) -> int:
                 )
             record = await _converse(process, signals, process.input is not None)
             _report_gaps(process)
-    return _report(record, args.json)
+    return _report(record, args.json, f"{args.id}/{args.process}")
 
 
 async def run_container(client: Client, plan: RunPlan, signals: Signals) -> int:
@@ -117,7 +117,7 @@ async def run_container(client: Client, plan: RunPlan, signals: Signals) -> int:
     finally:
         if not keep:
             await _discard(client, container)
-    return _report(record, plan.as_json)
+    return _report(record, plan.as_json, container)
 
 
 # -- from the command line to the contract --------------------------------------------------------
@@ -280,8 +280,10 @@ def _announce(document: dict[str, object], identifier: str, as_json: bool) -> No
         print(identifier, flush=True)
 
 
-def _report(record: ExitRecord, as_json: bool) -> int:
+def _report(record: ExitRecord, as_json: bool, who: str) -> int:
     if as_json:
         # Standard output is the process's own.
         print_json(record, to_stderr=True, indent=None)
+    else:
+        report_oom(record, who)
     return exit_code(record)
