@@ -6,6 +6,8 @@ import os
 import shutil
 from typing import Any
 
+from gcsagent.agent.process_dir import VERSION, read_json
+
 
 def process_directories(path: str) -> list[str]:
     """Directories of processes below a container's: live, being started, ended.
@@ -21,6 +23,14 @@ def process_directories(path: str) -> list[str]:
         if where.startswith(".new-"):
             shutil.rmtree(os.path.join(path, where))
     return whole
+
+
+def read_document(path: str) -> dict[str, Any]:
+    """A state document. Raises ValueError for one that a newer agent has written."""
+    document = read_json(path)
+    if document["version"] > VERSION:
+        raise ValueError(f"{os.path.basename(path)} has version {document['version']}, known is {VERSION}")
+    return document
 
 
 def slots(document: dict[str, Any]) -> list[int]:

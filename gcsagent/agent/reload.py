@@ -29,12 +29,11 @@ from gcsagent.agent.calls import Outcome
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import of_this_life
 from gcsagent.agent.fifo import Fifo
-from gcsagent.agent.found import process_directories, slots
+from gcsagent.agent.found import process_directories, read_document, slots
 from gcsagent.agent.journal import UNDONE, RequestMark
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
-from gcsagent.agent.process_dir import VERSION, read_json
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import Launched, Runtime, RuntimeFailure, change_call, launch_call, start_call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
@@ -125,7 +124,7 @@ class Reloader:
 
     def _read_container(self, container: Container) -> dict[str, dict[str, Any]]:
         path = container.directory.path
-        document = _read(os.path.join(path, "container.json"))
+        document = read_document(os.path.join(path, "container.json"))
         container.status = Status(document["status"])
         container.runtime = self._registry.runtimes.remembered(str(document["runtime"]))
         container.owns_pids = bool(document["owns_pids"])
@@ -139,7 +138,8 @@ class Reloader:
         container.io_limits = dict(document.get("io_limits", {}))
         container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
         return {
-            where: _read(os.path.join(path, where, "process.json")) for where in process_directories(path)
+            where: read_document(os.path.join(path, where, "process.json"))
+            for where in process_directories(path)
         }
 
     def _set_aside(self, container: Container, error: BaseException) -> None:
@@ -481,14 +481,6 @@ async def _delete_unknown(runtime: Runtime, ident: str) -> None:
         await runtime.delete(ident, 60.0)
     except RuntimeFailure as error:
         log.error("that failed", extra={"error": str(error)})
-
-
-def _read(path: str) -> dict[str, Any]:
-    """A state document. Raises ValueError for one that a newer agent has written."""
-    document = read_json(path)
-    if document["version"] > VERSION:
-        raise ValueError(f"{os.path.basename(path)} has version {document['version']}, known is {VERSION}")
-    return document
 
 
 def _mark(document: Any) -> RequestMark | None:
