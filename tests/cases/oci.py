@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from gcsagent.host.client import Client
 from gcsagent.host.process import Completed, RemoteProcess
 from gcsagent.host.spec import exec_spec
-from protocol.errors import Code
+from protocol.errors import Code, RpcError
 from protocol.families.process import Exec
 from tests.cases.target import (
     OUTPUT,
@@ -359,3 +361,20 @@ async def what_is_wrong_with_a_spec_is_named_and_leaves_nothing(target: Target) 
 
         with refused(Code.NOT_FOUND, field="spec.mounts[7].source"):
             await client.create_container(creation(target, name("c"), ("true",), spec=no_source))
+
+
+@case
+async def what_the_kernel_lacks_is_said_in_the_runtimes_words(target: Target) -> None:
+    """No kernel has this profile; whether it has AppArmor at all does not matter."""
+
+    def change(spec: dict[str, Any]) -> None:
+        spec["process"]["apparmorProfile"] = "no-such-profile"
+
+    params = creation(target, name("c"), ("true",), spec=change)
+    async with await connect(target) as client:
+        with pytest.raises(RpcError) as caught:
+            await client.create_container(params)
+        with refused(Code.NOT_FOUND):
+            await client.container_state(params.container)
+    assert caught.value.code is Code.INTERNAL
+    assert "apparmor" in str(caught.value.details["runtime_error"]).lower(), caught.value.details

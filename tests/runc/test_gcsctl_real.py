@@ -462,3 +462,71 @@ def test_a_container_without_a_log_says_how_to_get_one(gcsctl: Gcsctl) -> None:
     assert done.returncode == 125
     assert "--log" in one_line(done.stderr)
     assert gcsctl("delete", ident).returncode == 0
+
+
+def test_run_takes_dockers_options(gcsctl: Gcsctl, tmp_path: Path) -> None:
+    """What each comes to, seen from inside."""
+    tmp_path.chmod(0o755)
+    (tmp_path / "data").write_text("bound\n")
+    (tmp_path / "data").chmod(0o666)
+    (tmp_path / "env").write_text("FROM_FILE=yes\n")
+    (tmp_path / "seccomp").write_text(
+        json.dumps(
+            {
+                "defaultAction": "SCMP_ACT_ALLOW",
+                "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": []}],
+                "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "errnoRet": 18}],
+            }
+        )
+    )
+    script = (
+        "id -u; id -G; cat /mnt/data; touch /mnt/data; touch /x; stat -fc %T /scratch; hostname"
+        "; ulimit -n; echo $FROM_FILE; cat /proc/sys/net/ipv4/ip_forward; mkdir /scratch/x"
+        "; grep CapBnd /proc/self/status; test -c /dev/inside && echo device; df -k /dev/shm | tail -1"
+    )
+    options = (
+        "-u www-data:staff --group-add audio --read-only --tmpfs /scratch:mode=1777 --hostname inside"
+        " --ulimit nofile=99 --sysctl net.ipv4.ip_forward=1 --cap-drop ALL --cap-add KILL --shm-size 1m"
+        f" --device /dev/null:/dev/inside:r --env-file {tmp_path}/env -v {tmp_path}:/mnt:ro"
+        f" --security-opt seccomp={tmp_path}/seccomp --memory 64m --pids-limit 50 --cgroup-parent pods/a"
+    )
+    done = gcsctl.run(*options.split(), "--", "sh", "-c", script)
+    seen = done.stdout.decode().splitlines()
+    assert seen[:4] == ["33", "50 29", "bound", "tmpfs"], (done.stdout, done.stderr)
+    assert seen[4:8] == ["inside", "99", "yes", "1"]
+    assert seen[8].split()[1] == f"{1 << 5:016x}"
+    assert seen[9] == "device"
+    assert seen[10].split()[1] == "1024"
+    errors = done.stderr.decode()
+    assert errors.count("Read-only file system") == 2, errors
+    assert "cross-device" in errors.lower(), errors
+
+
+def test_run_in_a_user_namespace_and_privileged(gcsctl: Gcsctl) -> None:
+    done = gcsctl.run(
+        "--userns", "0:100000:65536", "--", "sh", "-c", "id -u; cat /proc/self/uid_map; mkdir /x"
+    )
+    assert done.stdout.split() == [b"0", b"0", b"100000", b"65536"], done.stderr
+    mount = "import ctypes; print(ctypes.CDLL(None).mount(b't', b'/mnt', b'tmpfs', 0, None))"
+    script = f'grep NoNew /proc/self/status; python3 -c "{mount}"'
+    done = gcsctl.run("--privileged", "--network", "host", "--pid", "host", "--", "sh", "-c", script)
+    assert done.stdout == b"NoNewPrivs:\t0\n0\n", done.stderr
+
+
+def test_exec_takes_users_and_capabilities(gcsctl: Gcsctl) -> None:
+    script = "id -un; id -G; grep CapEff /proc/self/status; pwd"
+    done = gcsctl(
+        "exec", "-u", "www-data", "--group-add", "staff", "-w", "/srv", gcsctl.box, "sh", "-c", script
+    )
+    assert done.stdout.split()[:3] == [b"www-data", b"33", b"50"], done.stderr
+    assert done.stdout.split()[-1] == b"/srv"
+    script = "grep CapEff /proc/self/status"
+    effective = []
+    for option in ((), ("--cap-add", "SYS_TIME"), ("--privileged",)):
+        done = gcsctl("exec", *option, gcsctl.box, "sh", "-c", script)
+        effective.append(int(done.stdout.split()[1], 16))
+    assert effective[1] == effective[0] | 1 << 25
+    assert effective[2] | effective[1] == effective[2]
+    assert effective[2].bit_count() > 30
+    done = gcsctl("exec", "-u", "nobody-at-all", gcsctl.box, "true")
+    assert (done.returncode, b"no user 'nobody-at-all'" in done.stderr) == (125, True), done.stderr
