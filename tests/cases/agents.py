@@ -89,8 +89,9 @@ class RunningAgent:
         socket_path: str = "",
         python_path: str = "",
         state_dir: Path | None = None,
+        wrapper: tuple[str, ...] = (),
     ) -> None:
-        """``python_path`` comes before this tree on the agent's module path."""
+        """``python_path`` comes before this tree on the agent's module path; ``wrapper`` executes it."""
         self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
         self.directory.chmod(0o711)  # roots of user namespaces must get to their root directories
         self.socket_path = socket_path or str(self.directory / "gcs.sock")
@@ -103,6 +104,7 @@ class RunningAgent:
         command += ["--runtime", runtime, *options]
         if "crun" in " ".join(command):
             command = _where_crun_works(command)
+        command = [*wrapper, *command]
         with self._log.open("wb") as log:
             env = {**os.environ, "PYTHONPATH": python_path} if python_path else None
             self._process = subprocess.Popen(command, cwd=REPO, stdout=log, stderr=log, env=env)

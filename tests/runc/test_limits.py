@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -25,7 +26,7 @@ from protocol.types import Stdio, StreamMode, StreamSpec, WhenFull
 from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.bystander import Bystander, undisturbed
 from tests.cases.spine import close_box, open_box
-from tests.cases.target import Target, connect, created, creation, executing, name
+from tests.cases.target import PIPES, Target, connect, created, creation, executing, name
 
 pytestmark = pytest.mark.timeout(120)
 SECONDS = 100.0
@@ -239,6 +240,47 @@ def test_the_ring_of_events(tight: Target) -> None:
             assert events.dropped == 0
 
     scene(tight, body)
+
+
+FEW = ("prlimit", "--nofile=1024:1024", "setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource")
+"""Without that capability the supervisor cannot raise its limit, of which it keeps half for itself."""
+
+
+def test_descriptors_that_the_supervisor_can_hold(rootfs: str) -> None:
+    """Not a limit of the agent's: the machine's, and told as what it is."""
+
+    async def fill(target: Target) -> None:
+        async with (
+            asyncio.timeout(SECONDS),
+            undisturbed(target) as bystander,
+            await connect(target) as client,
+        ):
+
+            def another(number: int) -> Exec:
+                return Exec(target.box, f"p{number}", exec_spec(args=("sleep", "1000")), PIPES)
+
+            made, problem = 0, None
+            while problem is None:
+                try:
+                    await client.exec_process(another(made))
+                    made += 1
+                except RpcError as error:
+                    problem = error
+            assert problem.code is Code.RESOURCE_EXHAUSTED
+            assert problem.details["errno"] == errno.EMFILE
+            assert 100 < made < 200
+            await bystander.several()
+            await client.kill_process(target.box, "p0", "SIGKILL")
+            await client.wait_process(target.box, "p0")
+            await client.delete_process(target.box, "p0")
+            await client.exec_process(another(made + 1))
+
+    running = RunningAgent("--log-level", "warning", wrapper=FEW)
+    for agent in stopped_clean(running):
+        target = Target(agent.address, rootfs, box="box", pace=1.0, execs=4)
+        asyncio.run(open_box(target))
+        asyncio.run(fill(target))
+        asyncio.run(close_box(target))
 
 
 # -- connections and requests -----------------------------------------------------------------------
