@@ -192,6 +192,7 @@ def test_kill_and_its_exit_record(gcsctl: Gcsctl) -> None:
 def test_json_documents(gcsctl: Gcsctl) -> None:
     assert gcsctl.json("ping")["generation"] >= 1
     assert gcsctl.json("info")["runtime"]["name"] == "runc"
+    assert gcsctl.json("info")["limits"]["max_containers"] == 1024
     assert [each["process"] for each in gcsctl.json("ps", gcsctl.box)] == ["init"]
     started = gcsctl.json("exec", "-d", gcsctl.box, "--", "true")
     assert started["container"] == gcsctl.box
