@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import functools
 import itertools
 import os
@@ -14,6 +15,9 @@ from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 
 TAIL = 4096
 """Bytes of standard error kept: the end of it is where a program says why it failed."""
+
+CAPTURE = 64 * 1024
+"""Bytes of output a program can leave with us: what it writes beyond fails, and takes no memory."""
 
 SETTLE_SECONDS = 10.0
 """How long a killed call may take to be reaped: SIGKILL acts once the kernel lets the process run."""
@@ -58,7 +62,7 @@ class Caller:
     ) -> Outcome:
         """Runs ``argv`` to its end. Cancelled: kills it, waits for that, and only then is cancelled.
 
-        A call with a ``key`` that succeeded is remembered by the supervisor until :meth:`forget`: should
+        A call with a ``key`` is remembered by the supervisor until :meth:`forget`, however it ends: should
         this agent be killed before it has written the result down, the next one can :meth:`join` it.
 
         ``fds`` are the child's descriptors (standard error is captured unless given, the rest /dev/null);
@@ -66,9 +70,9 @@ class Caller:
         supervisor's ``spawn``. Raises CannotStart.
         """
         kept, key = bool(key), key or f"{self.prefix}.{next(self._numbers)}"
-        wanted, captured = dict(fds or {}), -1
+        wanted, stderr = dict(fds or {}), -1
         if 2 not in wanted:
-            captured = wanted[2] = os.memfd_create("stderr", os.MFD_CLOEXEC)
+            stderr = wanted[2] = capture("stderr")
         try:
             packet_fds = [*wanted.values(), *(hold or {}).values()]
             arguments = {
@@ -80,14 +84,14 @@ class Caller:
                 "hold": {name: len(wanted) + index for index, name in enumerate(hold or {})},
                 **(extra or {}),
             }
-            result, received = await self._finish(key, argv, arguments, tuple(packet_fds))
-            outcome = _outcome(result, received, _tail(captured) if captured >= 0 else "")
-            if not kept or outcome.status != 0:
+            result, received = await self._finish(key, argv, arguments, tuple(packet_fds), kept)
+            outcome = _outcome(result, received, captured(stderr) if stderr >= 0 else "")
+            if not kept:
                 self.forget(key)
             return outcome
         finally:
-            if captured >= 0:
-                os.close(captured)
+            if stderr >= 0:
+                os.close(stderr)
 
     async def join(self, key: str) -> Outcome | None:
         """The outcome of a call an earlier agent made, when it has ended; None if there is no such call."""
@@ -98,10 +102,11 @@ class Caller:
         return _outcome(result, received, "")
 
     def forget(self, key: str) -> None:
+        """Also while it runs: it is forgotten then when it has ended."""
         self._supervisor.tell("forget_call", {"call": key})
 
     async def _finish(
-        self, key: str, argv: list[str], arguments: dict[str, Any], fds: tuple[int, ...]
+        self, key: str, argv: list[str], arguments: dict[str, Any], fds: tuple[int, ...], kept: bool
     ) -> tuple[Any, list[int]]:
         future = self._supervisor.request("spawn", arguments, fds)
         try:
@@ -110,7 +115,7 @@ class Caller:
             raise CannotStart(argv[0], str(error), error.errno) from error
         except asyncio.CancelledError:
             self._supervisor.tell("cancel", {"call": key})
-            future.add_done_callback(functools.partial(self._discard, key))
+            future.add_done_callback(functools.partial(self._discard, "" if kept else key))
             await asyncio.wait([future], timeout=SETTLE_SECONDS)
             raise
 
@@ -120,7 +125,8 @@ class Caller:
             return
         for fd in future.result()[1]:
             kill_and_close(fd)
-        self.forget(key)
+        if key:
+            self.forget(key)
 
 
 def _outcome(result: dict[str, Any], received: list[int], stderr: str) -> Outcome:
@@ -145,6 +151,15 @@ def kill_and_close(pidfd: int) -> None:
         os.close(pidfd)
 
 
-def _tail(fd: int) -> str:
-    size = os.fstat(fd).st_size
-    return os.pread(fd, TAIL, max(0, size - TAIL)).decode(errors="replace").strip()
+def capture(name: str, size: int = CAPTURE) -> int:
+    """A file in memory for a program to write its output to, which cannot grow beyond ``size`` bytes."""
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def captured(fd: int) -> str:
+    """The end of what was written: the position is the writer's, who has a duplicate of this descriptor."""
+    size = os.lseek(fd, 0, os.SEEK_CUR)
+    return os.pread(fd, min(size, TAIL), max(0, size - TAIL)).decode(errors="replace").strip()

@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from gcsagent.agent.call import Call
-from gcsagent.agent.failures import to_rpc_error
+from gcsagent.agent.failures import given_up, to_rpc_error
 from gcsagent.agent.journal import UNDONE, Entry, Journal, RequestMark
 from gcsagent.agent.methods import Handler
 from gcsagent.agent.runtime import RuntimeFailure
@@ -58,10 +58,10 @@ class Dispatcher:
     async def _run_task(self, call: Call, handler: Handler, params: Any, answer: Answer) -> None:
         try:
             result = await handler(params, call)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as cancelled:
             if call.aborted is None:
                 raise
-            result = call.aborted
+            result = given_up(call.aborted, cancelled)
         except Exception as error:
             # Undoing a call that was aborted may end in an error of its own; the caller asked to abort.
             result = call.aborted or self._failed(call, error)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 
 from gcsagent.agent.inroot import DEFAULT_PATH, find_program, resolve
-from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
+from gcsagent.agent.runtime import RuntimeFailure, RuntimeInterrupted, RuntimeMissing
 from gcsagent.agent.supervisor_client import SupervisorError
 from protocol.errors import Code, RpcError
 
 _FULL = (errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EDQUOT, errno.EAGAIN)
+
+
+_HINTS = {
+    errno.ENOENT: "install it in the guest, or name another with gcs.runtime (outside a guest --runtime)",
+    errno.EACCES: "make it an executable file",
+    errno.ENOEXEC: "it is no program for this machine",
+}
 
 
 def to_rpc_error(error: BaseException) -> RpcError:
@@ -17,8 +25,7 @@ def to_rpc_error(error: BaseException) -> RpcError:
     if isinstance(error, RpcError):
         return error
     if isinstance(error, RuntimeMissing):
-        code = Code.RESOURCE_EXHAUSTED if error.errno in _FULL else Code.UNAVAILABLE
-        return RpcError(code, str(error), errno=error.errno)
+        return _no_runtime(error)
     if isinstance(error, RuntimeFailure):
         code = Code.DEADLINE_EXCEEDED if error.timed_out else Code.INTERNAL
         details = {"runtime_error": error.runtime_error, "stderr": error.stderr}
@@ -31,6 +38,21 @@ def to_rpc_error(error: BaseException) -> RpcError:
         code = Code.RESOURCE_EXHAUSTED if error.errno in _FULL else Code.INTERNAL
         return RpcError(code, f"in the guest: {error}", errno=error.errno or 0)
     return RpcError(Code.INTERNAL, f"a fault in the agent ({type(error).__name__}); its log has the details")
+
+
+def _no_runtime(error: RuntimeMissing) -> RpcError:
+    if error.errno in _FULL:
+        return RpcError(Code.RESOURCE_EXHAUSTED, f"{error}; free something in the guest", errno=error.errno)
+    hint = f"; {_HINTS[error.errno]}" if error.errno in _HINTS else ""
+    return RpcError(Code.UNAVAILABLE, f"{error}{hint}", errno=error.errno)
+
+
+def given_up(aborted: RpcError, cancelled: asyncio.CancelledError) -> RpcError:
+    """The error of a request that was aborted, with what it was then waiting for, if that was the runtime."""
+    if not isinstance(cancelled, RuntimeInterrupted):
+        return aborted
+    words = {"runtime_error": cancelled.runtime_error} if cancelled.runtime_error else {}
+    return RpcError(aborted.code, f"{aborted.message}: {cancelled}", **{**aborted.details, **words})
 
 
 def explain_launch(

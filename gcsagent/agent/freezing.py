@@ -41,6 +41,8 @@ class FreezingService:
                 container.status, container.change = Status.PAUSED, Change(PAUSE, call.mark)
                 container.save()
                 await container.runtime.pause(container.ident, call.timeout)
+                if container.status is Status.PAUSED and not container.cgroup.frozen():
+                    raise RuntimeFailure("pause", 0, "it reported success, and the container runs")
             except BaseException:
                 _undo_pause(container)
                 raise
@@ -61,6 +63,8 @@ class FreezingService:
             changes.save(container)
             try:
                 await container.runtime.resume(container.ident, call.timeout)
+                if container.cgroup.frozen():
+                    raise RuntimeFailure("resume", 0, "it reported success, and the container is frozen")
             except BaseException as error:
                 if container.cgroup.frozen() or not isinstance(error, RuntimeFailure):
                     changes.end(self._registry, container)

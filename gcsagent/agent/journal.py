@@ -59,7 +59,8 @@ class Journal:
         try:
             document = read_json(self._path(ident))
             entry = Entry(str(document["digest"]))
-            entry.future.set_result(document["result"])
+            error = document.get("error")
+            entry.future.set_result(document["result"] if error is None else RpcError.from_wire(error))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError) as error:
@@ -80,12 +81,19 @@ class Journal:
             entry.future.set_result(result)
 
     def record(self, mark: RequestMark | None, result: Any) -> None:
-        """Writes an answer down ahead of its being given, where what follows removes all other trace."""
+        """Writes an answer down ahead of its being given, where what follows removes all other trace.
+
+        It may be an RpcError: of a request that failed, and has changed something nevertheless.
+        """
         if mark is not None:
             self._write(mark, result)
 
     def _write(self, mark: RequestMark, result: Any) -> None:
-        document = {"request": mark.ident, "digest": mark.digest, "result": to_wire(result)}
+        document: dict[str, Any] = {"request": mark.ident, "digest": mark.digest}
+        if isinstance(result, RpcError):
+            document["error"] = result.to_wire()
+        else:
+            document["result"] = to_wire(result)
         try:
             write_json(self._path(mark.ident), document)
         except OSError as error:

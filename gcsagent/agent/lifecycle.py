@@ -12,15 +12,16 @@ from typing import Any
 from gcsagent.agent import bundle, fifos, overlay, sidecar, stdio
 from gcsagent.agent.call import CLEANUP_SECONDS, Call
 from gcsagent.agent.container import Container
-from gcsagent.agent.failures import explain_launch
+from gcsagent.agent.failures import explain_launch, to_rpc_error
 from gcsagent.agent.logs import context
 from gcsagent.agent.oci import cgroup_path
 from gcsagent.agent.oci.check_namespaces import mapped_root
 from gcsagent.agent.oci.owners import give_pipes
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import write_json
-from gcsagent.agent.registry import Registry
+from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
+from gcsagent.agent.strays import kill_strays
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.families.container import (
@@ -32,6 +33,9 @@ from protocol.families.container import (
 )
 from protocol.families.process import Exec
 from protocol.types import ExitRecord, Status
+
+UNDO_SECONDS = 10.0
+"""How long the runtime may take to delete what it has just failed to make: within CLEANUP_SECONDS."""
 
 _log = logging.getLogger("agent.lifecycle")
 
@@ -59,8 +63,9 @@ class Lifecycle:
         self._make_directory(container)
         try:
             process = await self._make(container, params, spec, piping, call)
-        except BaseException:
-            await _bounded(self.undo_create(container))
+        except BaseException as error:
+            failure = _failure_of(error, call)
+            await _bounded(self.undo_create(container, failure))
             raise
         call.commit()
         self.created(container, process)
@@ -113,6 +118,7 @@ class Lifecycle:
                 container.ident, container.directory.path, launch, call.timeout
             )
         except RuntimeFailure as failure:
+            failure.stderr = failure.stderr or prepared.said()
             raise explain_launch(failure, container.root, args, env, cwd) from failure
         finally:
             prepared.close_child()
@@ -140,17 +146,23 @@ class Lifecycle:
                 f"{container.directory.path} is in the way, left by an earlier agent: remove it first",
             ) from error
 
-    async def undo_create(self, container: Container) -> None:
-        """Leaves nothing of a create that failed; what resists stays visible as a FAILED container."""
+    async def undo_create(self, container: Container, failure: RpcError | None = None) -> None:
+        """Leaves nothing of a container that could not be made or started.
+
+        What resists stays visible as a FAILED container, and ``failure`` tells of it.
+        """
         init = container.processes.get(INIT)
         if init is not None:
             self._release_terminal(init)
         try:
-            await self._registry.delete(container)
+            await self._registry.delete(container, UNDO_SECONDS)
         except RpcError as error:
             context(_log, container=container.ident).error(
-                "create left something behind", extra={"error": str(error)}
+                "something is left behind", extra={"error": str(error)}
             )
+            if failure is not None:
+                failure.details["problem"] = container.problem
+        self._registry.caller.forget(launch_call(f"{container.ident}/{INIT}"))
 
     def _prepare(self, container: Container, process: Process, spec: dict[str, Any]) -> stdio.PreparedStdio:
         """``spec`` is the container's: its root's are the pipes."""
@@ -189,10 +201,11 @@ class Lifecycle:
         try:
             await container.runtime.start(container.ident, call.timeout)
         except BaseException as error:
-            self._start_failed(container, process)
-            if isinstance(error, RuntimeFailure):
-                raise explain_launch(error, container.root, process.args, [], "/") from error
-            raise
+            explained = self.explain_start(container, error)
+            await _bounded(self.undo_start(container, _failure_of(explained, call)))
+            if explained is error:
+                raise
+            raise explained from error
         call.commit()
         self.started(container, process, started_at_ns)
         return Created(process.pid)
@@ -203,13 +216,27 @@ class Lifecycle:
         self._registry.running(container, process, started_at_ns)
         self._registry.caller.forget(start_call(container.ident))
 
-    def _start_failed(self, container: Container, process: Process) -> None:
-        """Whatever became of init, it is not what was asked for: it is killed and its end recorded."""
-        container.status = process.status = Status.CREATED
-        if process.early_exit is not None:
-            self._registry.take_early_exit(container, process)
-        elif process.alive:
-            process.kill()
+    def explain_start(self, container: Container, error: BaseException) -> BaseException:
+        """``error``, or what is behind it when the runtime has failed."""
+        if not isinstance(error, RuntimeFailure):
+            return error
+        try:
+            spec = container.directory.read("config.json")["process"]
+            env, cwd = spec.get("env", []), spec["cwd"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return error
+        return explain_launch(error, container.root, container.init.args, env, cwd)
+
+    async def undo_start(self, container: Container, failure: RpcError) -> None:
+        """Nothing remains of a container whose start failed: it could not be started again.
+
+        That changes what a repeat of the request would find, so its answer is kept, as a success is.
+        """
+        self._registry.journal.record(container.start_request, failure)
+        container.init.status = Status.CREATED  # its end is told as that of any process
+        self._registry.take_early_exit(container, container.init)
+        await self.undo_create(container, failure)
+        self._registry.caller.forget(start_call(container.ident))
 
     async def wait(self, params: ContainerRef, _call: Call) -> ExitRecord:
         """Every exec that exists when init ends is waited for first; then init's own record is the answer."""
@@ -230,7 +257,7 @@ class Lifecycle:
         if container.status is not Status.DELETING:  # else somebody has begun: one deletion is enough
             container.delete_request = call.mark
         call.commit()
-        await self._registry.delete(container)
+        await self._registry.delete(container, min(DELETE_SECONDS, call.timeout))
         return Deleted(init.exit if init is not None else None)
 
     # -- exec -----------------------------------------------------------------------------------
@@ -283,6 +310,7 @@ class Lifecycle:
             launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.exec(container.ident, process_file, launch, call.timeout)
         except RuntimeFailure as failure:
+            failure.stderr = failure.stderr or prepared.said()
             raise explain_launch(
                 failure, _root_of(container), process.args, spec["env"], spec["cwd"]
             ) from failure
@@ -294,8 +322,10 @@ class Lifecycle:
         if process.pid and process.early_exit is None:
             process.kill()
         self._registry.keeper.supervisor.tell("forget_process", {"process": process.key})
+        kill_strays(container, process)
         self._release_terminal(process)
         self._registry.forget_process(container, process)
+        self._registry.caller.forget(launch_call(process.key))
 
     def _release_terminal(self, process: Process) -> None:
         """A launch cut off after the runtime sent the terminal and before it became a stream of ours."""
@@ -306,6 +336,13 @@ class Lifecycle:
 def _root_of(container: Container) -> str:
     """Its root directory with everything mounted there, as long as it lives."""
     return f"/proc/{container.init.pid}/root" if container.init.alive else container.root
+
+
+def _failure_of(error: BaseException, call: Call) -> RpcError:
+    """What the caller is going to be told."""
+    if isinstance(error, asyncio.CancelledError):
+        return call.aborted or RpcError(Code.CANCELLED, f"{call.method} was given up")
+    return to_rpc_error(error)
 
 
 async def _bounded(cleanup: Awaitable[None]) -> None:

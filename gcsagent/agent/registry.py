@@ -31,6 +31,9 @@ from protocol.errors import Code, RpcError
 from protocol.schema import to_wire
 from protocol.types import Status, Stdio
 
+DELETE_SECONDS = 60.0
+"""How long the runtime may take to delete a container, if nobody says otherwise."""
+
 _log = logging.getLogger("agent.registry")
 
 
@@ -63,7 +66,7 @@ class Registry:
         self.cgroup_tree = CgroupTree(cgroups, f"/gcs{own}")
         self._background: set[asyncio.Task[None]] = set()
         self.journal = Journal(state)
-        self.tear_down: Callable[[Container], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
+        self.tear_down: Callable[[Container, float], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
         self.containers: dict[str, Container] = {}
         os.makedirs(self.directory, mode=0o711, exist_ok=True)
 
@@ -235,13 +238,14 @@ class Registry:
         process.claim_timer = None
         self.check_auto_delete(container, process)
 
-    async def delete(self, container: Container) -> None:
+    async def delete(self, container: Container, seconds: float = DELETE_SECONDS) -> None:
         """Removes a container and every trace of it; whoever else asks meanwhile waits for the same.
 
-        Goes on when its caller is cancelled. Raises INTERNAL when something resists.
+        Goes on when its caller is cancelled. Raises RpcError when something resists, such as a runtime
+        that takes longer than ``seconds``.
         """
         if container.deletion is None or container.deletion.done():
-            container.deletion = asyncio.get_running_loop().create_task(self.tear_down(container))
+            container.deletion = asyncio.get_running_loop().create_task(self.tear_down(container, seconds))
             self._background.add(container.deletion)
             container.deletion.add_done_callback(self._deletion_done)
         await asyncio.shield(container.deletion)

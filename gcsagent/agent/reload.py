@@ -24,18 +24,20 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-from gcsagent.agent import changes, freezing, reach, stdio
-from gcsagent.agent.calls import Outcome
+from gcsagent.agent import changes, freezing, stdio
+from gcsagent.agent.calls import Outcome, kill_and_close
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import of_this_life
+from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.fifo import Fifo
 from gcsagent.agent.found import process_directories, read_document, slots
 from gcsagent.agent.journal import UNDONE, RequestMark
+from gcsagent.agent.leftovers import sweep
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.runtime import Launched, Runtime, RuntimeFailure, change_call, launch_call, start_call
+from gcsagent.agent.runtime import Launched, RuntimeFailure, change_call, launch_call, start_call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.agent.unfinished import finish_change
 from gcsagent.common.channel import MAX_FDS
@@ -84,7 +86,7 @@ class Reloader:
         unfinished = [self._registry.spawn(work) for work in self._later]
         for container, process in self._registry.processes():
             self._registry.check_auto_delete(container, process)
-        self._registry.spawn(self._clean_up(unfinished))
+        self._registry.spawn(sweep(self._registry, unfinished, cgroups=not self._cgroups_unclear))
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -324,6 +326,7 @@ class Reloader:
         outcome = None if init is None else await self._registry.caller.join(launch_call(init.key))
         if init is None or outcome is None or outcome.status != 0 or not outcome.pid:
             self._note(container, "a create that did not succeed is undone")
+            _end_launched(outcome)
             await self._undo(container)
             self._answer(container.create_request, 0)
             return
@@ -339,6 +342,7 @@ class Reloader:
     async def _finish_delete(self, container: Container) -> None:
         init = container.processes.get(INIT)
         await self._undo(container)
+        self._registry.caller.forget(start_call(container.ident))  # a start that failed may be why
         mark = container.delete_request
         if mark is not None:
             gone = container.ident not in self._registry.containers
@@ -348,22 +352,37 @@ class Reloader:
     async def _finish_start(self, container: Container) -> None:
         outcome = await self._registry.caller.join(start_call(container.ident))
         init = container.init
-        if outcome is not None and outcome.status == 0:
+        waits = container.runtime.waits_for_start(container.ident)
+        if outcome is not None and outcome.status == 0 and not waits:
             self._note(container, "a start had succeeded")
             self._lifecycle.started(container, init, time.time_ns())
             self._answer(container.start_request, init.pid)
         else:
-            self._note(container, "a start did not succeed")
-            self._registry.caller.forget(start_call(container.ident))
-            container.status = init.status = Status.CREATED
-            init.kill()
-            self._answer(container.start_request, 0)
+            self._note(container, "a start that did not succeed is undone, with its container")
+            failure = self._why_start_failed(container, outcome)
+            await self._lifecycle.undo_start(container, failure)
+            if container.start_request is not None:
+                self._registry.journal.finish(container.start_request, failure)
+            return
         self._end_what_has_ended(container)
+
+    def _why_start_failed(self, container: Container, outcome: Outcome | None) -> RpcError:
+        """What the earlier agent has written down, else what can be told without the runtime's words."""
+        mark = container.start_request
+        stored = self._registry.journal.find(mark.ident) if mark is not None else None
+        known = stored.future.result() if stored is not None and stored.future.done() else None
+        if isinstance(known, RpcError):
+            return known
+        status, timed_out = (0, False) if outcome is None else (outcome.status, outcome.timed_out)
+        problem = "it reported success, and the container waits for start" if status == 0 else ""
+        failure = RuntimeFailure("start", status, problem, timed_out=timed_out)
+        return to_rpc_error(self._lifecycle.explain_start(container, failure))
 
     async def _finish_exec(self, container: Container, process: Process) -> None:
         outcome = await self._registry.caller.join(launch_call(process.key))
         if outcome is None or outcome.status != 0 or not outcome.pid:
             self._note(container, "an exec that did not succeed is undone", process=process.ident)
+            _end_launched(outcome)
             self._drop_held(process.key)
             await self._lifecycle.undo_exec(container, process)
             self._answer(process.request, 0)
@@ -447,40 +466,14 @@ class Reloader:
         await self._registry.caller.join(key)
         self._registry.caller.forget(key)
 
-    async def _clean_up(self, unfinished: list[asyncio.Task[None]]) -> None:
-        """What only the runtime, the kernel or the disk still know of."""
-        registry = self._registry
-        registry.runtimes.default.forget_earlier_logs()
-        known = registry.containers.keys()
-        for runtime in registry.runtimes:
-            for ident in runtime.leftovers() - known:
-                await _delete_unknown(runtime, ident)
-        known_cgroups = registry.cgroup_paths()
-        for cgroup in list(registry.cgroup_tree.unknown(known_cgroups)):
-            if self._cgroups_unclear:
-                _log.warning("an unknown cgroup is left alone: it may be a broken container's")
-                break
-            _log.warning("a cgroup without a container is removed", extra={"fields": {"cgroup": cgroup.path}})
-            await reach.kill_everybody(cgroup, self._registry.oom.files)
-            cgroup.remove()
-        trash = os.path.join(os.path.dirname(registry.directory), "trash")
-        if os.path.isdir(trash) and os.listdir(trash):
-            await registry.caller.run(["rm", "-rf", "--", trash], 60.0)
-        if unfinished:
-            await asyncio.wait(unfinished)
-            registry.runtimes.default.forget_earlier_logs()  # a call that went on may have made its own late
-
     def _note(self, container: Container, what: str, process: str = "") -> None:
         context(_log, container=container.ident, process=process).info(what)
 
 
-async def _delete_unknown(runtime: Runtime, ident: str) -> None:
-    log = context(_log, container=ident)
-    log.warning("a container only the runtime knows is deleted", extra={"fields": {"runtime": runtime.name}})
-    try:
-        await runtime.delete(ident, 60.0)
-    except RuntimeFailure as error:
-        log.error("that failed", extra={"error": str(error)})
+def _end_launched(outcome: Outcome | None) -> None:
+    """The process of a launch that failed all the same."""
+    if outcome is not None and outcome.pidfd is not None:
+        kill_and_close(outcome.pidfd)
 
 
 def _mark(document: Any) -> RequestMark | None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import os
+import shutil
+import stat
 from datetime import UTC, datetime
 from typing import Any
 
 from gcsagent.agent import runc_argv
-from gcsagent.agent.calls import Caller, CannotStart, Outcome, kill_and_close
+from gcsagent.agent.calls import Caller, CannotStart, Outcome, capture, kill_and_close
+from gcsagent.agent.logs import context
 from gcsagent.agent.runtime import (
     Launch,
     Launched,
     RuntimeFailure,
+    RuntimeInterrupted,
     RuntimeMissing,
     RuntimeState,
     change_call,
@@ -24,9 +30,14 @@ from gcsagent.agent.runtime import (
 from protocol.checks import identifier
 
 LOG_TAIL = 64 * 1024
+MAX_ERROR = 4096
+"""Characters kept of runc's error line."""
+
 MAX_OUTPUT = 256 * 1024
 ASK_SECONDS = 10.0
 UNMOUNT_SECONDS = 10.0
+
+_log = logging.getLogger("agent.runc")
 
 _numbers = itertools.count(1)
 """Of calls, whichever runtime's: their files share a directory."""
@@ -69,10 +80,10 @@ class Runc:
         return found if isinstance(found, dict) else {}
 
     async def _output(self, action: str, argv: list[str]) -> bytes:
-        fd = os.memfd_create("stdout", os.MFD_CLOEXEC)
+        fd = capture("stdout", MAX_OUTPUT)
         try:
             await self._run(action, argv, ASK_SECONDS, fds={1: fd})
-            return os.pread(fd, MAX_OUTPUT, 0)
+            return os.pread(fd, os.lseek(fd, 0, os.SEEK_CUR), 0)
         finally:
             os.close(fd)
 
@@ -94,6 +105,12 @@ class Runc:
         with _Files(self) as files:
             argv = runc_argv.start(self._globals, files.log, container)
             await self._run("start", argv, timeout, log=files.log, key=start_call(container))
+        if self.waits_for_start(container):
+            raise RuntimeFailure("start", 0, "it reported success, and the container waits for start")
+
+    def waits_for_start(self, container: str) -> bool:
+        """The FIFO that init waits at goes once it has been let through (runc's and crun's start)."""
+        return os.path.exists(os.path.join(self._state(container), "exec.fifo"))
 
     async def exec(self, container: str, process_file: str, launch: Launch, timeout: float) -> Launched:
         with _Files(self, bool(launch.console_name)) as files:
@@ -120,9 +137,35 @@ class Runc:
     async def delete(self, container: str, timeout: float) -> None:
         """Whatever state it is in; that it is not there any more is success, too (--force)."""
         await self._unmount_copies(container)
-        with _Files(self) as files:
-            argv = runc_argv.delete(self._globals, files.log, container, force=True)
-            await self._run("delete", argv, timeout, log=files.log)
+        try:
+            with _Files(self) as files:
+                argv = runc_argv.delete(self._globals, files.log, container, force=True)
+                await self._run("delete", argv, timeout, log=files.log)
+        except RuntimeMissing:
+            raise
+        except RuntimeFailure as failure:
+            if failure.timed_out or not self._state_is_broken(container):
+                raise
+            context(_log, container=container).warning(
+                "the runtime cannot read its own state, which is removed", extra={"error": str(failure)}
+            )
+            await self._caller.run(["rm", "-rf", "--", self._state(container)], UNMOUNT_SECONDS)
+        if os.path.exists(self._state(container)):
+            raise RuntimeFailure("delete", 0, f"it left {self._state(container)}")
+
+    def _state(self, container: str) -> str:
+        return os.path.join(self._globals.root, container)
+
+    def _state_is_broken(self, container: str) -> bool:
+        """Cut off or overwritten: with such a file runc refuses every command, ``delete --force`` too."""
+        try:
+            with open(os.path.join(self._state(container), "state.json"), "rb") as file:
+                state = json.load(file)
+        except OSError:
+            return False
+        except (ValueError, RecursionError):
+            return True
+        return not isinstance(state, dict) or state.get("id") != container
 
     async def pause(self, container: str, timeout: float) -> None:
         with _Files(self) as files:
@@ -148,7 +191,7 @@ class Runc:
     async def _unmount_copies(self, container: str) -> None:
         """runc protects its binary by a copy, in older versions by a bind mount on a ``runc.XXXXXX`` of
         its state directory (nsexec's cloned_binary.c). One that was killed leaves it there, busy."""
-        directory = os.path.join(self._globals.root, container)
+        directory = self._state(container)
         try:
             names = [name for name in os.listdir(directory) if name.startswith("runc.")]
         except FileNotFoundError:
@@ -178,16 +221,17 @@ class Runc:
         if launch.console_name:
             extra |= {"console_path": files.console, "console_name": launch.console_name}
         fds = {target: fd for target, fd in enumerate(launch.fds) if fd is not None}
-        if 2 not in fds:
-            # The process inherits runc's standard error; a captured file there would be its own for good.
+        if 2 not in fds and not launch.console_name:
+            # The process inherits runc's standard error, unless it has a terminal; a captured file there
+            # would be its own for good.
             fds[2] = files.null
         key = launch_call(launch.process)
         outcome = await self._run(
             action, argv, timeout, fds=fds, hold=launch.hold, extra=extra, log=files.log, key=key
         )
         if not outcome.pid:
-            self._caller.forget(key)
-            raise RuntimeFailure(action, outcome.status, outcome.pid_error or "no pid file was written")
+            problem = outcome.pid_error or "no pid file was written"
+            raise RuntimeFailure(action, outcome.status, f"it reported success, but {problem}")
         return Launched(outcome.pid, outcome.pidfd, outcome.exit)
 
     async def _run(
@@ -205,13 +249,16 @@ class Runc:
         try:
             outcome = await self._caller.run(argv, timeout, fds=fds, hold=hold, extra=extra, key=key)
         except CannotStart as error:
-            raise RuntimeMissing(action, self.binary, error.errno, str(error)) from error
+            problem = (
+                f"{self.binary} cannot be started: {os.strerror(error.errno)}" if error.errno else str(error)
+            )
+            raise RuntimeMissing(action, error.errno, problem) from error
+        except asyncio.CancelledError as error:
+            raise RuntimeInterrupted(f"{self.name} {action}", last_error(log)) from error
         if outcome.status != 0:
             if outcome.pidfd is not None:
                 kill_and_close(outcome.pidfd)  # it got as far as its pid file before it failed
-            raise RuntimeFailure(
-                action, outcome.status, last_error(log) if log else "", outcome.stderr, outcome.timed_out
-            )
+            raise RuntimeFailure(action, outcome.status, last_error(log), outcome.stderr, outcome.timed_out)
         return outcome
 
 
@@ -234,6 +281,8 @@ class _Files:
             os.unlink(self.log)
         except FileNotFoundError:
             return
+        except IsADirectoryError:
+            shutil.rmtree(self.log, ignore_errors=True)
 
 
 def parse_state(output: bytes) -> RuntimeState:
@@ -261,18 +310,27 @@ def _epoch_ns(text: str) -> int:
 
 
 def last_error(path: str) -> str:
-    """The last error in runc's JSON log; rubbish in between is passed over."""
+    """The last error in runc's JSON log, ``""`` if there is none; rubbish in between is passed over.
+
+    Whatever is at ``path`` is not waited for, and one line of it is not kept whole.
+    """
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL))
-            lines = file.read(LOG_TAIL).splitlines()
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            return ""
+        lines = os.pread(fd, LOG_TAIL, max(0, status.st_size - LOG_TAIL)).splitlines()
+    finally:
+        os.close(fd)
     for line in reversed(lines):
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal") and entry.get("msg"):
-            return str(entry["msg"])
+            # JSON can hold half of a surrogate pair, which UTF-8 on the wire cannot.
+            return str(entry["msg"])[:MAX_ERROR].encode(errors="replace").decode()
     return ""

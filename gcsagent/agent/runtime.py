@@ -5,31 +5,62 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+MAX_REASON = 1000
+"""Characters of the runtime's own words in an error's sentence; its details have more of them."""
 
 
 class RuntimeFailure(Exception):
     """A runtime call that failed: ``runtime_error`` is the runtime's own last error line.
 
-    ``status`` is its exit status, or minus the signal that killed it.
+    ``status`` is its exit status, or minus the signal that killed it. ``str()`` is one line.
     """
 
     def __init__(
         self, action: str, status: int, runtime_error: str, stderr: str = "", timed_out: bool = False
     ) -> None:
-        reason = runtime_error or stderr or ("passed its deadline" if timed_out else f"status {status}")
-        super().__init__(f"{action}: {reason}")
+        super().__init__(action, status)
         self.action, self.status, self.timed_out = action, status, timed_out
         self.runtime_error, self.stderr = runtime_error, stderr
 
+    def __str__(self) -> str:
+        words = self.runtime_error or self.stderr.strip().rpartition("\n")[2]
+        line = " ".join(words.split())[:MAX_REASON]
+        if self.timed_out:
+            return f"{self.action} passed its deadline and was killed{f' ({line})' if line else ''}"
+        return f"{self.action}: {line or _ending(self.status)}"
+
 
 class RuntimeMissing(RuntimeFailure):
-    """The runtime's binary could not be started at all; ``errno`` says why."""
+    """The runtime's binary could not be started at all; ``errno`` says why, 0 if the kernel was not asked."""
 
-    def __init__(self, action: str, binary: str, errno: int, message: str) -> None:
-        super().__init__(action, 127, f"{binary} cannot be started: {message}")
+    def __init__(self, action: str, errno: int, message: str) -> None:
+        super().__init__(action, 127, message)
         self.errno = errno
+
+    def __str__(self) -> str:
+        return self.runtime_error
+
+
+class RuntimeInterrupted(asyncio.CancelledError):
+    """The request was given up while the runtime was at work: it has been killed."""
+
+    def __init__(self, action: str, runtime_error: str) -> None:
+        super().__init__(f"{action} had not ended and was killed")
+        self.runtime_error = runtime_error
+
+
+def _ending(status: int) -> str:
+    if status >= 0:
+        return f"it ended with status {status} and gave no reason"
+    try:
+        return f"it was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"it was killed by signal {-status}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +134,9 @@ class Runtime(Protocol):
     async def resume(self, container: str, timeout: float) -> None: ...
     async def update(self, container: str, resources: dict[str, Any], timeout: float) -> None:
         """``resources`` is the OCI spec's ``linux.resources``; what it leaves out stays."""
+
+    def waits_for_start(self, container: str) -> bool:
+        """Whether a created container's init still waits for start, whatever start has reported."""
 
     def leftovers(self) -> set[str]: ...
     def forget_earlier_logs(self) -> None: ...

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gcsagent.agent.attachable import Keeper, NullStream, Stream
+from gcsagent.agent.calls import TAIL
 from gcsagent.agent.fifo import FifoStream, open_ends
 from gcsagent.agent.runtime import Launch
 from gcsagent.agent.spool import Spool, make_file
@@ -20,6 +22,9 @@ from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamSpec, WhenFull
 
 _NUMBERS = {"stdin": 0, "stdout": 1, "stderr": 2}
+
+PIPE = 65_536
+"""What a pipe holds (pipe(7))."""
 
 Ended = Callable[[str, int], None]
 """Gets a stream's name and its total of bytes when no more will come."""
@@ -61,6 +66,18 @@ class PreparedStdio:
         if isinstance(stream, FifoStream):
             stream.opened(ends.hold)
             self.hold[stream_name(self.key, name)] = ends.hold
+
+    def said(self) -> str:
+        """The end of what is on standard error so far: of a launch that failed, the runtime's own words."""
+        if self.stdio.stderr.mode not in (StreamMode.STREAM, StreamMode.SPOOL):
+            return ""
+        name, data = stream_name(self.key, "stderr"), b""
+        with contextlib.suppress(OSError):  # it has said nothing, or nothing more
+            if (file := self.hold.get(f"{name}.file")) is not None:
+                data = os.pread(file, TAIL, max(0, os.fstat(file).st_size - TAIL))
+            if (pipe := self.hold.get(name)) is not None:
+                data += os.read(pipe, PIPE)
+        return data[-TAIL:].decode(errors="replace").strip()
 
     def close_child(self) -> None:
         for fd in self.child:
@@ -188,7 +205,10 @@ async def take_terminal(prepared: PreparedStdio, keeper: Keeper, ended: Ended) -
         fds = await keeper.supervisor.fetch([name])
     except SupervisorError as error:
         raise RpcError(Code.INTERNAL, "the runtime sent no terminal for the process") from error
-    slots = [keeper.counters.allocate(), keeper.counters.allocate()]
+    if not os.isatty(fds[0]):
+        os.close(fds[0])
+        raise RpcError(Code.INTERNAL, "what the runtime sent for the process is no terminal")
+    slots = _terminal_slots(keeper, fds[0])
     prepared.slots["tty"] = slots
     stream = TtyStream(keeper, name, fds[0], (slots[0], slots[1]), lambda count: ended("tty", count))
     stream.resize(prepared.stdio.winsize.rows, prepared.stdio.winsize.cols)
@@ -196,6 +216,20 @@ async def take_terminal(prepared: PreparedStdio, keeper: Keeper, ended: Ended) -
         prepared.streams["tty"] = DiscardedTty(stream)
     else:
         prepared.streams["tty"] = stream
+
+
+def _terminal_slots(keeper: Keeper, fd: int) -> list[int]:
+    """Raises RESOURCE_EXHAUSTED, with ``fd`` closed."""
+    slots: list[int] = []
+    try:
+        for _ in range(2):
+            slots.append(keeper.counters.allocate())
+    except OverflowError as error:
+        os.close(fd)
+        for slot in slots:
+            keeper.counters.free(slot)
+        raise RpcError(Code.RESOURCE_EXHAUSTED, f"no room to count a terminal's bytes: {error}") from error
+    return slots
 
 
 def restore(

@@ -16,7 +16,7 @@ from gcsagent.agent.calls import CannotStart
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.logs import context
-from gcsagent.agent.registry import Registry
+from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
@@ -24,14 +24,18 @@ from protocol.families.container import Deleted
 from protocol.types import Status
 
 KILL_SECONDS = 10.0
-DELETE_SECONDS = 60.0
 CGROUP_SECONDS = 5.0
+
+_SAID_AS_IT_IS = (Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
 
 _log = logging.getLogger("agent.teardown")
 
 
-async def tear_down(registry: Registry, container: Container) -> None:
-    """Leaves nothing; or raises INTERNAL, the container staying visible as FAILED with what is in the way."""
+async def tear_down(registry: Registry, container: Container, seconds: float) -> None:
+    """Leaves nothing; or raises RpcError, the container staying visible as FAILED with what is in the way.
+
+    ``seconds`` is how long the runtime may take.
+    """
     container.status = Status.DELETING
     log = context(_log, container=container.ident)
     try:
@@ -41,7 +45,7 @@ async def tear_down(registry: Registry, container: Container) -> None:
     try:
         async with container.changing:  # a pause under way would freeze again what is being killed
             await _kill_processes(registry, container)
-        await _delete_in_runtime(registry, container)
+        await _delete_in_runtime(container, seconds)
         registry.oom.end(container)
         await _remove_cgroups(registry, container)
         others = registry.cgroup_paths() - {container.cgroup.path}
@@ -55,12 +59,14 @@ async def tear_down(registry: Registry, container: Container) -> None:
         registry.journal.record(container.delete_request, Deleted(init.exit if init is not None else None))
         await _remove_directory(registry, container)
     except (RpcError, RuntimeFailure, CannotStart, OSError, TimeoutError) as error:
-        container.status, container.problem = Status.FAILED, str(error)
+        cause = to_rpc_error(error)
+        container.status, container.problem = Status.FAILED, cause.message
         log.error("a container cannot be cleaned up", extra={"error": str(error)})
         raise RpcError(
-            Code.INTERNAL,
-            f"container {container.ident} could not be removed whole: {error}; solve that, delete it again",
-            **to_rpc_error(error).details,
+            cause.code if cause.code in _SAID_AS_IT_IS else Code.INTERNAL,
+            f"container {container.ident} could not be removed whole: {cause.message};"
+            " solve that and delete it again",
+            **cause.details,
         ) from error
     registry.containers.pop(container.ident, None)
     registry.events.publish("container.deleted", container.ident)
@@ -88,9 +94,9 @@ async def _kill_processes(registry: Registry, container: Container) -> None:
         ) from error
 
 
-async def _delete_in_runtime(registry: Registry, container: Container) -> None:
+async def _delete_in_runtime(container: Container, seconds: float) -> None:
     try:
-        await container.runtime.delete(container.ident, DELETE_SECONDS)
+        await container.runtime.delete(container.ident, seconds)
     except RuntimeMissing:
         if any(process.pid for process in container.processes.values()):
             raise  # it knows the container, and now it is gone itself

@@ -36,6 +36,7 @@ class Call:
 
     __slots__ = (
         "console",
+        "forgotten",
         "key",
         "number",
         "pid",
@@ -55,6 +56,7 @@ class Call:
         self.pid = self.pidfd = -1
         self.timer: Timer | None = None
         self.timed_out = False
+        self.forgotten = False  # nobody wants the result
         self.result: dict[str, Any] | None = None
 
 
@@ -119,6 +121,14 @@ class Reaper:
         if call is not None and call.result is None:
             _kill_group(call.pid)
 
+    def forget_call(self, key: str) -> None:
+        """Drops a call's result, now or when it has one."""
+        call = self.calls.get(key)
+        if call is not None:
+            call.forgotten = True
+            if call.result is not None:
+                del self.calls[key]
+
     def _time_out(self, call: Call) -> None:
         call.timed_out = True
         log("warning", "a runtime call passed its deadline and is killed", call=call.key)
@@ -127,6 +137,8 @@ class Reaper:
     # -- endings --------------------------------------------------------------------------------
 
     def _finish_call(self, call: Call) -> None:
+        if _failed(call.pid):
+            _kill_group(call.pid)  # what it left running in its own session; not reaped, its pid is its own
         _, status, _ = os.wait4(call.pid, 0)
         self._loop.forget(call.pidfd)
         os.close(call.pidfd)
@@ -139,6 +151,8 @@ class Reaper:
         if call.process:
             call.result.update(self._claim(call))
         self._call_ended(call)
+        if call.forgotten:
+            del self.calls[call.key]
         self.reap_orphans()
 
     def _claim(self, call: Call) -> dict[str, Any]:
@@ -243,6 +257,12 @@ def _share_no_protection(pid: int) -> None:
             file.write("0")
     except OSError:
         return  # it has ended, or we were not allowed to protect ourselves either
+
+
+def _failed(pid: int) -> bool:
+    """Whether a child that has ended, and is not reaped yet, did so other than with status 0."""
+    ended = os.waitid(os.P_PID, pid, _PEEK)
+    return ended is not None and ended.si_status != 0
 
 
 def _kill_group(pid: int) -> None:

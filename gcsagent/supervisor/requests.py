@@ -184,11 +184,7 @@ def _join(
 def _forget_call(
     supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
 ) -> Reply:
-    key = _text(args, "call")
-    call = supervisor.reaper.calls.get(key)
-    if call is not None and call.result is None:
-        raise RequestError(f"call {key} is still running")
-    supervisor.reaper.calls.pop(key, None)
+    supervisor.reaper.forget_call(_text(args, "call"))
     return Reply()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -235,8 +236,6 @@ def test_a_cancelled_call_is_killed_and_answered(
 ) -> None:
     ident = supervised.spawn(puppet, "hang", **lines.sent())
     lines.next()
-    with pytest.raises(Refused, match="still running"):
-        puppet.ask("forget_call", {"call": "call"})
     puppet.ask("cancel", {"call": "call"})
     result, (pidfd,) = puppet.answer(ident)
     assert result["timed_out"] is False
@@ -247,6 +246,37 @@ def test_a_cancelled_call_is_killed_and_answered(
     puppet.ask("cancel", {"call": "call"})  # too late, and no matter
     puppet.ask("forget_call", {"call": "call"})
     puppet.ask("cancel", {"call": "unknown"})
+
+
+def test_a_call_forgotten_while_it_runs_is_answered_and_gone_when_it_ends(
+    supervised: Supervised, puppet: Puppet, lines: Lines
+) -> None:
+    ident = supervised.spawn(puppet, "hang", **lines.sent())
+    lines.next()
+    puppet.ask("forget_call", {"call": "call"})
+    assert [key for key, _ in puppet.ask("list", {"kind": "calls"})] == ["call"]
+    puppet.ask("cancel", {"call": "call"})
+    _, (pidfd,) = puppet.answer(ident)
+    assert puppet.ask("list", {"kind": "calls"}) == []
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    puppet.note("exit")
+
+
+def test_what_a_failed_call_leaves_running_in_its_session_is_killed(
+    supervised: Supervised, puppet: Puppet
+) -> None:
+    read_end, write_end = os.pipe()
+    script = "sleep 100000 & exit 3"
+    ident = puppet.send(
+        "spawn", {"call": "x", "argv": ["/bin/sh", "-c", script], "fds": {"1": 0}}, (write_end,)
+    )
+    os.close(write_end)
+    result, _ = puppet.answer(ident)
+    assert os.waitstatus_to_exitcode(result["status"]) == 3
+    assert select.select([read_end], [], [], 20)[0], "it lives and holds the pipe"
+    assert os.read(read_end, 1) == b""
+    os.close(read_end)
 
 
 def test_a_program_that_is_not_there_is_refused_with_its_errno_and_nothing_is_kept(
