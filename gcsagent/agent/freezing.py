@@ -44,7 +44,7 @@ class FreezingService:
                 if container.status is Status.PAUSED and not container.cgroup.frozen():
                     raise RuntimeFailure("pause", 0, "it reported success, and the container runs")
             except BaseException:
-                _undo_pause(container)
+                _undo_pause(self._registry, container)
                 raise
             if container.status is not Status.PAUSED:
                 changes.end(self._registry, container)
@@ -108,9 +108,8 @@ def after_restart(registry: Registry, container: Container, told: dict[str, str]
         registry.events.publish(wanted, container.ident, INIT)
 
 
-def _undo_pause(container: Container) -> None:
+def _undo_pause(registry: Registry, container: Container) -> None:
     container.cgroup.thaw()
     if container.status is Status.PAUSED:
         container.status = Status.RUNNING
-    container.change = None
-    changes.save(container)
+    changes.end(registry, container)
