@@ -19,7 +19,7 @@ def raised(number: int) -> list[Exception]:
     return [
         OSError(number, "of the agent's own"),
         SupervisorError("hold: of the supervisor's", number),
-        RuntimeMissing("create", "runc", number, "runc cannot be started"),
+        RuntimeMissing("create", number, "runc cannot be started"),
     ]
 
 
