@@ -30,9 +30,23 @@ def quiet_agent() -> Iterator[RunningAgent]:
     yield from stopped_clean(RunningAgent("--log-level", "warning"))
 
 
+@pytest.fixture(scope="module")
+def quiet_agent_with_crun() -> Iterator[RunningAgent]:
+    yield from stopped_clean(RunningAgent("--log-level", "warning", runtime="crun"))
+
+
 @pytest.fixture
 def target(quiet_agent: RunningAgent, rootfs: str) -> Iterator[Target]:
-    target = Target(quiet_agent.address, rootfs, box="box", pace=1.0, execs=AT_ONCE)
+    yield from _with_box(quiet_agent, rootfs)
+
+
+@pytest.fixture
+def crun_target(quiet_agent_with_crun: RunningAgent, rootfs: str) -> Iterator[Target]:
+    yield from _with_box(quiet_agent_with_crun, rootfs)
+
+
+def _with_box(agent: RunningAgent, rootfs: str) -> Iterator[Target]:
+    target = Target(agent.address, rootfs, box="box", pace=1.0, execs=AT_ONCE)
     asyncio.run(open_box(target))
     yield target
     asyncio.run(close_box(target))
@@ -122,14 +136,22 @@ def test_thirty_containers(quiet_agent: RunningAgent, target: Target) -> None:
 
 
 def test_creates_cut_off_anywhere(quiet_agent: RunningAgent, target: Target) -> None:
-    """Wherever the deadline falls: before, in, or after runc."""
+    cut_off_creates(quiet_agent, target, 0.16)
+
+
+def test_creates_cut_off_anywhere_with_crun(quiet_agent_with_crun: RunningAgent, crun_target: Target) -> None:
+    cut_off_creates(quiet_agent_with_crun, crun_target, 0.04)
+
+
+def cut_off_creates(agent: RunningAgent, target: Target, longest: float) -> None:
+    """Wherever the deadline falls, up to ``longest`` seconds: before, in, or after the runtime."""
 
     async def work(client: Client, number: int) -> None:
         params = creation(target, name("c"), ("true",), stdio=(PIPES, terminal())[number % 2])
         try:
-            await client.create_container(params, deadline=0.01 + number * 37 % 120 * 0.00125)
+            await client.create_container(params, deadline=longest * (10 + number * 37 % 120) / 130)
         except RpcError:
             return
         await client.delete_container(params.container)
 
-    repeat(quiet_agent, target, 120, work)
+    repeat(agent, target, 120, work)
