@@ -14,6 +14,7 @@ from gcsagent.agent import seccomp
 from gcsagent.agent.oci import guest_devices, users
 from gcsagent.agent.oci.capabilities import expand_all
 from gcsagent.agent.oci.check import check_spec
+from gcsagent.agent.oci.check_namespaces import check_mapped
 from gcsagent.agent.oci.check_process import check_capabilities, check_process
 from gcsagent.agent.oci.look import invalid
 from gcsagent.agent.oci.read import make_absolute, read_config
@@ -39,6 +40,7 @@ def load(params: CreateContainer) -> dict[str, Any]:
         make_absolute(spec, "")
     check_spec(spec)
     _settle_user(spec["process"], "spec.process", spec["root"]["path"])
+    check_mapped(spec)
     expand_all(spec["process"])
     _set_domainname(spec)
     guest_devices.fill_in(spec)

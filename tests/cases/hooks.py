@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 
 from protocol.errors import Code, RpcError
-from tests.cases.target import OUTPUT, Target, case, connect, creation, name, refused, remove, run, running
+from protocol.schema import to_wire
+from tests.cases.target import (
+    OUTPUT,
+    Target,
+    case,
+    connect,
+    creation,
+    name,
+    raw_call,
+    refused,
+    remove,
+    run,
+    running,
+)
 
 GUEST_RUN, INSIDE = "/run", "/guest-run"
 AT_CREATE = ("prestart", "createRuntime", "createContainer")
@@ -77,3 +90,27 @@ async def a_hook_that_fails_says_why_and_leaves_nothing(target: Target) -> None:
         await remove(client, params.container)
         with refused(Code.NOT_FOUND):
             await client.container_state(params.container)
+
+
+@case
+async def a_hook_that_hangs_is_ended_with_the_call(target: Target) -> None:
+    def change(spec: dict[str, Any]) -> None:
+        spec["hooks"] = {"createRuntime": hook("exec sleep 987654")}
+
+    params = creation(target, name("c"), ("true",), spec=change)
+    async with await connect(target) as client:
+        with refused(Code.DEADLINE_EXCEEDED):
+            deadline = {"deadline_ms": int(1000 * target.pace)}
+            await raw_call(target, "container.create", {**to_wire(params), **deadline})
+        with refused(Code.NOT_FOUND):
+            await client.container_state(params.container)
+
+        def guests_processes(spec: dict[str, Any]) -> None:
+            spec["linux"]["namespaces"] = [
+                each for each in spec["linux"]["namespaces"] if each["type"] != "pid"
+            ]
+
+        async with running(
+            target, client, "ps", "-ewwo", "args", stdio=OUTPUT, spec=guests_processes
+        ) as init:
+            assert b"987654" not in (await init.communicate()).stdout

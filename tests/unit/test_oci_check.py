@@ -255,8 +255,13 @@ def test_ids_must_be_mapped(tmp_path: Path) -> None:
     assert mapped_root(load(spec(tmp_path, {}, mapped))) == (100_000, 5)
     assert mapped_root(load(spec(tmp_path, {}, {}))) is None
     load(spec(tmp_path, {"user": {"uid": 65535, "gid": 9}}, mapped))
-    for user, field in (({"uid": 65536}, "uid"), ({"uid": 0, "gid": 10}, "gid")):
+    for user, field in (
+        ({"uid": 65536}, "uid"),
+        ({"uid": 0, "gid": 10}, "gid"),
+        ({"username": "70000:0"}, "uid"),
+    ):
         error = error_of(spec(tmp_path, {"user": user}, mapped))
+        assert error.code is Code.INVALID_ARGUMENT
         assert error.details["field"] == f"spec.process.user.{field}"
 
 

@@ -30,7 +30,7 @@ def check_spec(spec: Json) -> None:
     check_process(spec["process"], "spec.process")
     mapping(spec.get("annotations"), "spec.annotations")
     namespaces = namespaces_of(linux)
-    check_namespaces(spec, linux)
+    check_namespaces(linux)
     _check_names(spec, namespaces)
     check_mounts(spec, namespaces)
     check_hooks(spec)

@@ -28,20 +28,26 @@ def namespaces_of(linux: Json) -> dict[str, str]:
     return found
 
 
-def check_namespaces(spec: Json, linux: Json) -> None:
+def check_namespaces(linux: Json) -> None:
     """The mappings: there with a user namespace, and only then."""
     namespaces = namespaces_of(linux)
     fresh = namespaces.get("user") == ""
-    user = spec["process"]["user"]
-    for key, name in (("uidMappings", "uid"), ("gidMappings", "gid")):
+    for key in ("uidMappings", "gidMappings"):
         field = f"spec.linux.{key}"
         mappings = _mappings(linux.get(key), field)
         if mappings and "user" not in namespaces:
             raise invalid(field, "needs a 'user' namespace in spec.linux.namespaces")
         if fresh and not any(first == 0 for first, _, _ in mappings):
             raise invalid(field, "must map the container's id 0: a new user namespace has no ids of its own")
-        wanted = user.get(name)
-        if mappings and isinstance(wanted, int) and to_guest(mappings, wanted) is None:
+
+
+def check_mapped(spec: Json) -> None:
+    """The process's ids, once they are numbers, are among those that are mapped."""
+    linux, user = spec.get("linux") or {}, spec["process"]["user"]
+    for key, name in (("uidMappings", "uid"), ("gidMappings", "gid")):
+        field = f"spec.linux.{key}"
+        mappings, wanted = _mappings(linux.get(key), field), user.get(name) or 0
+        if mappings and to_guest(mappings, wanted) is None:
             raise invalid(f"spec.process.user.{name}", f"{wanted} is not among the ids that {field} maps")
 
 
