@@ -286,5 +286,9 @@ async def _in_thread(work: Callable[[], T], done: Callable[[], None]) -> T:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the agent is ending
             loop.call_soon_threadsafe(finish, result, error)
 
-    threading.Thread(target=run, name="processes", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="processes", daemon=True).start()
+    except RuntimeError as error:
+        done()
+        raise RpcError(Code.RESOURCE_EXHAUSTED, "the guest has no room for another thread") from error
     return await future
