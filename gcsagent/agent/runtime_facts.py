@@ -19,6 +19,7 @@ class RuntimeFacts:
         self._runtimes = runtimes
         self._versions: dict[_Identity, str] = {}
         self._features: dict[_Identity, dict[str, Any]] = {}
+        self._asking: dict[str, asyncio.Lock] = {}  # a crowd that wants to know starts one program, not many
 
     async def all(self, features: bool) -> tuple[RuntimeInfo, ...]:
         """Of every runtime that is offered, the default first."""
@@ -30,10 +31,11 @@ class RuntimeFacts:
         if identity is None:
             return RuntimeInfo(runtime.name, runtime.binary, "not installed")
         try:
-            if identity not in self._versions:
-                self._versions[identity] = await runtime.version()
-            if features and identity not in self._features:
-                self._features[identity] = await runtime.features()
+            async with self._asking.setdefault(runtime.binary, asyncio.Lock()):
+                if identity not in self._versions:
+                    self._versions[identity] = await runtime.version()
+                if features and identity not in self._features:
+                    self._features[identity] = await runtime.features()
         except RuntimeFailure as error:
             return RuntimeInfo(runtime.name, identity[0], str(error))
         found = self._features[identity] if features else {}
