@@ -181,17 +181,27 @@ class Reloader:
             if container.delete_request is not None:
                 # Its answer may be on disk already; it is true only when the deletion is through.
                 self._registry.journal.begin(container.delete_request)
-            self._later.append(self._finish_delete(container))
+            self._pend(container.create_request)
+            self._later.append(self._finish_delete(container, self._reopen(container.start_request)))
         elif container.status is Status.CREATING:
             self._pend(container.create_request)
             self._later.append(self._finish_create(container))
         elif container.status is Status.CREATED and start_call(container.ident) in self._calls:
             container.status = container.init.status = Status.CREATING
+            known = self._reopen(container.start_request)
             self._pend(container.start_request)
-            self._later.append(self._finish_start(container))
+            self._later.append(self._finish_start(container, known))
         else:
             self._answered(container)
             self._end_what_has_ended(container)
+
+    def _reopen(self, mark: RequestMark | None) -> RpcError | None:
+        """The error a start is known to have ended with: its repeat gets that once the container is gone."""
+        entry = self._registry.journal.find(mark.ident) if mark is not None else None
+        if mark is None or entry is None or not isinstance(error := entry.future.result(), RpcError):
+            return None
+        self._registry.journal.begin(mark)
+        return error
 
     def _pend(self, mark: RequestMark | None) -> None:
         """A request that was under way: its repeat waits for what becomes of it."""
@@ -339,17 +349,21 @@ class Reloader:
             context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
             await self._undo(container)
 
-    async def _finish_delete(self, container: Container) -> None:
+    async def _finish_delete(self, container: Container, start_error: RpcError | None) -> None:
         init = container.processes.get(INIT)
         await self._undo(container)
         self._registry.caller.forget(start_call(container.ident))  # a start that failed may be why
+        if container.start_request is not None and start_error is not None:
+            self._registry.journal.finish(container.start_request, start_error)
+        self._answer(container.create_request, 0)
         mark = container.delete_request
         if mark is not None:
             gone = container.ident not in self._registry.containers
             result = Deleted(init.exit if init is not None else None) if gone else UNDONE
             self._registry.journal.finish(mark, result)
 
-    async def _finish_start(self, container: Container) -> None:
+    async def _finish_start(self, container: Container, known: RpcError | None) -> None:
+        """``known`` is what the earlier agent had written down of its failure."""
         outcome = await self._registry.caller.join(start_call(container.ident))
         init = container.init
         waits = container.runtime.waits_for_start(container.ident)
@@ -359,7 +373,7 @@ class Reloader:
             self._answer(container.start_request, init.pid)
         else:
             self._note(container, "a start that did not succeed is undone, with its container")
-            failure = self._why_start_failed(container, outcome)
+            failure = known or self._why_start_failed(container, outcome)
             await self._lifecycle.undo_start(container, failure)
             if container.start_request is not None:
                 self._registry.journal.finish(container.start_request, failure)
@@ -367,12 +381,7 @@ class Reloader:
         self._end_what_has_ended(container)
 
     def _why_start_failed(self, container: Container, outcome: Outcome | None) -> RpcError:
-        """What the earlier agent has written down, else what can be told without the runtime's words."""
-        mark = container.start_request
-        stored = self._registry.journal.find(mark.ident) if mark is not None else None
-        known = stored.future.result() if stored is not None and stored.future.done() else None
-        if isinstance(known, RpcError):
-            return known
+        """What can be told without the runtime's words."""
         status, timed_out = (0, False) if outcome is None else (outcome.status, outcome.timed_out)
         problem = "it reported success, and the container waits for start" if status == 0 else ""
         failure = RuntimeFailure("start", status, problem, timed_out=timed_out)

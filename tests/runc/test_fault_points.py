@@ -12,7 +12,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
+from protocol.families.container import CreateContainer
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
 from tests.cases.agents import RunningAgent, frozen, stopped_clean
 from tests.cases.fifos import LOCATION, SIDE_CAR
-from tests.cases.target import MIB, OUTPUT, PIPES, Target, connect, creation, expect, name, remove
+from tests.cases.target import MIB, OUTPUT, PIPES, Target, connect, creation, expect, name, refused, remove
 
 FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
 MOST_STEPS = 120
@@ -315,6 +316,48 @@ async def _told(bench: Bench, container: str) -> None:
     assert found == ["container.paused", "container.resumed"]
 
 
+async def failed_create(bench: Bench, arm: Act) -> None:
+    params = creation(bench.target, name("c"), ("nowhere",), stdio=PIPES)
+    await arm()
+    with refused(Code.NOT_FOUND, exec_error="not_found"):
+        await bench.client.create_container(params)
+    await _is_gone(bench, params)
+
+
+async def failed_start(bench: Bench, arm: Act) -> None:
+    """The runtime cannot read the state it wrote: the container goes, and the caller is told why."""
+    params = creation(bench.target, name("c"), ("sleep", "100000"), stdio=OUTPUT)
+    await bench.client.create_container(params)
+    (state,) = (bench.running.state_dir / "runtime").glob(f"*/{params.container}/state.json")
+    state.write_text("")
+    await arm()
+    with refused(Code.INTERNAL):
+        await bench.client.start_container(params.container)
+    await _is_gone(bench, params)
+
+
+async def failed_exec(bench: Bench, arm: Act) -> None:
+    async with _box(bench) as box:
+        params = Exec(box, name("p"), {"args": ["nowhere"], "cwd": "/"}, PIPES)
+        await arm()
+        with refused(Code.NOT_FOUND, exec_error="not_found"):
+            await bench.client.exec_process(params)
+        state = await bench.client.container_state(box)
+        assert [process.process for process in state.processes] == ["init"]
+        again = Exec(box, params.process, {"args": ["true"], "cwd": "/"})
+        await bench.client.exec_process(again)
+        assert (await bench.client.wait_process(box, again.process)).exit_code == 0
+
+
+async def _is_gone(bench: Bench, params: CreateContainer) -> None:
+    """And its id can be used again."""
+    with refused(Code.NOT_FOUND):
+        await bench.client.container_state(params.container)
+    again = replace(params, spec=creation(bench.target, params.container, ("true",)).spec)
+    await bench.client.create_container(again)
+    await remove(bench.client, params.container)
+
+
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "attempt",
@@ -327,6 +370,9 @@ async def _told(bench: Bench, container: str) -> None:
         attach,
         close_stdin,
         delete,
+        failed_create,
+        failed_start,
+        failed_exec,
         pause,
         resume,
         update,
