@@ -9,6 +9,7 @@ import pytest
 
 from gcsagent.host.client import Client
 from gcsagent.host.vm.config import VmConfig
+from gcsagent.host.vm.console import Finding
 from gcsagent.host.vm.launcher import VirtualMachine
 from protocol.schema import from_wire
 from protocol.types import Oom, OomScope, Reason, Status
@@ -75,7 +76,14 @@ async def _power_off(machine: VirtualMachine) -> None:
     async with await Client.connect(machine.address) as client, asyncio.timeout(END_SECONDS):
         await client.shutdown()
         ended = await machine.wait()
-    assert (ended.clean, ended.status, ended.findings) == (True, 0, ()), ended
+    assert (ended.clean, ended.status) == (True, 0), ended
+    unexpected = [each for each in ended.findings if not _is_want_of_memory(each)]
+    assert not unexpected, unexpected
+
+
+def _is_want_of_memory(finding: Finding) -> bool:
+    """Reading ahead is allowed to fail: the kernel says that it did, and where, and reads again later."""
+    return finding.kind == "trace" or (finding.kind == "disk" and "readahead error" in finding.line)
 
 
 def test_a_container_that_eats_all_memory_ends_alone(
