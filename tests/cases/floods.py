@@ -13,6 +13,9 @@ from tests.cases.bystander import undisturbed
 from tests.cases.target import Target, case
 
 REQUESTS = 20_000
+PADDING = {"ignored": "x" * 300}
+"""Six megabytes in all: more than there are buffers on the way, so that it shows whether they are read."""
+
 HALF = b"\x94\x00\x01\xdb\x00\x0f\xff\x00" + b"x" * 200_000
 """A request whose method is declared as a string of almost 1 MiB."""
 
@@ -30,8 +33,8 @@ async def whoever_floods_stalls_or_is_half_done_hurts_only_itself(target: Target
         flood, lazy, half = flooding
         await lazy.ask("events.subscribe", Subscribe(after=0))
         await loop.sock_sendall(half.sock, HALF)
-        pings = b"".join(encode(Request(number + 10, "agent.info", {})) for number in range(REQUESTS))
-        sending = asyncio.ensure_future(loop.sock_sendall(flood.sock, pings))
+        asked = b"".join(encode(Request(number + 10, "agent.info", PADDING)) for number in range(REQUESTS))
+        sending = asyncio.ensure_future(loop.sock_sendall(flood.sock, asked))
         stack.callback(sending.cancel)
         await bystander.several(5)
         assert not sending.done()  # it is not read any more
