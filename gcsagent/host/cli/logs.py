@@ -72,7 +72,7 @@ async def _logged(client: Client, args: argparse.Namespace) -> list[str]:
     names = [name for name, stream in state.streams.items() if stream.mode is StreamMode.SPOOL]
     if not names:
         raise UsageError(
-            f"process {args.process} of {args.id} has no log; `run -d` keeps one, and so does `run --log`"
+            f"{args.process} of {args.id} has no log; `run -d`, `run --log` and `exec -d --log` keep one"
         )
     return names
 

@@ -188,7 +188,7 @@ def _add_container_commands(commands: _Subparsers) -> None:
         commands,
         "logs",
         logs.logs,
-        "show what a process wrote, of `run -d` and `run --log`",
+        "show what a process wrote, of `run -d`, `run --log` and `exec -d --log`",
         "gcsctl logs -f --tail 10 web",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the process's output ends")
