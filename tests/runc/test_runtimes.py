@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -84,6 +86,32 @@ def test_info_shows_each_with_its_version_and_features(target: Target) -> None:
         assert (runsc.path, runsc.version, runsc.features) == ("/no/such/runsc", "not installed", {})
 
     asyncio.run(body())
+
+
+def test_gcsctl_names_and_shows_it(both: RunningAgent, target: Target) -> None:
+    options = ("--rootfs", target.rootfs, "--overlay")
+    ran = _gcsctl(both, "run", "--rm", "--runtime", "crun", *options, "--", "sh", "-c", "echo ran; exit 7")
+    assert (ran.returncode, ran.stdout) == (7, "ran\n"), ran.stderr
+    assert (
+        _gcsctl(
+            both, "run", "-d", "--id", "c", "--runtime", "crun", *options, "--", "sleep", "100"
+        ).returncode
+        == 0
+    )
+    shown = _gcsctl(both, "state", "c").stdout
+    assert _gcsctl(both, "delete", "--force", "c").returncode == 0
+    assert re.search(r"^runtime +crun$", shown, re.MULTILINE), shown
+    about = _gcsctl(both, "info").stdout
+    assert "crun (/" in about
+    assert "OCI runtime spec 1.0.0 to 1.0.2" in about
+    refused = _gcsctl(both, "run", "--rm", "--runtime", "youki", *options, "--", "true")
+    assert refused.returncode == 125
+    assert "runc, runsc, crun" in refused.stderr
+
+
+def _gcsctl(both: RunningAgent, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gcsagent.host", "--address", both.address, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
 
 
 def test_a_runtime_that_is_not_offered_is_refused(target: Target) -> None:

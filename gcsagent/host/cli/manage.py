@@ -136,6 +136,7 @@ async def state(args: argparse.Namespace) -> int:
         ("pid", container.pid),
         ("bundle", container.bundle),
         ("created", _moment(container.created_at_ns)),
+        ("runtime", container.runtime),
     ]
     pairs += _runtime_pairs(container.runtime_view)
     pairs += [("problem", container.problem)] if container.problem else []
