@@ -100,7 +100,7 @@ def test_gcsctl_names_and_shows_it(both: RunningAgent, target: Target) -> None:
     )
     shown = _gcsctl(both, "state", "c").stdout
     assert _gcsctl(both, "delete", "--force", "c").returncode == 0
-    assert re.search(r"^runtime +crun$", shown, re.MULTILINE), shown
+    assert re.search(r"^runtime: +crun$", shown, re.MULTILINE), shown
     about = _gcsctl(both, "info").stdout
     assert "crun (/" in about
     assert "OCI runtime spec 1.0.0 to 1.0.2" in about
