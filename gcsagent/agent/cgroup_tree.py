@@ -21,6 +21,10 @@ class CgroupTree:
         """``name`` is relative to the root."""
         return Cgroup(self._mounts, f"{self.root}/{name}")
 
+    def name_of(self, cgroup: Cgroup) -> str:
+        """What :meth:`at` would make it of."""
+        return cgroup.path.removeprefix(f"{self.root}/")
+
     def holds(self, path: str) -> bool:
         """Whether ``path`` is below the root, and not by way of ``..``."""
         inside = path.removeprefix(f"{self.root}/")

@@ -28,6 +28,7 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "update": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "pause": frozenset({Status.RUNNING}),
     "resume": frozenset({Status.PAUSED}),
+    "checkpoint": frozenset({Status.RUNNING, Status.PAUSED}),
     "delete": frozenset({Status.CREATED, Status.STOPPED, Status.FAILED, Status.DELETING}),
     "force the deletion of": frozenset(set(Status) - {Status.CREATING}),
 }
@@ -44,6 +45,8 @@ REQUESTS: dict[str, tuple[str, Status | None]] = {
     "container.update": ("update", None),
     "container.stats": ("read the statistics of", None),
     "container.processes": ("list the processes of", None),
+    "container.checkpoint": ("checkpoint", Status.STOPPED),
+    "container.checkpoint with leave_running": ("checkpoint", None),
     "container.delete": ("delete", Status.DELETING),
     "container.delete with force": ("force the deletion of", Status.DELETING),
 }
@@ -77,6 +80,8 @@ class Container:
         self.change: Change | None = None
         self.io_limits: dict[str, dict[str, int]] = {}
         self.changing = asyncio.Lock()
+        self.checkpointing: dict[str, Any] | None = None
+        self.restored_from = ""
         self.deletion: asyncio.Task[None] | None = None
         self.sweep: asyncio.Task[None] | None = None
         """Ends what init left behind."""
@@ -144,5 +149,7 @@ class Container:
             "freeze_request": self.freeze_request,
             "change": None if self.change is None else self.change.document(),
             "io_limits": self.io_limits,
+            "checkpointing": self.checkpointing,
+            "restored_from": self.restored_from,
             "created_at_ns": self.created_at_ns,
         }

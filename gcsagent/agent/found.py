@@ -6,7 +6,12 @@ import os
 import shutil
 from typing import Any
 
+from gcsagent.agent import changes
+from gcsagent.agent.container import Container
+from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.process_dir import VERSION, read_json
+from gcsagent.agent.registry import Registry
+from protocol.types import Status
 
 
 def process_directories(path: str) -> list[str]:
@@ -38,3 +43,25 @@ def slots(document: dict[str, Any]) -> list[int]:
     found = document.get("slots")
     lists = found.values() if isinstance(found, dict) else ()
     return [slot for entry in lists if isinstance(entry, list) for slot in entry if isinstance(slot, int)]
+
+
+def fill(container: Container, document: dict[str, Any], registry: Registry) -> None:
+    """The container as its container.json has it. Raises KeyError, TypeError or ValueError."""
+    container.status = Status(document["status"])
+    container.runtime = registry.runtimes.remembered(str(document["runtime"]))
+    container.owns_pids = bool(document["owns_pids"])
+    container.cgroup = registry.cgroup_tree.restored(str(document["cgroup"]))
+    container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
+    container.create_request = mark(document.get("create_request"))
+    container.start_request = mark(document.get("start_request"))
+    container.delete_request = mark(document.get("delete_request"))
+    container.freeze_request = mark(document.get("freeze_request"))
+    container.change = changes.read(document.get("change"))
+    container.io_limits = dict(document.get("io_limits", {}))
+    container.checkpointing = document.get("checkpointing")
+    container.restored_from = str(document.get("restored_from", ""))
+    container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
+
+
+def mark(document: Any) -> RequestMark | None:
+    return None if document is None else RequestMark(str(document[0]), str(document[1]))

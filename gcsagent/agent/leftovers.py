@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 
 from gcsagent.agent import reach
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import Runtime, RuntimeFailure
+from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 
 SECONDS = 60.0
 
@@ -45,3 +47,17 @@ async def _delete_unknown(runtime: Runtime, ident: str) -> None:
         await runtime.delete(ident, SECONDS)
     except RuntimeFailure as error:
         log.error("that failed", extra={"error": str(error)})
+
+
+async def kill_unknown(supervisor: SupervisorClient, key: str) -> None:
+    _log.warning("a process nobody knows is killed", extra={"fields": {"process": key}})
+    try:
+        _, fds = await supervisor.request("pidfd", {"process": key})
+    except SupervisorError:
+        return  # it has ended by itself
+    try:
+        signal.pidfd_send_signal(fds[0], signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fds[0])

@@ -60,12 +60,12 @@ class Lifecycle:
             params.stdio,
         )
         container.create_request = call.mark
-        self._make_directory(container)
+        self.make_directory(container)
         try:
             process = await self._make(container, params, spec, piping, call)
         except BaseException as error:
-            failure = _failure_of(error, call)
-            await _bounded(self.undo_create(container, failure))
+            failure = failure_of(error, call)
+            await bounded(self.undo_create(container, failure))
             raise
         call.commit()
         self.created(container, process)
@@ -107,7 +107,7 @@ class Lifecycle:
             container.root = spec["root"]["path"]
             container.save()
         container.directory.write("config.json", bundle.finish(spec, params.stdio, container.cgroup.path))
-        prepared = self._prepare(container, process, spec)
+        prepared = self.prepare(container, process, spec)
         try:
             directory = container.directory.begin(INIT, process.document())
             fifos.open_all(
@@ -133,7 +133,7 @@ class Lifecycle:
         process.early_exit = launched.exit or process.early_exit
         await self._take_terminal(container, process, prepared)
 
-    def _make_directory(self, container: Container) -> None:
+    def make_directory(self, container: Container) -> None:
         """Raises FAILED_PRECONDITION, or what the disk says, with nothing made."""
         try:
             container.directory.create()
@@ -164,7 +164,7 @@ class Lifecycle:
                 failure.details["problem"] = container.problem
         self._registry.caller.forget(launch_call(f"{container.ident}/{INIT}"))
 
-    def _prepare(self, container: Container, process: Process, spec: dict[str, Any]) -> stdio.PreparedStdio:
+    def prepare(self, container: Container, process: Process, spec: dict[str, Any]) -> stdio.PreparedStdio:
         """``spec`` is the container's: its root's are the pipes."""
         prepared = stdio.prepare(
             self._registry.keeper,
@@ -202,7 +202,7 @@ class Lifecycle:
             await container.runtime.start(container.ident, call.timeout)
         except BaseException as error:
             explained = self.explain_start(container, error)
-            await _bounded(self.undo_start(container, _failure_of(explained, call)))
+            await bounded(self.undo_start(container, failure_of(explained, call)))
             if explained is error:
                 raise
             raise explained from error
@@ -283,7 +283,7 @@ class Lifecycle:
         try:
             await self._launch_exec(container, process, config, spec, call)
         except BaseException:
-            await _bounded(self.undo_exec(container, process))
+            await bounded(self.undo_exec(container, process))
             raise
         call.commit()
         self.executed(container, process, started_at_ns)
@@ -301,7 +301,7 @@ class Lifecycle:
         spec: dict[str, Any],
         call: Call,
     ) -> None:
-        prepared = self._prepare(container, process, config)
+        prepared = self.prepare(container, process, config)
         try:
             directory = container.directory.begin(process.ident, process.document())
             process_file = os.path.join(directory, "spec.json")
@@ -338,14 +338,14 @@ def _root_of(container: Container) -> str:
     return f"/proc/{container.init.pid}/root" if container.init.alive else container.root
 
 
-def _failure_of(error: BaseException, call: Call) -> RpcError:
+def failure_of(error: BaseException, call: Call) -> RpcError:
     """What the caller is going to be told."""
     if isinstance(error, asyncio.CancelledError):
         return call.aborted or RpcError(Code.CANCELLED, f"{call.method} was given up")
     return to_rpc_error(error)
 
 
-async def _bounded(cleanup: Awaitable[None]) -> None:
+async def bounded(cleanup: Awaitable[None]) -> None:
     """Runs an undo to its end even if its caller is cancelled again, but not for ever."""
     task = asyncio.ensure_future(cleanup)
     task.add_done_callback(_log_failure)

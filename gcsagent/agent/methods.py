@@ -12,6 +12,7 @@ from typing import Any
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.cgroup_stats import StatsService
+from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container_list import ContainerListService
 from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.info import AgentService
@@ -20,6 +21,7 @@ from gcsagent.agent.limits import LimitService
 from gcsagent.agent.process_list import ProcessListService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.restoring import RestoreService
 from gcsagent.agent.runtime_view import StateService
 from gcsagent.agent.signals import SignalService
 from gcsagent.agent.spools import SpoolService
@@ -33,7 +35,7 @@ SESSION_METHODS = frozenset({"agent.hello", "stream.attach", "events.subscribe"}
 def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
     lifecycle, processes, spools = Lifecycle(registry), ProcessService(registry), SpoolService(registry)
 
-    freezing = FreezingService(registry)
+    freezing, checkpoints = FreezingService(registry), CheckpointService(registry)
 
     table: dict[str, Handler] = {
         "agent.ping": agent.ping,
@@ -50,6 +52,10 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.kill": SignalService(registry).kill,
         "container.pause": freezing.pause,
         "container.resume": freezing.resume,
+        "container.checkpoint": checkpoints.checkpoint,
+        "container.restore": RestoreService(registry, lifecycle).restore,
+        "checkpoint.list": checkpoints.list_all,
+        "checkpoint.delete": checkpoints.delete,
         "container.stats": StatsService(registry).stats,
         "container.update": LimitService(registry).update,
         "container.wait": lifecycle.wait,

@@ -59,6 +59,7 @@ class Registry:
             cgroups,
             oom,
         )
+        self.state = state
         self.directory = os.path.join(state, "containers")
         self.pipes = os.path.join(state, "pipes")
         # Two agents on one machine (development, tests) must not share cgroups; in a guest there is one.
@@ -213,6 +214,8 @@ class Registry:
         there = self.containers.get(container.ident) is container
         if not wanted or not there or not (process.finished or self._forsaken(container, process)):
             return
+        if container.checkpointing is not None:
+            return  # asked again when that is through
         if process.is_init:
             if container.status is Status.STOPPED:
                 self.spawn(self.delete(container))

@@ -17,27 +17,36 @@ Every difference that is put right is logged.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import signal
 import time
 from collections.abc import Coroutine
 from typing import Any
 
-from gcsagent.agent import changes, freezing, stdio
+from gcsagent.agent import freezing, stdio
 from gcsagent.agent.calls import Outcome, kill_and_close
+from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import of_this_life
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.fifo import Fifo
-from gcsagent.agent.found import process_directories, read_document, slots
+from gcsagent.agent.found import fill, mark, process_directories, read_document, slots
 from gcsagent.agent.journal import UNDONE, RequestMark
-from gcsagent.agent.leftovers import sweep
+from gcsagent.agent.leftovers import kill_unknown, sweep
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.runtime import Launched, RuntimeFailure, change_call, launch_call, start_call
+from gcsagent.agent.restoring import restored
+from gcsagent.agent.runtime import (
+    Launched,
+    RuntimeFailure,
+    change_call,
+    checkpoint_call,
+    launch_call,
+    start_call,
+)
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.agent.unfinished import finish_change
 from gcsagent.common.channel import MAX_FDS
@@ -56,7 +65,7 @@ _BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError,
 class Reloader:
     def __init__(self, registry: Registry, supervisor: SupervisorClient) -> None:
         self._registry, self._supervisor = registry, supervisor
-        self._lifecycle = Lifecycle(registry)
+        self._lifecycle, self._checkpoints = Lifecycle(registry), CheckpointService(registry)
         self._held: dict[str, dict[str, dict[str, int]]] = {}  # process key -> stream -> suffix -> fd
         self._alive: dict[str, int] = {}
         self._exits: dict[str, dict[str, Any]] = {}
@@ -65,6 +74,7 @@ class Reloader:
         self._freezes_told: dict[str, str] = {}
         self._cgroups_unclear = False
         self._events: list[Event] = []
+        self._closing: dict[str, dict[str, int]] = {}
         self._later: list[Coroutine[Any, Any, None]] = []
 
     async def run(self) -> None:
@@ -81,12 +91,17 @@ class Reloader:
         self._registry.keeper.counters.claim(claimed)
         for container, found in documents:
             await self._restore(container, found)
+        self._checkpoints.pend_deletions()
         await self._drop_leftovers()
         # Only now: undoing one container takes knowing what the others share with it.
         unfinished = [self._registry.spawn(work) for work in self._later]
         for container, process in self._registry.processes():
             self._registry.check_auto_delete(container, process)
-        self._registry.spawn(sweep(self._registry, unfinished, cgroups=not self._cgroups_unclear))
+        self._registry.spawn(self._sweep(unfinished))
+
+    async def _sweep(self, unfinished: list[asyncio.Task[None]]) -> None:
+        await self._checkpoints.sweep()
+        await sweep(self._registry, unfinished, cgroups=not self._cgroups_unclear)
 
     # -- what there is --------------------------------------------------------------------------
 
@@ -127,18 +142,7 @@ class Reloader:
     def _read_container(self, container: Container) -> dict[str, dict[str, Any]]:
         path = container.directory.path
         document = read_document(os.path.join(path, "container.json"))
-        container.status = Status(document["status"])
-        container.runtime = self._registry.runtimes.remembered(str(document["runtime"]))
-        container.owns_pids = bool(document["owns_pids"])
-        container.cgroup = self._registry.cgroup_tree.restored(str(document["cgroup"]))
-        container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
-        container.create_request = _mark(document.get("create_request"))
-        container.start_request = _mark(document.get("start_request"))
-        container.delete_request = _mark(document.get("delete_request"))
-        container.freeze_request = _mark(document.get("freeze_request"))
-        container.change = changes.read(document.get("change"))
-        container.io_limits = dict(document.get("io_limits", {}))
-        container.labels, container.created_at_ns = dict(document["labels"]), int(document["created_at_ns"])
+        fill(container, document, self._registry)
         return {
             where: read_document(os.path.join(path, where, "process.json"))
             for where in process_directories(path)
@@ -172,7 +176,8 @@ class Reloader:
         self._registry.oom.restore(container, self._events)
         if container.status not in (Status.DELETING, Status.CREATING):
             self._registry.oom.begin(container)
-        if container.change is not None or change_call(container.ident) in self._calls:
+        changing = container.change is not None or change_call(container.ident) in self._calls
+        if changing and container.checkpointing is None:  # else it is what the checkpoint began with
             self._pend(container.change.request if container.change is not None else None)
             self._later.append(finish_change(self._registry, container, self._freezes_told))
         if container.status is Status.DELETING:
@@ -191,6 +196,10 @@ class Reloader:
             known = self._reopen(container.start_request)
             self._pend(container.start_request)
             self._later.append(self._finish_start(container, known))
+        elif container.checkpointing is not None:
+            self._pend(mark(container.checkpointing["request"]))
+            self._end_what_has_ended(container)
+            self._later.append(self._checkpoints.resume(container))
         else:
             self._answered(container)
             self._end_what_has_ended(container)
@@ -238,11 +247,12 @@ class Reloader:
             bool(document["auto_delete"]),
         )
         process.created_at_ns, process.started_at_ns = document["created_at_ns"], document["started_at_ns"]
-        process.request = _mark(document.get("request"))
+        process.request = mark(document.get("request"))
         process.slots = {name: list(slots) for name, slots in document["slots"].items()}
         for name, (path, device, inode) in document.get("fifos", {}).items():
             process.fifos[name] = Fifo(path, device, inode)
         container.processes[process.ident] = process
+        self._closing[process.key] = document.get("closing_at", {})
         if where.startswith(".new-"):
             self._resume_exec(container, process)
             return
@@ -252,8 +262,6 @@ class Reloader:
             _, fds = await self._supervisor.request("pidfd", {"process": process.key})
             process.pidfd = fds[0]
         self._restore_streams(container, process)
-        for name, offset in document.get("closing_at", {}).items():
-            process.stream(name).close_input(offset)
         if document["exit"] is not None:
             process.restore_exit(from_wire(ExitRecord, document["exit"]))
             self._publish_once("process.exited", container, process, process.pid, document["exit"])
@@ -271,6 +279,8 @@ class Reloader:
             held,
             lambda name, count: self._registry.stream_ended(container, process, name, count),
         )
+        for name, offset in self._closing.pop(process.key, {}).items():
+            process.stream(name).close_input(offset)
         for name, stream in process.streams.items():
             state = stream.state()
             if state.ended and name in process.slots:
@@ -343,7 +353,10 @@ class Reloader:
         self._note(container, "a create had succeeded")
         try:
             await self._take_up(container, init, outcome)
-            self._lifecycle.created(container, init)
+            if container.restored_from:
+                restored(self._registry, container, init)
+            else:
+                self._lifecycle.created(container, init)
             self._answer(container.create_request, init.pid)
         except (*_BROKEN, RpcError, SupervisorError) as error:
             context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
@@ -351,6 +364,8 @@ class Reloader:
 
     async def _finish_delete(self, container: Container, start_error: RpcError | None) -> None:
         init = container.processes.get(INIT)
+        with contextlib.suppress(RpcError):
+            await self._checkpoints.abandon(container)
         await self._undo(container)
         self._registry.caller.forget(start_call(container.ident))  # a start that failed may be why
         if container.start_request is not None and start_error is not None:
@@ -443,9 +458,11 @@ class Reloader:
         }
         for key in set(self._alive) - known:
             if key.partition("/")[0] not in broken:
-                await self._kill_unknown(key)
+                await kill_unknown(self._supervisor, key)
         expected = {launch_call(key) for key in known} | {
-            name(ident) for ident in self._registry.containers for name in (start_call, change_call)
+            name(ident)
+            for ident in self._registry.containers
+            for name in (start_call, change_call, checkpoint_call)
         }
         for key in self._calls - expected:
             self._registry.spawn(self._drain_call(key))
@@ -456,19 +473,6 @@ class Reloader:
                 os.close(fd)
                 name = stdio.stream_name(key, stream)
                 self._supervisor.release(f"{name}.{suffix}" if suffix else name)
-
-    async def _kill_unknown(self, key: str) -> None:
-        _log.warning("a process nobody knows is killed", extra={"fields": {"process": key}})
-        try:
-            _, fds = await self._supervisor.request("pidfd", {"process": key})
-        except SupervisorError:
-            return  # it has ended by itself
-        try:
-            signal.pidfd_send_signal(fds[0], signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        finally:
-            os.close(fds[0])
 
     async def _drain_call(self, key: str) -> None:
         """A mount, an rm, a delete: it may finish; what it did is found by looking."""
@@ -483,10 +487,6 @@ def _end_launched(outcome: Outcome | None) -> None:
     """The process of a launch that failed all the same."""
     if outcome is not None and outcome.pidfd is not None:
         kill_and_close(outcome.pidfd)
-
-
-def _mark(document: Any) -> RequestMark | None:
-    return None if document is None else RequestMark(str(document[0]), str(document[1]))
 
 
 async def reload(registry: Registry, supervisor: SupervisorClient) -> None:

@@ -17,6 +17,7 @@ from gcsagent.agent import runc_argv
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, capture, kill_and_close
 from gcsagent.agent.logs import context
 from gcsagent.agent.runtime import (
+    CriuOptions,
     Launch,
     Launched,
     RuntimeFailure,
@@ -24,6 +25,7 @@ from gcsagent.agent.runtime import (
     RuntimeMissing,
     RuntimeState,
     change_call,
+    checkpoint_call,
     launch_call,
     start_call,
 )
@@ -187,6 +189,30 @@ class Runc:
                 await self._run("update", argv, timeout, fds={0: fd}, log=files.log, key=key)
         finally:
             os.close(fd)
+
+    async def checkpoint(
+        self, container: str, options: CriuOptions, timeout: float, *, leave_running: bool
+    ) -> None:
+        with _Files(self) as files:
+            argv = runc_argv.checkpoint(
+                self._globals, files.log, container, options, leave_running=leave_running
+            )
+            await self._run("checkpoint", argv, timeout, log=files.log, key=checkpoint_call(container))
+
+    async def restore(
+        self, container: str, bundle: str, options: CriuOptions, launch: Launch, timeout: float
+    ) -> Launched:
+        with _Files(self, bool(launch.console_name)) as files:
+            argv = runc_argv.restore(
+                self._globals,
+                files.log,
+                container,
+                options,
+                bundle=bundle,
+                pid_file=launch.pid_file,
+                console_socket=files.console,
+            )
+            return await self._launch("restore", argv, launch, files, timeout)
 
     async def _unmount_copies(self, container: str) -> None:
         """runc protects its binary by a copy, in older versions by a bind mount on a ``runc.XXXXXX`` of

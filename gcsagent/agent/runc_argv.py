@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gcsagent.agent.runtime import CriuOptions
+
 
 @dataclass(frozen=True, slots=True)
 class RuncGlobals:
@@ -89,3 +91,37 @@ def state(options: RuncGlobals, log: str, container: str) -> list[str]:
 
 def version(options: RuncGlobals) -> list[str]:
     return [options.binary, "--version"]
+
+
+def _criu(options: CriuOptions) -> list[str]:
+    flags = {
+        "--tcp-established": options.tcp_established,
+        "--ext-unix-sk": options.ext_unix_sk,
+        "--shell-job": options.shell_job,
+        "--file-locks": options.file_locks,
+    }
+    paths = ["--image-path", options.images, "--work-path", options.work]
+    return paths + [flag for flag, wanted in flags.items() if wanted]
+
+
+def checkpoint(
+    options: RuncGlobals, log: str, container: str, criu: CriuOptions, *, leave_running: bool
+) -> list[str]:
+    argv = [*_base(options, log), "checkpoint", *_criu(criu)]
+    return [*argv, *(["--leave-running"] if leave_running else []), container]
+
+
+def restore(
+    options: RuncGlobals,
+    log: str,
+    container: str,
+    criu: CriuOptions,
+    *,
+    bundle: str,
+    pid_file: str,
+    console_socket: str = "",
+) -> list[str]:
+    argv = [*_base(options, log), "restore", "--detach", "--bundle", bundle, "--pid-file", pid_file]
+    if console_socket:
+        argv += ["--console-socket", console_socket]
+    return [*argv, *_criu(criu), container]

@@ -88,6 +88,18 @@ class Launched:
     exit: dict[str, Any] | None
 
 
+@dataclass(frozen=True, slots=True)
+class CriuOptions:
+    """``images`` is the checkpoint's directory, ``work`` the one that gets CRIU's log."""
+
+    images: str
+    work: str
+    tcp_established: bool = False
+    ext_unix_sk: bool = False
+    shell_job: bool = False
+    file_locks: bool = False
+
+
 def launch_call(process: str) -> str:
     """The supervisor's name for the call that creates or execs the process with this key."""
     return f"launch/{process}"
@@ -100,6 +112,10 @@ def start_call(container: str) -> str:
 def change_call(container: str) -> str:
     """Of a pause, a resume or an update: there is one at a time."""
     return f"change/{container}"
+
+
+def checkpoint_call(container: str) -> str:
+    return f"checkpoint/{container}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,5 +154,13 @@ class Runtime(Protocol):
     def waits_for_start(self, container: str) -> bool:
         """Whether a created container's init still waits for start, whatever start has reported."""
 
+    async def checkpoint(
+        self, container: str, options: CriuOptions, timeout: float, *, leave_running: bool
+    ) -> None:
+        """Remembered by the supervisor, as a start is. What was paused stays so."""
+
+    async def restore(
+        self, container: str, bundle: str, options: CriuOptions, launch: Launch, timeout: float
+    ) -> Launched: ...
     def leftovers(self) -> set[str]: ...
     def forget_earlier_logs(self) -> None: ...

@@ -12,6 +12,7 @@ import socket
 from typing import Any, Protocol
 
 from gcsagent import __version__
+from gcsagent.agent import criu
 from gcsagent.agent.call import Call
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.info import AgentService
@@ -199,7 +200,7 @@ class Session:
             __version__,
             self._agent.boot_id,
             self._agent.generation,
-            FEATURES,
+            _features(),
             self._bounds.limits,
         )
 
@@ -246,3 +247,8 @@ class Session:
         except OSError as error:  # out of descriptors, before the reply was on its way
             self._log.error("cannot attach", extra={"error": str(error)})
             self._wire.sock.close()
+
+
+def _features() -> tuple[str, ...]:
+    """With ``checkpoint`` only where CRIU is, which may be installed while the agent runs."""
+    return ("checkpoint", *FEATURES) if criu.present() else FEATURES

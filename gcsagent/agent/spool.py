@@ -82,6 +82,17 @@ class Spool:
         self.written += moved
         return moved
 
+    def begin_at(self, first: int, source: int, count: int) -> None:
+        """Nothing having been taken yet: holds ``count`` bytes of the file ``source`` from offset ``first``.
+
+        Raises OSError.
+        """
+        os.lseek(self.fd, first, os.SEEK_SET)
+        self.written = first
+        while count and (moved := os.sendfile(self.fd, source, None, min(count, _CHUNK))):
+            self.written, count = self.written + moved, count - moved
+        self.release(first)
+
     def release(self, offset: int) -> None:
         """Gives up what is before ``offset``, which is at most :attr:`written`; :meth:`punch` frees it."""
         if offset > self.first:

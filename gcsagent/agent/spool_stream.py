@@ -214,6 +214,18 @@ class SpoolStream:
     def produced(self) -> int:
         return self.spool.written + (queued(self._fd) if self._fd >= 0 else 0)
 
+    def fill_now(self) -> None:
+        """Takes what is in the pipe without waiting to be woken, as far as there is room."""
+        if self._fd >= 0 and self._room() > 0:
+            self._fill()
+
+    def move_rest(self, file: int) -> int:
+        """Moves what a full spool has left in the pipe to ``file``; returns how much. Raises OSError."""
+        moved = 0
+        while self._fd >= 0 and (waiting := queued(self._fd)):
+            moved += os.splice(self._fd, file, waiting, flags=os.SPLICE_F_NONBLOCK)
+        return moved
+
     def process_ended(self) -> None:
         return  # what it wrote last is taken as ever
 

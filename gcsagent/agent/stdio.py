@@ -208,7 +208,8 @@ async def take_terminal(prepared: PreparedStdio, keeper: Keeper, ended: Ended) -
     if not os.isatty(fds[0]):
         os.close(fds[0])
         raise RpcError(Code.INTERNAL, "what the runtime sent for the process is no terminal")
-    slots = _terminal_slots(keeper, fds[0])
+    # A terminal that goes on from a checkpoint has its counters already.
+    slots = prepared.slots.get("tty") or _terminal_slots(keeper, fds[0])
     prepared.slots["tty"] = slots
     stream = TtyStream(keeper, name, fds[0], (slots[0], slots[1]), lambda count: ended("tty", count))
     stream.resize(prepared.stdio.winsize.rows, prepared.stdio.winsize.cols)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from gcsagent.agent.attachable import Attachable, Keeper, drained
 from gcsagent.agent.counters import queued
-from gcsagent.agent.relay import MiddlePipe, Pump
+from gcsagent.agent.relay import CHUNK, MiddlePipe, Pump
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
 
@@ -24,6 +25,10 @@ class _PipeStream(Attachable):
 
     def state(self) -> StreamState:
         return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
+
+    def begin_at(self, offset: int) -> None:
+        """Counts from ``offset`` on; nothing has been moved yet."""
+        self._keeper.counters.filling(self._slot, offset)
 
     def _make_pump(self, middle: MiddlePipe) -> Pump:
         raise NotImplementedError
@@ -83,6 +88,24 @@ class OutputStream(_PipeStream):
         waiting = queued(self._fd) if self._fd >= 0 else 0
         return self._offset() + (self._pump.in_middle if self._pump else 0) + waiting
 
+    def waiting(self) -> int:
+        """Bytes the process has written that have not reached a client."""
+        return self.produced() - self._offset()
+
+    def move_rest(self, file: int) -> None:
+        """Moves what waits to ``file``; to the client who comes it has never been there.
+
+        The process has ended and nobody is attached. Raises OSError.
+        """
+        offset = self._offset()
+        sources = [self._middle.read_end] if self._middle is not None else []
+        for source in [*sources, *([self._fd] if self._fd >= 0 else [])]:
+            while queued(source):
+                os.splice(source, file, CHUNK, flags=os.SPLICE_F_NONBLOCK)
+        self.begin_at(offset)
+        if self._middle is not None:
+            self._pump = self._make_pump(self._middle)
+
     def process_ended(self) -> None:
         """What it wrote stays in the pipe for whoever attaches; if there is nothing, this is the end."""
         in_middle = self._pump.in_middle if self._pump else 0
@@ -136,6 +159,14 @@ class InputStream(_PipeStream):
     def closing_at(self) -> int | None:
         """Where input is to end, once that is known and has not been reached."""
         return None if self.ended else self._close_at
+
+    def end_at(self, offset: int) -> None:
+        """The input is to end at ``offset``; :meth:`close_input` makes it so."""
+        self._close_at = offset
+
+    def consumed(self) -> int:
+        """Bytes the process has read."""
+        return self._offset() - (queued(self._fd) if self._fd >= 0 else 0)
 
     def produced(self) -> int:
         return self._offset()

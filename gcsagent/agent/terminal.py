@@ -9,6 +9,7 @@ import termios
 from collections.abc import Callable
 
 from gcsagent.agent.attachable import Attachable, Keeper, NullStream, drained
+from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
@@ -50,6 +51,19 @@ class TtyStream(Attachable):
 
     def produced(self) -> int:
         return self._offset() + (self._output.in_middle if self._output else 0)
+
+    def waiting(self) -> int:
+        """Bytes the process has written that have not reached a client."""
+        unread = queued(self._fd) if self._fd >= 0 else 0
+        return unread + (self._output.in_middle if self._output else 0)
+
+    def size(self) -> tuple[int, int] | None:
+        """Rows and columns now; None when the terminal has ended."""
+        return None if self._fd < 0 else termios.tcgetwinsize(self._fd)
+
+    def taken(self) -> int:
+        """Bytes of input that have reached the terminal."""
+        return self._taken()
 
     def process_ended(self) -> None:
         """From now on EIO from the master is the end; if it has been seen already, it is looked at again."""
@@ -188,7 +202,7 @@ class DiscardedTty:
     """A terminal in mode null: what the process writes to it is dropped, as /dev/null would."""
 
     def __init__(self, tty: TtyStream) -> None:
-        self._tty = tty
+        self.tty = tty
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         tty.discard_into(self._null)
 
@@ -207,31 +221,31 @@ class DiscardedTty:
         self.check_attachable(take)
 
     def settled(self) -> bool:
-        return self._tty.settled()
+        return self.tty.settled()
 
     def idle_since(self) -> float | None:
-        return self._tty.idle_since()
+        return self.tty.idle_since()
 
     def resize(self, rows: int, cols: int) -> None:
-        self._tty.resize(rows, cols)
+        self.tty.resize(rows, cols)
 
     def close_input(self, offset: int | None) -> None:
-        self._tty.close_input(None)
+        self.tty.close_input(None)
 
     def closing_at(self) -> int | None:
-        return self._tty.closing_at()
+        return self.tty.closing_at()
 
     def state(self) -> StreamState:
-        return StreamState(StreamMode.NULL, self._tty.state().bytes, False, self._tty.ended)
+        return StreamState(StreamMode.NULL, self.tty.state().bytes, False, self.tty.ended)
 
     def produced(self) -> int:
-        return self._tty.produced()
+        return self.tty.produced()
 
     def process_ended(self) -> None:
-        self._tty.process_ended()
+        self.tty.process_ended()
 
     def close(self) -> None:
-        self._tty.close()
+        self.tty.close()
         if self._null >= 0:
             os.close(self._null)
             self._null = -1

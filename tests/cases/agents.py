@@ -88,10 +88,12 @@ class RunningAgent:
         runtime: str = "runc",
         socket_path: str = "",
         python_path: str = "",
+        path: str = "",
         state_dir: Path | None = None,
         wrapper: tuple[str, ...] = (),
     ) -> None:
-        """``python_path`` comes before this tree on the agent's module path; ``wrapper`` executes it."""
+        """``python_path`` comes before this tree on the agent's module path, ``path`` is its PATH, and
+        ``wrapper`` executes it."""
         self.directory = Path(tempfile.mkdtemp(prefix="gcs-test-"))
         self.directory.chmod(0o711)  # roots of user namespaces must get to their root directories
         self.socket_path = socket_path or str(self.directory / "gcs.sock")
@@ -106,7 +108,8 @@ class RunningAgent:
             command = _where_crun_works(command)
         command = [*wrapper, *command]
         with self._log.open("wb") as log:
-            env = {**os.environ, "PYTHONPATH": python_path} if python_path else None
+            given = {"PYTHONPATH": python_path, "PATH": path}
+            env = {**os.environ, **{name: value for name, value in given.items() if value}}
             self._process = subprocess.Popen(command, cwd=REPO, stdout=log, stderr=log, env=env)
         self.pid = self._process.pid
         try:

@@ -18,10 +18,17 @@ from typing import Any
 
 import pytest
 
+from gcsagent.host.checkpoints import (
+    delete_checkpoint,
+    list_checkpoints,
+    make_checkpoint,
+    restore_container,
+)
 from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
+from protocol.families.checkpoint import MakeCheckpoint, Restore
 from protocol.families.container import CreateContainer
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
@@ -31,6 +38,7 @@ from tests.cases.fifos import LOCATION, SIDE_CAR
 from tests.cases.target import MIB, OUTPUT, PIPES, Target, connect, creation, expect, name, refused, remove
 
 FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
+SHELF = Path(__file__).parents[1] / "fakes" / "shelf"
 MOST_STEPS = 120
 PIECE = b"every byte once "
 
@@ -64,16 +72,26 @@ def faulty_with_crun(rootfs: str) -> Iterator[RunningAgent]:
     yield from stopped_clean(agent)
 
 
+@pytest.fixture(scope="module")
+def faulty_shelf(rootfs: str) -> Iterator[RunningAgent]:
+    """Its runtime makes checkpoints without CRIU."""
+    path = f"{SHELF}:{os.environ['PATH']}"
+    agent = RunningAgent("--log-level", "debug", runtime="shelving", path=path, python_path=str(FAULTS))
+    yield from stopped_clean(agent)
+
+
 Act = Callable[[], Awaitable[None]]
 
 
-async def _walk(running: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]) -> int:
+async def _walk(
+    running: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]], stride: int
+) -> int:
     """Calls ``attempt`` with the kill at step 1, 2, ...; it calls its second argument before what is tested.
 
     Returns the number of steps that were walked.
     """
     target = Target(running.address, rootfs, box="", pace=2.0, execs=1)
-    for step in range(1, MOST_STEPS):
+    for step in range(1, MOST_STEPS, stride):
         async with await connect(target) as client, asyncio.timeout(40):
             bench = Bench(running, target, client)
             before = (await client.ping()).generation
@@ -96,9 +114,14 @@ async def _walk(running: RunningAgent, rootfs: str, attempt: Callable[[Bench, Ac
     raise AssertionError(f"more than {MOST_STEPS} steps")
 
 
-def walk(running: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]) -> None:
+def walk(
+    running: RunningAgent,
+    rootfs: str,
+    attempt: Callable[[Bench, Act], Awaitable[None]],
+    stride: int = 1,
+) -> None:
     before = running.holdings()
-    steps = asyncio.run(_walk(running, rootfs, attempt))
+    steps = asyncio.run(_walk(running, rootfs, attempt, stride))
     running.assert_holds(before)
     assert steps > 0, "the agent was never killed: no step was met"
     print(f"\n{attempt.__name__}: killed at each of {steps} steps")
@@ -391,3 +414,72 @@ def test_killed_at_each_step_with_crun(
 ) -> None:
     """What the runtime is called for; the rest is the same whatever it is."""
     walk(faulty_with_crun, rootfs, attempt)
+
+
+WHOLE = ["checkpoint.json", "config.json", "images", "streams", "upper.tar"]
+KEEPS = "echo ready; read line; echo $line"
+
+
+async def checkpoint(bench: Bench, arm: Act) -> None:
+    """Made once and whole; the container ends."""
+    await _checkpoint(bench, arm, leave=False)
+
+
+async def checkpoint_left_running(bench: Bench, arm: Act) -> None:
+    """Made once and whole; the container runs on as if nothing was."""
+    await _checkpoint(bench, arm, leave=True)
+
+
+async def _checkpoint(bench: Bench, arm: Act, leave: bool) -> None:
+    params = creation(bench.target, name("c"), ("sh", "-c", KEEPS), stdio=PIPES)
+    wanted = MakeCheckpoint(params.container, name("k"), leave_running=leave)
+    await bench.client.create_container(params)
+    try:
+        await bench.client.start_container(params.container)
+        async with await bench.client.attach(params.container) as out:
+            await expect(out, b"ready\n")
+        await arm()
+        made = await make_checkpoint(bench.client, wanted, request_id=wanted.checkpoint)
+        assert await list_checkpoints(bench.client) == (made,)
+        assert sorted(os.listdir(made.path)) == WHOLE
+        state = await bench.client.container_state(params.container)
+        assert state.status is (Status.RUNNING if leave else Status.STOPPED)
+        if leave:
+            async with await bench.client.attach(params.container, stream=StreamName.STDIN) as stdin:
+                await stdin.write(b"on\n")
+            assert (await bench.client.wait_container(params.container)).exit_code == 0
+    finally:
+        await remove(bench.client, params.container)
+        await delete_checkpoint(bench.client, wanted.checkpoint)
+
+
+async def restore(bench: Bench, arm: Act) -> None:
+    """Once, and it runs; or it never was."""
+    params = creation(bench.target, name("c"), ("sh", "-c", KEEPS), stdio=PIPES)
+    saved = MakeCheckpoint(params.container, name("k"))
+    await bench.client.create_container(params)
+    try:
+        await bench.client.start_container(params.container)
+        await make_checkpoint(bench.client, saved)
+    finally:
+        await remove(bench.client, params.container)
+    wanted = Restore(saved.checkpoint, container=name("r"))
+    await arm()
+    try:
+        made = await restore_container(bench.client, wanted, request_id=wanted.container)
+        state = await bench.client.container_state(str(wanted.container))
+        assert (state.status, state.pid) == (Status.RUNNING, made.pid)
+        async with await bench.client.attach(str(wanted.container), stream=StreamName.STDIN) as stdin:
+            await stdin.write(b"on\n")
+        assert (await bench.client.wait_container(str(wanted.container))).exit_code == 0
+    finally:
+        await remove(bench.client, str(wanted.container))
+        await delete_checkpoint(bench.client, saved.checkpoint)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("attempt", [checkpoint, checkpoint_left_running, restore])
+def test_killed_at_each_step_of_a_checkpoint(
+    faulty_shelf: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
+) -> None:
+    walk(faulty_shelf, rootfs, attempt, stride=1 if os.environ.get("GCS_CHAOS") == "long" else 5)

@@ -9,6 +9,7 @@ import fcntl
 import functools
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -764,7 +765,8 @@ def test_mistakes_are_one_line_and_125(name: str) -> None:
     "command",
     [
         *("info", "ping", "events", "run", "create", "start", "state", "wait", "kill", "delete", "ps"),
-        *("exec", "attach", "vm run", "pause", "resume", "stats", "update"),
+        *("exec", "attach", "vm run", "pause", "resume", "stats", "update", "restore"),
+        *("checkpoint create", "checkpoint ls", "checkpoint rm"),
     ],
 )
 def test_help_has_an_example(command: str) -> None:
@@ -772,6 +774,47 @@ def test_help_has_an_example(command: str) -> None:
     assert done.code == 0
     assert "example: gcsctl" in done.out
     assert command.split()[-1] in done.out.partition("example: ")[2]
+
+
+CHECKPOINT = {
+    "checkpoint": "web-1",
+    "container": "web",
+    "path": "/run/gcs/checkpoints/web-1",
+    "created_at_ns": 1,
+    "size_bytes": 3 << 20,
+    "leave_running": True,
+}
+
+
+def test_checkpoints(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers |= {
+            "container.checkpoint": lambda params: CHECKPOINT,
+            "container.restore": lambda params: {"pid": 8},
+            "checkpoint.list": lambda params: {"checkpoints": [CHECKPOINT]},
+            "checkpoint.delete": lambda params: Empty(),
+        }
+        made = await gcsctl(agent, "checkpoint", "create", "--leave-running", "--file-locks", "web", "web-1")
+        assert made == Done(0, "web-1\n", "")
+        [wanted] = agent.named("container.checkpoint")
+        assert (wanted["container"], wanted["checkpoint"]) == ("web", "web-1")
+        chosen = ("leave_running", "tcp_established", "ext_unix_sk", "shell_job", "file_locks")
+        assert [wanted[name] for name in chosen] == [True, False, False, False, True]
+        done = await gcsctl(agent, "checkpoint", "ls")
+        assert re.search(r"web-1 +web +3.0 MiB .* /run/gcs/checkpoints/web-1\n", done.out), done
+        done = await gcsctl(agent, "checkpoint", "ls", "--json")
+        assert json.loads(done.out)[0]["size_bytes"] == 3 << 20
+        assert await gcsctl(agent, "restore", "--id", "b", "web-1") == Done(0, "", "")
+        assert await gcsctl(agent, "restore", "--path", "/srv/web-1") == Done(0, "", "")
+        first, second = agent.named("container.restore")
+        assert (first["checkpoint"], first["container"]) == ("web-1", "b")
+        assert (second["path"], "container" in second) == ("/srv/web-1", False)
+        done = await gcsctl(agent, "restore")
+        assert (done.code, "NAME, or --path" in done.err) == (125, True)
+        assert await gcsctl(agent, "checkpoint", "rm", "web-1") == Done(0, "", "")
+        assert agent.named("checkpoint.delete") == [{"checkpoint": "web-1"}]
+
+    with_agent(tmp_path, body)
 
 
 def test_stats(tmp_path: Path) -> None:

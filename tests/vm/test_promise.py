@@ -10,57 +10,28 @@ import os
 
 import pytest
 
-from gcsagent.host.client import Client
-from gcsagent.host.process import RemoteProcess
 from tests.cases.chaos import Storm, weather_the_storm
+from tests.cases.killer import KILLER, kill_once, share_pids
 from tests.cases.machines import Booted
 from tests.cases.spine import close_box, open_box
-from tests.cases.target import MIB, PIPES, Target, connect, expect, running
+from tests.cases.target import MIB, PIPES, Target, connect, running
 
 pytestmark = pytest.mark.timeout(1300)
 ROOTFS = "/run/gcs/disks/rootfs"
 SHORT = Storm(kills=8, stdout=24 * MIB, stdin=8 * MIB, tty=MIB // 4, spool=4 * MIB, execs=4)
 LONG = Storm(kills=40, stdout=128 * MIB, stdin=32 * MIB, tty=2 * MIB, spool=16 * MIB, execs=20)
 
-KILLER = """
-import os, signal, sys
-supervisor = %d
-for line in sys.stdin:
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            stat = open(f"/proc/{name}/stat").read()
-            command = open(f"/proc/{name}/cmdline").read()
-        except OSError:
-            continue
-        parent = int(stat.rpartition(")")[2].split()[1])
-        if parent == supervisor and command.endswith("-m\\0gcsagent.agent\\0"):
-            os.kill(int(name), signal.SIGKILL)
-            print("killed", flush=True)
-"""
-
-
-def _share_pids(spec: dict[str, dict[str, list[dict[str, str]]]]) -> None:
-    spec["linux"]["namespaces"] = [each for each in spec["linux"]["namespaces"] if each["type"] != "pid"]
-
 
 async def _storm(target: Target, storm: Storm) -> int:
     async with await connect(target) as client:
         supervisor = (await client.info()).supervisor_pid
         command = ("python3", "-I", "-S", "-c", KILLER % supervisor)
-        async with running(target, client, *command, stdio=PIPES, spec=_share_pids) as killer:
+        async with running(target, client, *command, stdio=PIPES, spec=share_pids) as killer:
 
             async def kill() -> None:
-                await _kill_once(client, killer)
+                await kill_once(client, killer)
 
             return (await weather_the_storm(target, storm, kill)).kills
-
-
-async def _kill_once(client: Client, killer: RemoteProcess) -> None:
-    generation = (await client.ping()).generation
-    await killer.streams["stdin"].write(b"now\n")
-    await expect(killer.streams["stdout"], b"killed\n")
-    while (await client.ping()).generation == generation:
-        pass  # answered by the one about to die: each question is a round trip, not a spin
 
 
 def test_everything_goes_on_while_the_agent_is_killed(vm: Booted) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gcsagent.host.cli import container_options, logs, manage, resources, run
+from gcsagent.host.cli import checkpoints, container_options, logs, manage, resources, run
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.vmrun import vm_run
@@ -181,6 +181,7 @@ def _add_container_commands(commands: _Subparsers) -> None:
     )
     resources.add_limits(parser)
     _add_id(parser)
+    _add_checkpoint_commands(commands)
     parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
     parser.add_argument("--force", action="store_true", help="kill what still runs in it")
     _add_id(parser)
@@ -202,6 +203,38 @@ def _add_container_commands(commands: _Subparsers) -> None:
     _add_id(parser)
     parser = _add(commands, "ps", manage.ps, "list containers, or one's processes", "gcsctl ps web")
     parser.add_argument("id", nargs="?", type=_identifier, metavar="ID")
+
+
+def _add_checkpoint_commands(commands: _Subparsers) -> None:
+    about = "save a container with its processes; list and remove what was saved"
+    group = commands.add_parser("checkpoint", help=about, description=about)
+    verbs = group.add_subparsers(metavar="COMMAND", required=True)
+    parser = _add(
+        verbs,
+        "create",
+        checkpoints.create,
+        "save a container, which ends with that",
+        "gcsctl checkpoint create --leave-running web web-1",
+    )
+    checkpoints.add_options(parser)
+    parser.add_argument("--path", type=_absolute, metavar="DIR", help="directory in the guest to make for it")
+    _add_id(parser)
+    parser.add_argument("checkpoint", type=_identifier, metavar="NAME", help="the checkpoint's id")
+    _add(verbs, "ls", checkpoints.ls, "list checkpoints", "gcsctl checkpoint ls")
+    parser = _add(verbs, "rm", checkpoints.rm, "remove a checkpoint", "gcsctl checkpoint rm web-1")
+    parser.add_argument("checkpoint", type=_identifier, metavar="NAME")
+    parser = _add(
+        commands,
+        "restore",
+        checkpoints.restore,
+        "make a container of a checkpoint, going on where it was; see it with `attach` or `logs`",
+        "gcsctl restore --id web2 web-1",
+    )
+    parser.add_argument("--id", type=_identifier, metavar="ID", help="default: the id it had")
+    parser.add_argument(
+        "--path", type=_absolute, metavar="DIR", help="the checkpoint's directory in the guest"
+    )
+    parser.add_argument("checkpoint", nargs="?", type=_identifier, metavar="NAME", help="the checkpoint's id")
 
 
 def _add_vm_run(commands: _Subparsers) -> None:
