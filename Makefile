@@ -67,7 +67,7 @@ test: venv tools image demo-rootfs
 .PHONY: chaos
 chaos: venv tools image demo-rootfs
 	GCS_CHAOS=long $(PYTEST) -s tests/runc/test_promise.py tests/runc/test_fault_points.py \
-	    tests/runc/test_reload.py tests/vm/test_promise.py
+	    tests/runc/test_reload.py tests/vm/test_promise.py tests/vm/test_checkpoint.py
 
 # Many containers and processes at once; prints what they cost.
 .PHONY: scale
