@@ -127,6 +127,59 @@ def labels(value: dict[str, str]) -> str | None:
     return None if size <= MAX_LABELS else f"must be at most {MAX_LABELS} bytes together, not {size}"
 
 
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"{_LABEL}(\.{_LABEL})*\Z")
+_ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}(%[A-Za-z0-9_.-]{1,15})?\Z")
+_DNS_OPTION = re.compile(r"[a-z][a-z0-9-]{0,31}(:[A-Za-z0-9.-]{1,32})?\Z")
+MAX_HOST_NAME = 253
+"""Characters of a domain name (RFC 1035, as it is written)."""
+
+
+def host_name(value: str) -> str | None:
+    """As in hosts(5), one name; underscores are used, too."""
+    if len(value) <= MAX_HOST_NAME and _HOST_NAME.match(value):
+        return None
+    return "must be a host name: letters, digits, '-' and '_', in parts of at most 63 with dots between"
+
+
+def search_domain(value: str) -> str | None:
+    """``.`` is the root, and a dot at the end says that it is written whole."""
+    if value == "." or host_name(value.removesuffix(".")) is None:
+        return None
+    return "must be a domain name, or '.'"
+
+
+def ip_address(value: str) -> str | None:
+    """IPv4 or IPv6, with the zone of a link-local one."""
+    import ipaddress  # hardly a client needs it, and it takes time to import
+
+    if _ADDRESS.match(value):
+        try:
+            ipaddress.ip_address(value)
+            return None
+        except ValueError:
+            pass
+    return "must be an IPv4 or IPv6 address"
+
+
+def dns_option(value: str) -> str | None:
+    return None if _DNS_OPTION.match(value) else "must be an option of resolv.conf(5), like ndots:5"
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """How many entries an array may have."""
+
+    most: int
+    least: int = 0
+
+    def __call__(self, value: tuple[object, ...]) -> str | None:
+        if self.least <= len(value) <= self.most:
+            return None
+        wanted = f"{self.least} to" if self.least else "at most"
+        return f"must have {wanted} {self.most} entries, not {len(value)}"
+
+
 Id = Annotated[str, identifier]
 Path = Annotated[str, absolute_path]
 Signal = Annotated[int | str, signal]
@@ -140,3 +193,7 @@ Device = Annotated[str, device]
 Cpus = Annotated[float, cpus]
 Labels = Annotated[dict[str, str], labels]
 RequestId = Annotated[str, request_id]
+HostName = Annotated[str, host_name]
+SearchDomain = Annotated[str, search_domain]
+IpAddress = Annotated[str, ip_address]
+DnsOption = Annotated[str, dns_option]

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from protocol import checks
 from protocol.limits import MAX_SPOOL, MIN_SPOOL
+from protocol.pods import PodNamespace
 from protocol.usage import RuntimeView
 
 
@@ -295,6 +296,12 @@ class ContainerState:
     """What the runtime says, if that was asked for."""
     process_count: int = 0
     """How many it has; more than ``processes`` where a list leaves them out."""
+    pod: str = ""
+    """The sandbox of its pod, which is itself for a sandbox; empty: it is in none."""
+    share: tuple[PodNamespace, ...] = ()
+    """What it shares with that sandbox."""
+    cgroup: str = ""
+    """Its cgroup, below the cgroup root; the pod's is the one above it."""
 
 
 @dataclass(frozen=True, slots=True)

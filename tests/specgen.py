@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsagent.agent.container import ALLOWED, REQUESTS
-from protocol import checks, errors, limits, method, methods, usage
+from protocol import checks, errors, limits, method, methods, pods, usage
 from protocol import types as records
 from protocol.connection import TRANSITIONS
 from protocol.method import Empty
@@ -40,6 +40,10 @@ _NAMED = {
     checks.sha256: "64 hex digits",
     checks.chunk: "bytes",
     checks.labels: "map of string to string",
+    checks.host_name: "host name",
+    checks.search_domain: "domain name",
+    checks.ip_address: "IP address",
+    checks.dns_option: "option of resolv.conf",
     checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
 }
 _PLAIN = {str: "string", int: "integer", bool: "bool", float: "number", bytes: "bytes", Any: "any"}
@@ -59,7 +63,7 @@ def block(name: str) -> str:
 def _find(name: str) -> Any:
     return next(
         getattr(module, name)
-        for module in (records, usage, method, *methods.FAMILIES, limits, errors)
+        for module in (records, usage, pods, method, *methods.FAMILIES, limits, errors)
         if hasattr(module, name)
     )
 
@@ -108,7 +112,7 @@ def _method(name: str) -> Iterable[str]:
     yield ""
     if entry.result is Empty:
         yield "Result: an empty map."
-    elif entry.result.__module__ in (records.__name__, usage.__name__):
+    elif entry.result.__module__ in (records.__name__, usage.__name__, pods.__name__):
         yield f"Result: {_link(entry.result)}."
     else:
         yield "Result:"
@@ -143,7 +147,9 @@ def _default(field: dataclasses.Field[Any]) -> str:
         value = value.value
     if isinstance(value, bool):  # 0 and 1 equal False and True
         return str(value).lower()
-    return {"": "empty", (): "[]"}.get(value, f"`{value}`")
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value) or "[]"
+    return f"`{value}`" if value != "" else "empty"
 
 
 def _type(hint: Any) -> str:
@@ -154,6 +160,8 @@ def _type(hint: Any) -> str:
         check = arguments[1]
         if check in _NAMED:
             return _NAMED[check]
+        if isinstance(check, checks.AtMost):
+            return f"{_type(arguments[0])}, {f'{check.least} to' if check.least else 'at most'} {check.most}"
         extra = ", or -1" if isinstance(check, checks.Limit) else ""
         return f"integer {check.low} to {check.high}{extra}"
     if origin in (types.UnionType, typing.Union):

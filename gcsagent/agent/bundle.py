@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Callable
 from typing import Any
 
 from gcsagent.agent import seccomp
@@ -24,8 +25,8 @@ from protocol.families.process import Exec
 from protocol.types import Stdio
 
 
-def load(params: CreateContainer) -> dict[str, Any]:
-    """The OCI spec asked for, checked, with absolute paths and numbers for names.
+def load(params: CreateContainer, adapt: Callable[[dict[str, Any]], None] | None = None) -> dict[str, Any]:
+    """The OCI spec asked for, checked, with absolute paths and numbers for names, and changed by ``adapt``.
 
     Raises INVALID_ARGUMENT, NOT_FOUND or PERMISSION_DENIED, naming the field.
     """
@@ -39,6 +40,8 @@ def load(params: CreateContainer) -> dict[str, Any]:
         spec = copy.deepcopy(params.spec)
         make_absolute(spec, "")
     check_spec(spec)
+    if adapt is not None:
+        adapt(spec)
     _settle_user(spec["process"], "spec.process", spec["root"]["path"])
     check_mapped(spec)
     expand_all(spec["process"])

@@ -141,6 +141,12 @@ def _outcome(result: dict[str, Any], received: list[int], stderr: str) -> Outcom
     )
 
 
+def end_launched(outcome: Outcome | None) -> None:
+    """The process of a launch that failed all the same."""
+    if outcome is not None and outcome.pidfd is not None:
+        kill_and_close(outcome.pidfd)
+
+
 def kill_and_close(pidfd: int) -> None:
     """Ends a process that nobody is going to be told of."""
     try:

@@ -62,6 +62,9 @@ class Cgroup:
     def __init__(self, mounts: CgroupMounts, path: str) -> None:
         self._mounts, self.path = mounts, path
 
+    def parent(self) -> Cgroup:
+        return Cgroup(self._mounts, os.path.dirname(self.path))
+
     def pids(self) -> set[int]:
         """Every process in it or below it, in whichever hierarchy has any."""
         return _processes(self._mounts.directories(self.path))

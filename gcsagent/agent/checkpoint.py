@@ -27,6 +27,7 @@ from gcsagent.agent.journal import UNDONE, RequestMark
 from gcsagent.agent.lifecycle import bounded
 from gcsagent.agent.logs import context
 from gcsagent.agent.overlay import lower_of
+from gcsagent.agent.pods.pod import ALONE
 from gcsagent.agent.process_dir import write_json
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import CriuOptions, RuntimeFailure, change_call, checkpoint_call
@@ -72,6 +73,7 @@ class CheckpointService:
         container = self._registry.get(params.container)
         async with container.changing:
             container.check("checkpoint")
+            _check_pod(container)
             _check_processes(container)
             criu.require("criu", *(["tar"] if _has_overlay(container) else []))
             plan = await self._plan(container, params, call)
@@ -297,6 +299,14 @@ def criu_options(about: Checkpoint, directory: CheckpointDir, work: str) -> Criu
 
 def _has_overlay(container: Container) -> bool:
     return os.path.ismount(os.path.join(container.directory.path, "root"))
+
+
+def _check_pod(container: Container) -> None:
+    if container.role is not ALONE:
+        raise RpcError(
+            Code.FAILED_PRECONDITION,
+            f"container {container.ident} is of a pod: what it shares cannot be saved with it alone",
+        )
 
 
 def _check_processes(container: Container) -> None:

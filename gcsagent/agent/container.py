@@ -10,6 +10,7 @@ from gcsagent.agent.cgroups import Cgroup
 from gcsagent.agent.changes import Change
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.oom import OomAccount
+from gcsagent.agent.pods.pod import ALONE
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Runtime
@@ -29,6 +30,11 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "pause": frozenset({Status.RUNNING}),
     "resume": frozenset({Status.PAUSED}),
     "checkpoint": frozenset({Status.RUNNING, Status.PAUSED}),
+    "add to the pod of": frozenset({Status.CREATED, Status.RUNNING}),
+    "read the statistics of the pod of": frozenset(
+        {Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}
+    ),
+    "update the pod of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
     "delete": frozenset({Status.CREATED, Status.STOPPED, Status.FAILED, Status.DELETING}),
     "force the deletion of": frozenset(set(Status) - {Status.CREATING}),
 }
@@ -37,6 +43,9 @@ ALLOWED: dict[str, frozenset[Status]] = {
 One to delete what is being deleted waits for the same deletion."""
 
 REQUESTS: dict[str, tuple[str, Status | None]] = {
+    "container.create with pod": ("add to the pod of", None),
+    "pod.update": ("update the pod of", None),
+    "pod.stats": ("read the statistics of the pod of", None),
     "container.start": ("start", Status.RUNNING),
     "process.exec": ("exec in", None),
     "container.kill": ("kill", None),
@@ -71,6 +80,7 @@ class Container:
         self.problem = ""
         self.owns_pids = True
         self.root = ""
+        self.role = ALONE
         self.created_at_ns = time.time_ns()
         self.oom = OomAccount()
         self.create_request: RequestMark | None = None
@@ -129,7 +139,15 @@ class Container:
             labels=self.labels,
             processes=tuple(process.state() for process in self.processes.values()) if processes else (),
             process_count=len(self.processes),
+            pod=self._pod(),
+            share=self.role.member.share if self.role.member is not None else (),
+            cgroup=self.cgroup.path,
         )
+
+    def _pod(self) -> str:
+        if self.role.member is not None:
+            return self.role.member.sandbox
+        return self.ident if self.role.sandbox is not None else ""
 
     def document(self) -> dict[str, Any]:
         """What container.json says of it."""
@@ -140,6 +158,7 @@ class Container:
             "runtime": self.runtime.binary,
             "owns_pids": self.owns_pids,
             "root": self.root,
+            "pod": None if self.role is ALONE else self.role.document(),
             "cgroup": self.cgroup.path,
             "auto_delete": self.auto_delete,
             "labels": self.labels,

@@ -16,7 +16,7 @@ from protocol.types import ContainerState
 ROOM = MAX_FRAME * 3 // 4
 """Bytes of containers in one answer; with what the estimate may be off, it stays below MAX_FRAME."""
 
-_CONTAINER, _PROCESS, _VICTIM = 1024, 1280, 256
+_CONTAINER, _PROCESS, _VICTIM = 1280, 1280, 256
 """Bytes of records whose ids, numbers and streams are as long as they get, other strings apart."""
 
 _STRING = 5
@@ -44,7 +44,7 @@ class ContainerListService:
 
 
 def _size(container: Container, processes: bool) -> int:
-    strings = [container.problem, *container.labels, *container.labels.values()]
+    strings = [container.problem, container.cgroup.path, *container.labels, *container.labels.values()]
     size = _CONTAINER
     if processes:
         for process in container.processes.values():

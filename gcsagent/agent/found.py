@@ -9,6 +9,7 @@ from typing import Any
 from gcsagent.agent import changes
 from gcsagent.agent.container import Container
 from gcsagent.agent.journal import RequestMark
+from gcsagent.agent.pods import pod
 from gcsagent.agent.process_dir import VERSION, read_json
 from gcsagent.agent.registry import Registry
 from protocol.types import Status
@@ -51,6 +52,7 @@ def fill(container: Container, document: dict[str, Any], registry: Registry) -> 
     container.runtime = registry.runtimes.remembered(str(document["runtime"]))
     container.owns_pids = bool(document["owns_pids"])
     container.cgroup = registry.cgroup_tree.restored(str(document["cgroup"]))
+    container.role = pod.read(document.get("pod"))
     container.root, container.auto_delete = str(document["root"]), bool(document["auto_delete"])
     container.create_request = mark(document.get("create_request"))
     container.start_request = mark(document.get("start_request"))

@@ -103,7 +103,11 @@ class AgentService:
     async def _stop(self, action: str, grace: float) -> None:
         containers = list(self._registry.containers.values())
         _log.info("stopping", extra={"action": action, "containers": len(containers)})
-        await asyncio.gather(*(self._stop_container(container, grace) for container in containers))
+        # A sandbox's deletion would cut short the grace of its pod's containers.
+        sandboxes = [each for each in containers if each.role.sandbox is not None]
+        others = [each for each in containers if each.role.sandbox is None]
+        for those in (others, sandboxes):
+            await asyncio.gather(*(self._stop_container(container, grace) for container in those))
         self._registry.cgroup_tree.remove_root()
         self.upgrades.clear()
         _remove_sockets(self._settings.listen)

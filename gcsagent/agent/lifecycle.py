@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.oci import cgroup_path
 from gcsagent.agent.oci.check_namespaces import mapped_root
 from gcsagent.agent.oci.owners import give_pipes
+from gcsagent.agent.pods import ending, setup
 from gcsagent.agent.process import Process
 from gcsagent.agent.process_dir import write_json
 from gcsagent.agent.registry import DELETE_SECONDS, Registry
@@ -48,7 +50,8 @@ class Lifecycle:
 
     async def create(self, params: CreateContainer, call: Call) -> Created:
         stdio.check(params.stdio)
-        spec = bundle.load(params)
+        role = setup.plan(self._registry, params)
+        spec = bundle.load(params, functools.partial(setup.adapt, self._registry, role))
         piping = sidecar.plan(spec, params.stdio, self._registry.pipes)
         runtime = self._registry.runtimes.choose(params.runtime)
         container = self._registry.new(
@@ -58,6 +61,7 @@ class Lifecycle:
             params.labels,
             cgroup_path.wanted(spec),
             params.stdio,
+            role,
         )
         container.create_request = call.mark
         self.make_directory(container)
@@ -106,6 +110,7 @@ class Lifecycle:
             )
             container.root = spec["root"]["path"]
             container.save()
+        await setup.prepare(registry, container, spec)
         container.directory.write("config.json", bundle.finish(spec, params.stdio, container.cgroup.path))
         prepared = self.prepare(container, process, spec)
         try:
@@ -123,6 +128,7 @@ class Lifecycle:
         finally:
             prepared.close_child()
         await self.take_up(container, process, prepared, launched)
+        setup.settle(container)
         return process
 
     async def take_up(
@@ -254,6 +260,7 @@ class Lifecycle:
         container = self._registry.get(params.container)
         init = container.processes.get(INIT)
         container.check("force the deletion of" if params.force else "delete")
+        ending.check(self._registry.containers.values(), container, force=params.force)
         if container.status is not Status.DELETING:  # else somebody has begun: one deletion is enough
             container.delete_request = call.mark
         call.commit()

@@ -18,6 +18,7 @@ from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.limits import LimitService
+from gcsagent.agent.pods.service import PodService
 from gcsagent.agent.process_list import ProcessListService
 from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
@@ -60,6 +61,8 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "container.update": LimitService(registry).update,
         "container.wait": lifecycle.wait,
         "container.delete": lifecycle.delete,
+        "pod.update": PodService(registry).update,
+        "pod.stats": PodService(registry).stats,
         "process.exec": lifecycle.exec,
         "process.state": processes.state,
         "process.kill": processes.kill,

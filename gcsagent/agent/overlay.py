@@ -31,7 +31,7 @@ async def mount(
     if owner is not None:
         os.chown(upper, *owner)
     options = f"lowerdir={lower},upperdir={upper},workdir={work}"
-    await _run(caller, ["mount", "-t", "overlay", "-o", options, "overlay", root], "mount the overlay")
+    await run(caller, ["mount", "-t", "overlay", "-o", options, "overlay", root], "mount the overlay")
     return root
 
 
@@ -58,18 +58,23 @@ def _unescaped(field: str) -> str:
 
 async def unmount(caller: Caller, directory: ContainerDir) -> None:
     """Raises RpcError when it stays in use. The helpers of a runtime that was killed end by themselves."""
-    root = os.path.join(directory.path, "root")
+    await unmount_path(caller, os.path.join(directory.path, "root"), "unmount the overlay")
+
+
+async def unmount_path(caller: Caller, path: str, what: str) -> None:
+    """Likewise; nothing is done where nothing is mounted."""
     attempts = AsyncRetrying(
         retry=retry_if_exception_type(RpcError),
         stop=stop_after_delay(BUSY_SECONDS),
         wait=wait_exponential(multiplier=0.01, max=0.5),
         reraise=True,
     )
-    if os.path.ismount(root):
-        await attempts(_run, caller, ["umount", root], "unmount the overlay")
+    if os.path.ismount(path):
+        await attempts(run, caller, ["umount", path], what)
 
 
-async def _run(caller: Caller, argv: list[str], what: str) -> None:
+async def run(caller: Caller, argv: list[str], what: str) -> None:
+    """Raises RpcError: ``what`` is what cannot be done."""
     try:
         outcome = await caller.run(argv, SECONDS)
     except CannotStart as error:

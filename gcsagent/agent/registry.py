@@ -14,14 +14,14 @@ from gcsagent.agent import fifos, reach
 from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.calls import Caller
-from gcsagent.agent.cgroup_tree import CgroupTree, overlap
+from gcsagent.agent.cgroup_tree import CgroupTree
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.journal import Journal
 from gcsagent.agent.logs import context
-from gcsagent.agent.oci.cgroup_path import FIELD
 from gcsagent.agent.oom import OomWatch
+from gcsagent.agent.pods.pod import ALONE, Role, check_place, members, place
 from gcsagent.agent.process import UNCLAIMED_SECONDS, Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
@@ -87,25 +87,22 @@ class Registry:
         labels: dict[str, str],
         cgroup_name: str = "",
         stdio: Stdio | None = None,
+        role: Role = ALONE,
     ) -> Container:
         """A container in status CREATING, its cgroup ``cgroup_name`` below ours if given.
 
-        Raises ALREADY_EXISTS, RESOURCE_EXHAUSTED, and FAILED_PRECONDITION for a cgroup that is above or
-        below another's.
+        Raises ALREADY_EXISTS, RESOURCE_EXHAUSTED, and INVALID_ARGUMENT or FAILED_PRECONDITION for a cgroup
+        that cannot be its.
         """
         if ident in self.containers:
             raise RpcError(Code.ALREADY_EXISTS, f"there is a container {ident} already")
         self.bounds.check_create(stdio or Stdio(), self.containers.values())
-        cgroup = self.cgroup_tree.at(cgroup_name or ident)
-        for other in self.containers.values():
-            if overlap(cgroup.path, other.cgroup.path):
-                raise RpcError(
-                    Code.FAILED_PRECONDITION,
-                    f"{FIELD}: {cgroup.path} and the cgroup of container {other.ident}, {other.cgroup.path},"
-                    " are one or inside each other; give another path",
-                    field=FIELD,
-                )
-        return self.add(ident, runtime, auto_delete, labels, cgroup)
+        where = place(ident, cgroup_name, role, self.cgroup_tree.root, self.containers)
+        cgroup = self.cgroup_tree.at(where)
+        check_place(cgroup.path, role, self.containers.values())
+        container = self.add(ident, runtime, auto_delete, labels, cgroup)
+        container.role = role
+        return container
 
     def add(
         self,
@@ -217,7 +214,7 @@ class Registry:
         if container.checkpointing is not None:
             return  # asked again when that is through
         if process.is_init:
-            if container.status is Status.STOPPED:
+            if container.status is Status.STOPPED and not members(self.containers.values(), container.ident):
                 self.spawn(self.delete(container))
         elif process.ident in container.processes:
             self.forget_process(container, process)

@@ -25,7 +25,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gcsagent.agent import freezing, stdio
-from gcsagent.agent.calls import Outcome, kill_and_close
+from gcsagent.agent.calls import Outcome, end_launched
 from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import of_this_life
@@ -36,6 +36,7 @@ from gcsagent.agent.journal import UNDONE, RequestMark
 from gcsagent.agent.leftovers import kill_unknown, sweep
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.logs import context
+from gcsagent.agent.pods import setup
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.restoring import restored
@@ -174,6 +175,7 @@ class Reloader:
             self._set_aside(container, error)
             return
         self._registry.oom.restore(container, self._events)
+        setup.limit_again(container)
         if container.status not in (Status.DELETING, Status.CREATING):
             self._registry.oom.begin(container)
         changing = container.change is not None or change_call(container.ident) in self._calls
@@ -346,13 +348,14 @@ class Reloader:
         outcome = None if init is None else await self._registry.caller.join(launch_call(init.key))
         if init is None or outcome is None or outcome.status != 0 or not outcome.pid:
             self._note(container, "a create that did not succeed is undone")
-            _end_launched(outcome)
+            end_launched(outcome)
             await self._undo(container)
             self._answer(container.create_request, 0)
             return
         self._note(container, "a create had succeeded")
         try:
             await self._take_up(container, init, outcome)
+            setup.settle(container)
             if container.restored_from:
                 restored(self._registry, container, init)
             else:
@@ -406,7 +409,7 @@ class Reloader:
         outcome = await self._registry.caller.join(launch_call(process.key))
         if outcome is None or outcome.status != 0 or not outcome.pid:
             self._note(container, "an exec that did not succeed is undone", process=process.ident)
-            _end_launched(outcome)
+            end_launched(outcome)
             self._drop_held(process.key)
             await self._lifecycle.undo_exec(container, process)
             self._answer(process.request, 0)
@@ -481,12 +484,6 @@ class Reloader:
 
     def _note(self, container: Container, what: str, process: str = "") -> None:
         context(_log, container=container.ident, process=process).info(what)
-
-
-def _end_launched(outcome: Outcome | None) -> None:
-    """The process of a launch that failed all the same."""
-    if outcome is not None and outcome.pidfd is not None:
-        kill_and_close(outcome.pidfd)
 
 
 async def reload(registry: Registry, supervisor: SupervisorClient) -> None:

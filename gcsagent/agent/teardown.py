@@ -16,6 +16,7 @@ from gcsagent.agent.calls import CannotStart
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.logs import context
+from gcsagent.agent.pods import ending
 from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from protocol.checks import INIT
@@ -43,6 +44,7 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
     except OSError as error:
         log.warning("a deletion cannot be written down", extra={"error": str(error)})
     try:
+        await ending.delete_members(registry, container, seconds)
         async with container.changing:  # a pause under way would freeze again what is being killed
             await _kill_processes(registry, container)
         await _delete_in_runtime(container, seconds)
@@ -51,6 +53,7 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
         others = registry.cgroup_paths() - {container.cgroup.path}
         registry.cgroup_tree.prune(container.cgroup.path, others)
         await overlay.unmount(registry.caller, container.directory)
+        await ending.unmount(registry, container)
         for process in list(container.processes.values()):
             fifos.remove_made(registry.containers, process)
             process.close()
@@ -70,6 +73,7 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
         ) from error
     registry.containers.pop(container.ident, None)
     registry.events.publish("container.deleted", container.ident)
+    ending.deleted(registry, container)
     log.info("container deleted")
 
 

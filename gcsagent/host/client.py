@@ -43,6 +43,7 @@ from protocol.families.container import (
     UpdateContainer,
 )
 from protocol.families.events import Subscribe
+from protocol.families.pod import PodRef, UpdatePod
 from protocol.families.process import CloseStdin, Exec, KillProcess, ProcessRef, Resize
 from protocol.families.stream import Ack, Attach, Find, Found, StreamName
 from protocol.method import Empty
@@ -266,6 +267,23 @@ class Client:
             io=tuple(io),
         )
         await self.call("container.update", params)
+
+    async def update_pod(
+        self,
+        sandbox: str,
+        *,
+        memory_bytes: int | None = None,
+        cpus: float | None = None,
+        cpu_shares: int | None = None,
+        pids: int | None = None,
+    ) -> None:
+        """Sets other limits for a pod, all of them or none; what is not given stays, -1 takes one away."""
+        await self.call("pod.update", UpdatePod(sandbox, memory_bytes, cpus, cpu_shares, pids))
+
+    async def pod_stats(self, sandbox: str) -> ContainerStats:
+        """What all containers of a pod use together."""
+        result: ContainerStats = await self.call("pod.stats", PodRef(sandbox))
+        return result
 
     async def container_processes(self, container: str) -> tuple[ContainerProcess, ...]:
         """Every process in it, by pid; as many requests as it takes. What comes or goes meanwhile may be

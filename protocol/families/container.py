@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from protocol import checks
 from protocol.limits import MAX_PAGE
 from protocol.method import LONG, QUICK, RUNTIME, Empty, Method
+from protocol.pods import PodMember, Sandbox
 from protocol.types import ContainerState, ExitRecord, Stdio
 from protocol.usage import ContainerProcess, ContainerStats, IoLimit
 
@@ -43,6 +44,10 @@ class CreateContainer:
     """Name of one of the agent's OCI runtimes (``agent.info``); empty: the default."""
     allow_vsock: bool = False
     """Leave AF_VSOCK, io_uring and 32-bit socketcall to the spec's own seccomp profile."""
+    sandbox: Sandbox | None = None
+    """Make it the sandbox of a new pod, which has its id."""
+    pod: PodMember | None = None
+    """Put it into the pod of this sandbox; not with ``sandbox``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +147,8 @@ class DeleteContainer:
 
     container: checks.Id
     force: bool = False
-    """Kill what still runs first; without it a running container is refused and left as it is."""
+    """Kill what still runs first, and the containers of its pod before a sandbox; without it a running
+    container is refused and left as it is."""
 
 
 @dataclass(frozen=True, slots=True)

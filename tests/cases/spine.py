@@ -18,6 +18,7 @@ from tests.cases import (
     limits,
     lives,
     oci,
+    pods,
     pslist,
     requests,
     security,
@@ -41,6 +42,7 @@ MODULES = (
     hosts,
     security,
     oci,
+    pods,
     hooks,
 )
 NAMES = {function.__name__: function for function in CASES}

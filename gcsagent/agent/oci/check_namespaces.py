@@ -91,7 +91,7 @@ def check_sysctls(linux: Json, namespaces: dict[str, str]) -> None:
         if not isinstance(value, str):
             raise invalid(field, "must be a string, numbers too")
         text(value, field)
-        kind = _kind_of(key if "." in key.split("/")[0] else key.replace("/", "."))
+        kind = sysctl_kind(key)
         if not kind:
             raise invalid(field, "belongs to no namespace, it is one for the whole guest")
         if kind not in namespaces:
@@ -100,7 +100,9 @@ def check_sysctls(linux: Json, namespaces: dict[str, str]) -> None:
             raise invalid(field, "is set by spec.hostname")
 
 
-def _kind_of(key: str) -> str:
+def sysctl_kind(key: str) -> str:
+    """The namespace it belongs to, ``""`` for none."""
+    key = key if "." in key.split("/")[0] else key.replace("/", ".")
     if key in IPC_SYSCTLS or key.startswith("fs.mqueue."):
         return "ipc"
     if key.startswith("net."):
