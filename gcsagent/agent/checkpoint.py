@@ -188,7 +188,7 @@ class CheckpointService:
             about, saved = directory.read()
             stream_images.take(process, directory, saved.streams)
             return about
-        shutil.rmtree(os.path.join(directory.path, "work"))
+        shutil.rmtree(os.path.join(directory.path, "work"), ignore_errors=True)
         images = await stream_images.save(process, directory, plan["known"], alive)
         kept = sum(image.get("kept", 0) for image in images.values())
         about = from_wire(

@@ -482,4 +482,4 @@ async def restore(bench: Bench, arm: Act) -> None:
 def test_killed_at_each_step_of_a_checkpoint(
     faulty_shelf: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
 ) -> None:
-    walk(faulty_shelf, rootfs, attempt, stride=1 if os.environ.get("GCS_CHAOS") == "long" else 5)
+    walk(faulty_shelf, rootfs, attempt, stride=1 if os.environ.get("GCS_CHAOS") == "long" else 3)
