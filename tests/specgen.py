@@ -24,6 +24,7 @@ from gcsagent.agent.container import ALLOWED, REQUESTS
 from protocol import checks, errors, limits, method, methods, pods, usage
 from protocol import types as records
 from protocol.connection import TRANSITIONS
+from protocol.families import guest
 from protocol.method import Empty
 
 SPEC = Path(__file__).parent.parent / "protocol" / "SPEC.md"
@@ -44,6 +45,7 @@ _NAMED = {
     checks.search_domain: "domain name",
     checks.ip_address: "IP address",
     checks.dns_option: "option of resolv.conf",
+    guest.random_bytes: f"1 to {guest.MAX_ENTROPY} bytes",
     checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
 }
 _PLAIN = {str: "string", int: "integer", bool: "bool", float: "number", bytes: "bytes", Any: "any"}

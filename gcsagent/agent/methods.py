@@ -15,6 +15,7 @@ from gcsagent.agent.cgroup_stats import StatsService
 from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container_list import ContainerListService
 from gcsagent.agent.freezing import FreezingService
+from gcsagent.agent.guest import table as guest
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.limits import LimitService
@@ -72,6 +73,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "process.delete": processes.delete,
         "stream.ack": spools.acknowledge,
         "stream.find": spools.find,
+        **guest.handlers(registry),
     }
     missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS)
     if missing:

@@ -50,7 +50,7 @@ class Registry:
         oom: OomWatch,
         bounds: Bounds | None = None,
     ) -> None:
-        self.bounds = bounds or Bounds()
+        self.bounds, self.guest = bounds or Bounds(), guest
         self.runtimes, self.caller, self.keeper, self.events, self.cgroups, self.oom = (
             runtimes,
             caller,

@@ -61,6 +61,7 @@ def test_a_tcg_guest_with_the_daemon_shares_its_memory() -> None:
     assert "socket,id=qmp,fd=6" in values(argv, "-chardev")
     assert "-no-reboot" in argv
     assert "pvpanic-pci" in values(argv, "-device")
+    assert {"virtio-rng-pci,rng=entropy", "vmgenid,guid=auto"} < set(values(argv, "-device"))
     assert values(argv, "-qmp") == []
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gcsagent.host.cli import checkpoints, container_options, logs, manage, resources, run
 from gcsagent.host.cli.common import complain
+from gcsagent.host.cli.guest import add_guest_commands
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.vmrun import vm_run
 from gcsagent.host.upgrade import TRIAL_SECONDS
@@ -56,6 +57,7 @@ def build() -> argparse.ArgumentParser:
     _add_agent_commands(commands)
     _add_run_commands(commands)
     _add_container_commands(commands)
+    add_guest_commands(commands, _add)
     _add_vm_run(add_vm_parser(commands))
     return parser
 

@@ -119,8 +119,13 @@ class Guest:
         Raises:
             QmpError: QEMU cannot be asked any more.
         """
+        await self.qmp.execute("system_powerdown")
+
+    @property
+    def qmp(self) -> QmpClient:
+        """The monitor of QEMU."""
         assert self._qmp is not None
-        await self._qmp.execute("system_powerdown")
+        return self._qmp
 
     async def replug_vsock(self, timeout: float) -> None:
         """Unplugs the vsock device and plugs it again, with a fresh daemon; one call after the other.

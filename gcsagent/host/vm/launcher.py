@@ -148,6 +148,22 @@ class VirtualMachine:
         """
         await self._running.replug_vsock(timeout)
 
+    async def pause(self) -> None:
+        """Stops the guest's CPUs and clocks between two instructions, until `resume`.
+
+        Raises:
+            QmpError: QEMU did not do it.
+        """
+        await self._running.qmp.execute("stop")
+
+    async def resume(self) -> None:
+        """Lets a paused guest go on, its clock behind by the pause: `gcsagent.host.clock.sync` sets it.
+
+        Raises:
+            QmpError: QEMU did not do it.
+        """
+        await self._running.qmp.execute("cont")
+
     async def kill(self, why: str = "killed") -> VmExit:
         """Ends the VM at once, as pulling the plug does."""
         self._running.kill(why)

@@ -84,6 +84,8 @@ def qemu_argv(config: QemuConfig) -> list[str]:
         *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
         *("-device", "pvpanic-pci"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy"),
+        # A restored guest sees another id, and its kernel reseeds before anybody asks it for a random number.
+        *("-device", "vmgenid,guid=auto"),
         *_vsock(config),
         *(word for index, disk in enumerate(config.disks) for word in _disk(index, disk)),
     ]
