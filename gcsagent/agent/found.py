@@ -12,7 +12,11 @@ from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.pods import pod
 from gcsagent.agent.process_dir import VERSION, read_json
 from gcsagent.agent.registry import Registry
+from protocol.schema import SchemaError
 from protocol.types import Status
+
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SchemaError)
+"""What reading a state file that is missing, truncated or not ours can raise."""
 
 
 def process_directories(path: str) -> list[str]:

@@ -17,76 +17,47 @@ Every difference that is put right is logged.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
-import time
 from collections.abc import Coroutine
 from typing import Any
 
-from gcsagent.agent import freezing, stdio
-from gcsagent.agent.calls import Outcome, end_launched
 from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container import Container
-from gcsagent.agent.events import of_this_life
-from gcsagent.agent.failures import to_rpc_error
+from gcsagent.agent.estate import Estate
 from gcsagent.agent.fifo import Fifo
-from gcsagent.agent.found import fill, mark, process_directories, read_document, slots
-from gcsagent.agent.journal import UNDONE, RequestMark
+from gcsagent.agent.finishing import Finisher
+from gcsagent.agent.found import BROKEN, fill, mark, process_directories, read_document, slots
 from gcsagent.agent.leftovers import kill_unknown, sweep
-from gcsagent.agent.lifecycle import Lifecycle
-from gcsagent.agent.logs import context
 from gcsagent.agent.pods import setup
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.restoring import restored
 from gcsagent.agent.runtime import (
-    Launched,
-    RuntimeFailure,
     change_call,
     checkpoint_call,
     launch_call,
     start_call,
 )
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
-from gcsagent.agent.unfinished import finish_change
-from gcsagent.common.channel import MAX_FDS
-from protocol.checks import INIT, identifier
-from protocol.errors import RpcError
-from protocol.families.container import Created, Deleted
-from protocol.schema import SchemaError, from_wire
-from protocol.types import Event, ExitRecord, Reason, Status, Stdio
+from protocol.checks import identifier
+from protocol.schema import from_wire
+from protocol.types import ExitRecord, Status, Stdio
 
 _log = logging.getLogger("agent.reload")
-
-_BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, SchemaError)
-"""What reading a state file that is missing, truncated or not ours can raise."""
 
 
 class Reloader:
     def __init__(self, registry: Registry, supervisor: SupervisorClient) -> None:
         self._registry, self._supervisor = registry, supervisor
-        self._lifecycle, self._checkpoints = Lifecycle(registry), CheckpointService(registry)
-        self._held: dict[str, dict[str, dict[str, int]]] = {}  # process key -> stream -> suffix -> fd
-        self._alive: dict[str, int] = {}
-        self._exits: dict[str, dict[str, Any]] = {}
-        self._calls: set[str] = set()
-        self._told: set[tuple[str, str, str, Any]] = set()
-        self._freezes_told: dict[str, str] = {}
+        self._checkpoints = CheckpointService(registry)
+        self._estate = Estate(registry, supervisor)
+        self._finish = Finisher(registry, self._estate, self._checkpoints)
         self._cgroups_unclear = False
-        self._events: list[Event] = []
-        self._closing: dict[str, dict[str, int]] = {}
         self._later: list[Coroutine[Any, Any, None]] = []
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
-        await self._ask_supervisor()
-        events = self._events = list(self._registry.events.all())
-        self._told = {
-            (event.type, event.container, event.process, event.data.get("stream", event.data.get("pid")))
-            for event in events
-        }
-        self._freezes_told = freezing.last_told(events)
+        await self._estate.ask()
         documents = self._read_documents()
         claimed = {slot for _, found in documents for document in found.values() for slot in slots(document)}
         self._registry.keeper.counters.claim(claimed)
@@ -104,21 +75,6 @@ class Reloader:
         await self._checkpoints.sweep()
         await sweep(self._registry, unfinished, cgroups=not self._cgroups_unclear)
 
-    # -- what there is --------------------------------------------------------------------------
-
-    async def _ask_supervisor(self) -> None:
-        self._calls = {key for key, _ in await self._supervisor.everything("calls")}
-        self._alive = dict(await self._supervisor.everything("processes"))
-        self._exits = dict(await self._supervisor.everything("exits"))
-        names = [name for name in await self._supervisor.everything("names") if name.startswith("fd/")]
-        for start in range(0, len(names), MAX_FDS):
-            batch = names[start : start + MAX_FDS]
-            _, fds = await self._supervisor.request("fetch", {"names": batch})
-            for name, fd in zip(batch, fds, strict=True):
-                _, container, process, stream = name.split("/")
-                stream, _, suffix = stream.partition(".")
-                self._held.setdefault(f"{container}/{process}", {}).setdefault(stream, {})[suffix] = fd
-
     def _read_documents(self) -> list[tuple[Container, dict[str, dict[str, Any]]]]:
         """Every container directory, as a container and its processes' documents by directory name."""
         found = []
@@ -134,7 +90,7 @@ class Reloader:
                 continue
             try:
                 documents = self._read_container(container)
-            except _BROKEN as error:
+            except BROKEN as error:
                 self._set_aside(container, error)
                 continue
             found.append((container, documents))
@@ -165,80 +121,44 @@ class Reloader:
         )
         _log.error("a container's state is broken", extra={"container": container.ident, "error": str(error)})
 
-    # -- containers -----------------------------------------------------------------------------
-
     async def _restore(self, container: Container, documents: dict[str, dict[str, Any]]) -> None:
         try:
             for where, document in sorted(documents.items(), key=lambda item: item[1]["created_at_ns"]):
                 await self._restore_process(container, where, document)
-        except (*_BROKEN, SupervisorError) as error:
+        except (*BROKEN, SupervisorError) as error:
             self._set_aside(container, error)
             return
-        self._registry.oom.restore(container, self._events)
+        self._registry.oom.restore(container, self._estate.events)
         setup.limit_again(container)
         if container.status not in (Status.DELETING, Status.CREATING):
             self._registry.oom.begin(container)
-        changing = container.change is not None or change_call(container.ident) in self._calls
+        changing = container.change is not None or change_call(container.ident) in self._estate.calls
         if changing and container.checkpointing is None:  # else it is what the checkpoint began with
-            self._pend(container.change.request if container.change is not None else None)
-            self._later.append(finish_change(self._registry, container, self._freezes_told))
+            self._finish.pend(container.change.request if container.change is not None else None)
+            self._later.append(self._finish.change(container))
         if container.status is Status.DELETING:
-            self._note(container, "a deletion goes on")
-            self._end_what_has_ended(container)
+            self._estate.note(container, "a deletion goes on")
+            self._estate.end_what_has_ended(container)
             if container.delete_request is not None:
                 # Its answer may be on disk already; it is true only when the deletion is through.
                 self._registry.journal.begin(container.delete_request)
-            self._pend(container.create_request)
-            self._later.append(self._finish_delete(container, self._reopen(container.start_request)))
+            self._finish.pend(container.create_request)
+            self._later.append(self._finish.delete(container, self._finish.reopen(container.start_request)))
         elif container.status is Status.CREATING:
-            self._pend(container.create_request)
-            self._later.append(self._finish_create(container))
-        elif container.status is Status.CREATED and start_call(container.ident) in self._calls:
+            self._finish.pend(container.create_request)
+            self._later.append(self._finish.create(container))
+        elif container.status is Status.CREATED and start_call(container.ident) in self._estate.calls:
             container.status = container.init.status = Status.CREATING
-            known = self._reopen(container.start_request)
-            self._pend(container.start_request)
-            self._later.append(self._finish_start(container, known))
+            known = self._finish.reopen(container.start_request)
+            self._finish.pend(container.start_request)
+            self._later.append(self._finish.start(container, known))
         elif container.checkpointing is not None:
-            self._pend(mark(container.checkpointing["request"]))
-            self._end_what_has_ended(container)
+            self._finish.pend(mark(container.checkpointing["request"]))
+            self._estate.end_what_has_ended(container)
             self._later.append(self._checkpoints.resume(container))
         else:
-            self._answered(container)
-            self._end_what_has_ended(container)
-
-    def _reopen(self, mark: RequestMark | None) -> RpcError | None:
-        """The error a start is known to have ended with: its repeat gets that once the container is gone."""
-        entry = self._registry.journal.find(mark.ident) if mark is not None else None
-        if mark is None or entry is None or not isinstance(error := entry.future.result(), RpcError):
-            return None
-        self._registry.journal.begin(mark)
-        return error
-
-    def _pend(self, mark: RequestMark | None) -> None:
-        """A request that was under way: its repeat waits for what becomes of it."""
-        if mark is not None and self._registry.journal.find(mark.ident) is None:
-            self._registry.journal.begin(mark)
-
-    def _answer(self, mark: RequestMark | None, pid: int) -> None:
-        """That request is known to have succeeded; its repeat is answered (``pid`` 0: it failed)."""
-        if mark is None:
-            return
-        entry = self._registry.journal.find(mark.ident)
-        if entry is None or not entry.future.done():
-            self._registry.journal.finish(mark, Created(pid) if pid else UNDONE)
-
-    def _answered(self, container: Container) -> None:
-        """Requests whose outcome had been written down, and perhaps not that they had been answered."""
-        init = container.processes.get(INIT)
-        if container.status in (Status.RUNNING, Status.PAUSED) and init is not None:
-            self._answer(container.start_request, init.pid)
-            if container.change is None:
-                freezing.after_restart(self._registry, container, self._freezes_told)
-        if init is not None:
-            self._answer(container.create_request, init.pid)
-        for process in container.processes.values():
-            if process.pid:
-                self._answer(process.request, process.pid)
+            self._finish.answered(container)
+            self._estate.end_what_has_ended(container)
 
     async def _restore_process(self, container: Container, where: str, document: dict[str, Any]) -> None:
         process = Process(
@@ -254,194 +174,25 @@ class Reloader:
         for name, (path, device, inode) in document.get("fifos", {}).items():
             process.fifos[name] = Fifo(path, device, inode)
         container.processes[process.ident] = process
-        self._closing[process.key] = document.get("closing_at", {})
+        self._estate.closing[process.key] = document.get("closing_at", {})
         if where.startswith(".new-"):
             self._resume_exec(container, process)
             return
         process.pid = document["pid"] or int(where)
         process.status = Status.RUNNING if process.started_at_ns else Status.CREATED
-        if process.key in self._alive:
+        if process.key in self._estate.alive:
             _, fds = await self._supervisor.request("pidfd", {"process": process.key})
             process.pidfd = fds[0]
-        self._restore_streams(container, process)
+        self._estate.restore_streams(container, process)
         if document["exit"] is not None:
             process.restore_exit(from_wire(ExitRecord, document["exit"]))
-            self._publish_once("process.exited", container, process, process.pid, document["exit"])
-
-    def _restore_streams(self, container: Container, process: Process) -> None:
-        held = self._held.pop(process.key, {})
-        if process.stdio.terminal and "tty" not in process.slots:
-            # Killed before the terminal's counters were written down: not a byte had been moved.
-            process.slots["tty"] = [self._registry.keeper.counters.allocate() for _ in range(2)]
-        process.streams = stdio.restore(
-            self._registry.keeper,
-            process.key,
-            process.stdio,
-            process.slots,
-            held,
-            lambda name, count: self._registry.stream_ended(container, process, name, count),
-        )
-        for name, offset in self._closing.pop(process.key, {}).items():
-            process.stream(name).close_input(offset)
-        for name, stream in process.streams.items():
-            state = stream.state()
-            if state.ended and name in process.slots:
-                self._publish_once(
-                    "stream.end", container, process, name, {"stream": name, "bytes": state.bytes}
-                )
-
-    def _publish_once(
-        self, kind: str, container: Container, process: Process, mark: Any, data: dict[str, Any]
-    ) -> None:
-        """An event that may have been published, and may not, before the agent was killed."""
-        if (kind, container.ident, process.ident, mark) not in self._told:
-            self._note(container, f"{kind} had not been told", process=process.ident)
-            self._registry.events.publish(kind, container.ident, process.ident, **data)
-
-    def _end_what_has_ended(self, container: Container) -> None:
-        """Ends, execs first, what ended while no agent was there; LOST is what nobody has seen end."""
-        for process in sorted(container.processes.values(), key=lambda process: process.is_init):
-            if process.exit is not None or process.status is Status.CREATING or process.pidfd >= 0:
-                continue
-            record = self._exits.get(process.key)
-            if record is not None:
-                self._note(container, "an exit came meanwhile", process=process.ident)
-                self._registry.on_exit({"process": process.key, **record})
-            else:
-                self._note(container, "a process is gone without a trace", process=process.ident)
-                self._lose(container, process)
-        init = container.processes.get(INIT)
-        if (
-            init is not None
-            and init.exit is not None
-            and container.status in (Status.CREATED, Status.RUNNING, Status.PAUSED)
-        ):
-            container.status = Status.STOPPED
-            if not of_this_life(container.ident, self._events, "container.stopped"):
-                self._note(container, "its stop had not been told")
-                self._registry.init_ended(container)
-        elif container.status is Status.RUNNING and container.cgroup.is_frozen():
-            self._note(container, "a signal to all of it had left it frozen")
-            container.cgroup.unfreeze()
-
-    def _lose(self, container: Container, process: Process) -> None:
-        record = ExitRecord(255, 0, Reason.LOST, process.pid, process.started_at_ns, time.time_ns())
-        process.restore_exit(record)
-        self._publish_once(
-            "process.exited",
-            container,
-            process,
-            process.pid,
-            {"exit_code": 255, "reason": "lost", "pid": process.pid},
-        )
-
-    # -- launches that were under way -------------------------------------------------------------
+            self._estate.publish_once("process.exited", container, process, process.pid, document["exit"])
 
     def _resume_exec(self, container: Container, process: Process) -> None:
         process.status = Status.CREATING
         if not process.is_init:
-            self._pend(process.request)
-            self._later.append(self._finish_exec(container, process))
-
-    async def _finish_create(self, container: Container) -> None:
-        init = container.processes.get(INIT)
-        outcome = None if init is None else await self._registry.caller.join(launch_call(init.key))
-        if init is None or outcome is None or outcome.status != 0 or not outcome.pid:
-            self._note(container, "a create that did not succeed is undone")
-            end_launched(outcome)
-            await self._undo(container)
-            self._answer(container.create_request, 0)
-            return
-        self._note(container, "a create had succeeded")
-        try:
-            await self._take_up(container, init, outcome)
-            setup.settle(container)
-            if container.restored_from:
-                restored(self._registry, container, init)
-            else:
-                self._lifecycle.created(container, init)
-            self._answer(container.create_request, init.pid)
-        except (*_BROKEN, RpcError, SupervisorError) as error:
-            context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
-            await self._undo(container)
-
-    async def _finish_delete(self, container: Container, start_error: RpcError | None) -> None:
-        init = container.processes.get(INIT)
-        with contextlib.suppress(RpcError):
-            await self._checkpoints.abandon(container)
-        await self._undo(container)
-        self._registry.caller.forget(start_call(container.ident))  # a start that failed may be why
-        if container.start_request is not None and start_error is not None:
-            self._registry.journal.finish(container.start_request, start_error)
-        self._answer(container.create_request, 0)
-        mark = container.delete_request
-        if mark is not None:
-            gone = container.ident not in self._registry.containers
-            result = Deleted(init.exit if init is not None else None) if gone else UNDONE
-            self._registry.journal.finish(mark, result)
-
-    async def _finish_start(self, container: Container, known: RpcError | None) -> None:
-        """``known`` is what the earlier agent had written down of its failure."""
-        outcome = await self._registry.caller.join(start_call(container.ident))
-        init = container.init
-        waits = container.runtime.waits_for_start(container.ident)
-        if outcome is not None and outcome.status == 0 and not waits:
-            self._note(container, "a start had succeeded")
-            self._lifecycle.started(container, init, time.time_ns())
-            self._answer(container.start_request, init.pid)
-        else:
-            self._note(container, "a start that did not succeed is undone, with its container")
-            failure = known or self._why_start_failed(container, outcome)
-            await self._lifecycle.undo_start(container, failure)
-            if container.start_request is not None:
-                self._registry.journal.finish(container.start_request, failure)
-            return
-        self._end_what_has_ended(container)
-
-    def _why_start_failed(self, container: Container, outcome: Outcome | None) -> RpcError:
-        """What can be told without the runtime's words."""
-        status, timed_out = (0, False) if outcome is None else (outcome.status, outcome.timed_out)
-        problem = "it reported success, and the container waits for start" if status == 0 else ""
-        failure = RuntimeFailure("start", status, problem, timed_out=timed_out)
-        return to_rpc_error(self._lifecycle.explain_start(container, failure))
-
-    async def _finish_exec(self, container: Container, process: Process) -> None:
-        outcome = await self._registry.caller.join(launch_call(process.key))
-        if outcome is None or outcome.status != 0 or not outcome.pid:
-            self._note(container, "an exec that did not succeed is undone", process=process.ident)
-            end_launched(outcome)
-            self._drop_held(process.key)
-            await self._lifecycle.undo_exec(container, process)
-            self._answer(process.request, 0)
-            return
-        self._note(container, "an exec had succeeded", process=process.ident)
-        try:
-            await self._take_up(container, process, outcome)
-            self._lifecycle.executed(container, process, process.created_at_ns)
-            self._answer(process.request, process.pid)
-        except (*_BROKEN, RpcError, SupervisorError) as error:
-            context(_log, container=container.ident).error("undone after all", extra={"error": str(error)})
-            await self._lifecycle.undo_exec(container, process)
-
-    async def _take_up(self, container: Container, process: Process, outcome: Outcome) -> None:
-        launched = Launched(outcome.pid, outcome.pidfd, outcome.exit or self._exits.get(process.key))
-        if os.path.isdir(os.path.join(container.directory.path, f".new-{process.ident}")):
-            self._registry.process_started(container, process, launched)
-        else:  # it had been renamed already
-            process.pid = launched.pid
-            process.pidfd = launched.pidfd if launched.pidfd is not None else -1
-        process.early_exit = launched.exit
-        if not process.streams:
-            self._restore_streams(container, process)
-
-    async def _undo(self, container: Container) -> None:
-        for process in container.processes.values():
-            if process.key in self._alive and process.pidfd < 0:
-                process.pid = self._alive[process.key]
-            self._drop_held(process.key)  # what its launch had held, and nobody will take up
-        await self._lifecycle.undo_create(container)
-
-    # -- what belongs to nobody -------------------------------------------------------------------
+            self._finish.pend(process.request)
+            self._later.append(self._finish.exec(container, process))
 
     async def _drop_leftovers(self) -> None:
         known = {
@@ -449,17 +200,17 @@ class Reloader:
             for container in self._registry.containers.values()
             for process in container.processes.values()
         }
-        for key in set(self._held) - known:
+        for key in set(self._estate.held) - known:
             _log.warning("descriptors of an unknown process are closed", extra={"fields": {"process": key}})
-            self._drop_held(key)
-        for key in set(self._exits) - known:
+            self._estate.drop_held(key)
+        for key in set(self._estate.exits) - known:
             self._supervisor.tell("forget_process", {"process": key})
         broken = {
             container.ident
             for container in self._registry.containers.values()
             if container.status is Status.FAILED
         }
-        for key in set(self._alive) - known:
+        for key in set(self._estate.alive) - known:
             if key.partition("/")[0] not in broken:
                 await kill_unknown(self._supervisor, key)
         expected = {launch_call(key) for key in known} | {
@@ -467,23 +218,13 @@ class Reloader:
             for ident in self._registry.containers
             for name in (start_call, change_call, checkpoint_call)
         }
-        for key in self._calls - expected:
+        for key in self._estate.calls - expected:
             self._registry.spawn(self._drain_call(key))
-
-    def _drop_held(self, key: str) -> None:
-        for stream, fds in self._held.pop(key, {}).items():
-            for suffix, fd in fds.items():
-                os.close(fd)
-                name = stdio.stream_name(key, stream)
-                self._supervisor.release(f"{name}.{suffix}" if suffix else name)
 
     async def _drain_call(self, key: str) -> None:
         """A mount, an rm, a delete: it may finish; what it did is found by looking."""
         await self._registry.caller.join(key)
         self._registry.caller.forget(key)
-
-    def _note(self, container: Container, what: str, process: str = "") -> None:
-        context(_log, container=container.ident, process=process).info(what)
 
 
 async def reload(registry: Registry, supervisor: SupervisorClient) -> None:
