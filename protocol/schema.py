@@ -37,9 +37,16 @@ def from_wire(cls: type[T], value: object, path: str = "") -> T:
 
 def to_wire(value: Any) -> Any:
     """The plain value MessagePack carries; fields that are None are left out."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = _field_names(type(value))
-        return {name: to_wire(item) for name in names if (item := getattr(value, name)) is not None}
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if dataclasses.is_dataclass(kind):
+        wired = {}
+        for name in _field_names(kind):
+            item = getattr(value, name)
+            if item is not None:
+                wired[name] = item if type(item) in _PLAIN else to_wire(item)
+        return wired
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, (list, tuple)):
@@ -48,6 +55,9 @@ def to_wire(value: Any) -> Any:
         return {key: to_wire(item) for key, item in value.items()}
     return value
 
+
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
+"""Types that are what they are on the wire: most values are one, and are not looked at twice."""
 
 _decoders: dict[Any, _Decoder] = {}
 _names: dict[type, tuple[str, ...]] = {}

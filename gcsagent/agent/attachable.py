@@ -230,7 +230,7 @@ class Attachable:
                 os.splice(reply, self._connection.fileno(), REPLY_SIZE, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
             self._reply = reply
-            self._loop.add_writer(self._connection, self._resume_reply)
+            self._loop.add_writer(self._connection.fileno(), self._resume_reply)
             return
         except OSError:
             self._drop_reply(reply)
@@ -245,7 +245,7 @@ class Attachable:
 
     def _resume_reply(self) -> None:
         if self._connection is not None and self._reply >= 0:
-            self._loop.remove_writer(self._connection)
+            self._loop.remove_writer(self._connection.fileno())
             reply, self._reply = self._reply, -1
             self._send_reply(reply)
 
@@ -286,11 +286,11 @@ class Attachable:
             self._linger.cancel()
             self._linger = None
         self._stop()
-        self._loop.remove_reader(connection)
+        self._loop.remove_reader(connection.fileno())
         names = [f"{self._name}.conn"]
         reply, self._reply = self._reply, -1
         if reply >= 0:
-            self._loop.remove_writer(connection)
+            self._loop.remove_writer(connection.fileno())
             os.close(reply)
             names.append(f"{self._name}.reply")  # at once with the connection: without it, it would be said
         connection.close()
@@ -303,7 +303,7 @@ class Attachable:
     def _watch_peer(self) -> None:
         """Notices that the peer of an output connection is gone, which splicing into it may never tell."""
         if self._connection is not None:
-            self._loop.add_reader(self._connection, self._on_peer)
+            self._loop.add_reader(self._connection.fileno(), self._on_peer)
 
     def _on_peer(self) -> None:
         """Drops what the peer sends where nothing may be sent (or nobody reads any more); sees it leave."""

@@ -25,8 +25,15 @@ _MAGIC = struct.pack("<II", 0x54564319, 0x56453709)
 """IMG_COMMON_MAGIC and PIPES_DATA_MAGIC (criu/include/magic.h)."""
 
 
+_found: dict[str, str] = {}
+
+
 def present(name: str = "criu") -> bool:
-    return shutil.which(name) is not None
+    """Asked at every hello: PATH is gone through only while it is not where it was."""
+    where = _found.get(name, "")
+    if not (where and os.access(where, os.X_OK)):
+        where = _found[name] = shutil.which(name) or ""
+    return bool(where)
 
 
 def require(*programs: str) -> None:

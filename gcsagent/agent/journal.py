@@ -37,10 +37,11 @@ class RequestMark(NamedTuple):
 class Entry:
     """``future`` gives the answer, or the RpcError that it was."""
 
-    __slots__ = ("digest", "future")
+    __slots__ = ("digest", "future", "recorded")
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
+        self.recorded = False
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -75,7 +76,8 @@ class Journal:
     def finish(self, mark: RequestMark, result: Any) -> None:
         """Ends a pending request. A success is on disk before anybody hears of it."""
         entry = self._pending.pop(mark.ident, None)
-        if not isinstance(result, RpcError) and result is not UNDONE:
+        recorded = entry is not None and entry.recorded
+        if not recorded and not isinstance(result, RpcError) and result is not UNDONE:
             self._write(mark, result)
         if entry is not None and not entry.future.done():
             entry.future.set_result(result)
@@ -85,10 +87,10 @@ class Journal:
 
         It may be an RpcError: of a request that failed, and has changed something nevertheless.
         """
-        if mark is not None:
-            self._write(mark, result)
+        if mark is not None and self._write(mark, result) and (entry := self._pending.get(mark.ident)):
+            entry.recorded = True
 
-    def _write(self, mark: RequestMark, result: Any) -> None:
+    def _write(self, mark: RequestMark, result: Any) -> bool:
         document: dict[str, Any] = {"request": mark.ident, "digest": mark.digest}
         if isinstance(result, RpcError):
             document["error"] = result.to_wire()
@@ -98,10 +100,11 @@ class Journal:
             write_json(self._path(mark.ident), document)
         except OSError as error:
             _log.error("an answer cannot be kept", extra={"request": mark.ident, "error": str(error)})
-            return
+            return False
         self._stored += 1
         if self._stored > MAX_STORED:
             self._trim()
+        return True
 
     def _trim(self) -> None:
         with os.scandir(self._directory) as entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import os
 import time
@@ -20,10 +21,10 @@ from gcsagent.agent.oci.check_namespaces import mapped_root
 from gcsagent.agent.oci.owners import give_pipes
 from gcsagent.agent.pods import ending, setup
 from gcsagent.agent.process import Process
-from gcsagent.agent.process_dir import write_json
 from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
 from gcsagent.agent.strays import kill_strays
+from gcsagent.common.files import write_new
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.families.container import (
@@ -312,7 +313,7 @@ class Lifecycle:
         try:
             directory = container.directory.begin(process.ident, process.document())
             process_file = os.path.join(directory, "spec.json")
-            write_json(process_file, spec)
+            write_new(process_file, json.dumps(spec).encode("ascii"))
             fifos.open_all(self._registry.containers, process, prepared, directory, mapped_root(config))
             launch = prepared.launch(os.path.join(directory, "pid"))
             launched = await container.runtime.exec(container.ident, process_file, launch, call.timeout)

@@ -21,11 +21,16 @@ import shutil
 import time
 from typing import Any
 
+from gcsagent.common.files import write_new
+
 VERSION = 1
 """Of the files' layout; a reader refuses a newer one than it knows.
 
 Code that is being tried (agent.upgrade) may have to give way to the code before it: until it is promoted it
 writes the layout it found, and migrates nothing. There is nothing to migrate yet."""
+
+_FILES = ("process.json", "spec.json", "pid")
+"""What a process's directory holds, but for what a killed agent or runtime left in it."""
 
 
 class ContainerDir:
@@ -65,11 +70,10 @@ class ContainerDir:
     def settle(self, process: str, pid: int) -> None:
         """The process runs: its directory takes the pid's name. One left there by a dead pid gives way."""
         target = os.path.join(self.path, str(pid))
-        shutil.rmtree(target, ignore_errors=True)
+        _remove_process(target)
         os.rename(os.path.join(self.path, f".new-{process}"), target)
         if process == "init":
-            with open(os.path.join(self.path, "init.pid"), "w", encoding="ascii") as file:
-                file.write(str(pid))
+            write_new(os.path.join(self.path, "init.pid"), b"%d" % pid)
 
     def update(self, pid: int, document: dict[str, Any]) -> None:
         write_json(os.path.join(self.path, str(pid), "process.json"), document)
@@ -84,7 +88,7 @@ class ContainerDir:
         """The process was never started, or is deleted; ``pid`` is 0 when it never had one."""
         names = [f".new-{process}", os.path.join("exited", process), *([str(pid)] if pid else [])]
         for name in names:
-            shutil.rmtree(os.path.join(self.path, name), ignore_errors=True)
+            _remove_process(os.path.join(self.path, name))
 
     def move_to_trash(self) -> str | None:
         """Takes it out of the way in one step; returns where it is now, None if it was not there."""
@@ -98,11 +102,23 @@ class ContainerDir:
         return target
 
 
+def _remove_process(path: str) -> None:
+    """A process's directory, if it is there; what it is not expected to hold takes longer."""
+    if not os.path.lexists(path):
+        return
+    for name in _FILES:
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(path, name))
+    try:
+        os.rmdir(path)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def write_json(path: str, document: dict[str, Any]) -> None:
     temporary = f"{path}.tmp"
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(document, file)
+        write_new(temporary, json.dumps(document).encode("ascii"))
         os.rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -111,8 +127,8 @@ def write_json(path: str, document: dict[str, Any]) -> None:
 
 
 def read_json(path: str) -> dict[str, Any]:
-    with open(path, encoding="utf-8") as file:
-        document = json.load(file)
+    with open(path, "rb", buffering=0) as file:
+        document = json.loads(file.read())
     if not isinstance(document, dict):
         raise ValueError(f"{path} does not hold an object")
     return document

@@ -295,14 +295,20 @@ class _Files:
         number = next(_numbers)
         self.log = os.path.join(runc._logs, f"{runc._caller.prefix}.{number}.log")
         self.console = os.path.join(runc._consoles, f"{runc._caller.prefix}.{number}") if console else ""
-        self.null = -1
+        self._null = -1
+
+    @property
+    def null(self) -> int:
+        if self._null < 0:
+            self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        return self._null
 
     def __enter__(self) -> _Files:
-        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self.null)
+        if self._null >= 0:
+            os.close(self._null)
         try:
             os.unlink(self.log)
         except FileNotFoundError:

@@ -41,7 +41,7 @@ class _PipeStream(Attachable):
         return self._pump
 
     def _to_hold(self) -> dict[str, int]:
-        if self._pump is not None:
+        if self._pump is not None or self.ended:
             return {}
         self._middle = MiddlePipe()
         self._pump = self._make_pump(self._middle)

@@ -12,6 +12,9 @@ from typing import Any
 
 from gcsagent.common import channel
 
+MAX_RELEASED = 64
+"""Names in one packet: a few more of the longest fit."""
+
 _log = logging.getLogger("agent.supervisor")
 
 
@@ -33,6 +36,7 @@ class SupervisorClient:
         self._idents = itertools.count(1)
         self._pending: dict[int, asyncio.Future[tuple[Any, list[int]]]] = {}
         self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
+        self._released: list[str] = []
         self.topics: dict[str, Callable[[dict[str, Any]], None]] = {}
         sock.setblocking(False)
         self._loop.add_reader(sock, self._on_readable)
@@ -73,7 +77,7 @@ class SupervisorClient:
 
     def tell(self, operation: str, arguments: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
         """A request nobody waits for; a refusal is logged. The channel keeps its order with later ones."""
-        self.request(operation, arguments, fds).add_done_callback(_log_refusal)
+        self._send(channel.pack([-next(self._idents), operation, arguments]), fds)
 
     def keep_telling_alive(self, interval: float) -> None:
         """Now and every ``interval`` seconds, as long as the event loop goes round (supervisor.watchdog)."""
@@ -89,7 +93,17 @@ class SupervisorClient:
         self.tell("hold", {"hold": {name: 0}}, (fd,))
 
     def release(self, *names: str) -> None:
-        self.tell("release", {"names": list(names)})
+        """Told together with what else is released in this turn of the loop, before anything said later."""
+        if not self._released:
+            self._loop.call_soon(self._tell_released)
+        self._released += names
+        if len(self._released) >= MAX_RELEASED:
+            self._tell_released()
+
+    def _tell_released(self) -> None:
+        names, self._released = self._released, []
+        if names:
+            self.tell("release", {"names": names})
 
     async def everything(self, kind: str) -> list[Any]:
         """All of one kind that the supervisor keeps: names, calls, processes or exits."""
@@ -99,6 +113,7 @@ class SupervisorClient:
         return items
 
     def _send(self, packet: bytes, fds: tuple[int, ...]) -> None:
+        self._tell_released()
         if not self._outbox:
             try:
                 channel.send(self._sock, packet, fds)
@@ -145,6 +160,11 @@ class SupervisorClient:
             if handler is not None:
                 handler(result)
             return
+        if ident < 0:  # of an earlier version's supervisor also the answers nobody waits for
+            channel.close_all(fds)
+            if error is not None:
+                _log.error("the supervisor refused", extra={"error": error["message"]})
+            return
         future = self._pending.pop(ident, None)
         if future is None or future.done():
             channel.close_all(fds)
@@ -162,13 +182,3 @@ class SupervisorClient:
 def _close_received(future: asyncio.Future[tuple[Any, list[int]]]) -> None:
     if not future.cancelled() and future.exception() is None:
         channel.close_all(future.result()[1])
-
-
-def _log_refusal(future: asyncio.Future[tuple[Any, list[int]]]) -> None:
-    if future.cancelled():
-        return
-    error = future.exception()
-    if error is not None:
-        _log.error("the supervisor refused", extra={"error": str(error)})
-        return
-    channel.close_all(future.result()[1])

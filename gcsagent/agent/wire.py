@@ -46,6 +46,7 @@ class Wire:
         self._bounds, self._owner = bounds, owner
         self._loop = asyncio.get_running_loop()
         self._stall_seconds = bounds.limits.max_stall_ms / 1000
+        self._fd = sock.fileno()  # asyncio looks a number up at once, and a socket by way of its repr
         self._out = bytearray()
         self._taken = 0  # bytes the host has taken so far
         self._counted = 0  # bytes of ours in bounds.unfinished
@@ -119,9 +120,9 @@ class Wire:
             return
         self._reading = wanted
         if wanted:
-            self._loop.add_reader(self.sock, self._on_readable)
+            self._loop.add_reader(self._fd, self._on_readable)
         else:
-            self._loop.remove_reader(self.sock)
+            self._loop.remove_reader(self._fd)
 
     def _count(self, unfinished: int) -> None:
         self._bounds.unfinished += unfinished - self._counted
@@ -157,7 +158,7 @@ class Wire:
                 return
             if not data:
                 return
-            self._loop.add_writer(self.sock, self._on_writable)
+            self._loop.add_writer(self._fd, self._on_writable)
             self._watch_progress()
         self._out += data
         if self.unread > MAX_UNREAD:
@@ -176,7 +177,7 @@ class Wire:
         self._taken += sent
         if self._out:
             return
-        self._loop.remove_writer(self.sock)
+        self._loop.remove_writer(self._fd)
         self._stop(self._stalled)
         self._owner.on_drained()
         if not self._gone and not self._reading:
@@ -208,4 +209,4 @@ class Wire:
         self._set_late(False)
         self._stop(self._stalled)
         self._read(False)
-        self._loop.remove_writer(self.sock)
+        self._loop.remove_writer(self._fd)

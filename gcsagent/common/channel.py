@@ -4,7 +4,7 @@ One SOCK_SEQPACKET socket pair per agent process; a packet is one MessagePack ar
 
     agent -> supervisor   [id, operation, arguments]
                           [nil, "alive", {}]              for the watchdog; unanswered
-    supervisor -> agent   [id, error or nil, result]       the answer
+    supervisor -> agent   [id, error or nil, result]       the answer; to a negative id only a refusal
                           [nil, topic, data]               a notification
 
 SEQPACKET keeps packet boundaries, so neither side parses a stream, and a packet arrives whole with its

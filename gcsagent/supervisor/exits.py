@@ -11,6 +11,7 @@ import os
 import time
 from typing import Any
 
+from gcsagent.common.files import write_new
 from gcsagent.supervisor.log import log
 from gcsagent.supervisor.loop import Loop
 
@@ -62,8 +63,7 @@ class ExitRecords:
         for key in list(self._unwritten):
             path = self._path(self.records[key])
             try:
-                with open(path + ".tmp", "w", encoding="utf-8") as file:
-                    json.dump({"key": key, **self.records[key]}, file)
+                write_new(path + ".tmp", json.dumps({"key": key, **self.records[key]}).encode("ascii"))
                 os.rename(path + ".tmp", path)
             except OSError as error:
                 _unlink(path + ".tmp")

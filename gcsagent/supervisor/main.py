@@ -187,7 +187,7 @@ class Supervisor:
             log("error", "a fault in the supervisor", operation=name[:64], error=repr(error))
             self._refuse(ident, name, f"a fault in the supervisor: {error!r}")
         else:
-            if reply.now:
+            if reply.now and ident >= 0:  # below that it is a word nobody waits for the answer to
                 self._send([ident, None, reply.result], reply.fds)
 
     def _refuse(self, ident: int, operation: str, problem: str, errno: int = 0) -> None:

@@ -253,10 +253,15 @@ def _share_no_protection(pid: int) -> None:
     oom_score_adj is inherited. What the runtime starts for a container has a value of its own, from the spec.
     """
     try:
-        with open(f"/proc/{pid}/oom_score_adj", "w", encoding="ascii") as file:
-            file.write("0")
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
-        return  # it has ended, or we were not allowed to protect ourselves either
+        return  # it has ended
+    try:
+        os.write(fd, b"0")
+    except OSError:
+        return  # we were not allowed to protect ourselves either
+    finally:
+        os.close(fd)
 
 
 def _failed(pid: int) -> bool:

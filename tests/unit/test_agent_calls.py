@@ -222,3 +222,32 @@ def test_everything_is_asked_for_page_by_page() -> None:
         assert await task == ["a", "b", "c"]
 
     scenario(body)
+
+
+def test_what_is_released_in_one_turn_is_told_at_once_and_before_what_is_said_later() -> None:
+    async def body(supervisor: FakeSupervisor, _caller: Caller) -> None:
+        client = supervisor.client
+        client.release("a")
+        client.release("b", "c")
+        client.tell("note", {})
+        client.release("d")
+        assert (await supervisor.asked("note"))[0] < 0
+        assert (await supervisor.asked("release"))[1] == {"names": ["a", "b", "c"]}
+        assert (await supervisor.asked("release"))[1] == {"names": ["d"]}
+
+    scenario(body)
+
+
+def test_a_refusal_of_what_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(supervisor: FakeSupervisor, _caller: Caller) -> None:
+        supervisor.client.tell("note", {})
+        ident, _ = await supervisor.asked("note")
+        supervisor.answer(ident, None)  # as an earlier version's supervisor does
+        supervisor.refuse(ident, "note: no")
+        answered = supervisor.client.call("ping", {})
+        task = asyncio.get_running_loop().create_task(answered)
+        supervisor.answer((await supervisor.asked("ping"))[0], "pong")
+        await task
+
+    scenario(body)
+    assert [record.__dict__["error"] for record in caplog.records] == ["note: no"]

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -324,11 +325,21 @@ def test_no_message_gets_an_exception_out_or_leaves_a_descriptor(
     before = open_fds()
     answers = agentless.exchange(messages)
     asked = [message[0] for message, _ in messages if type(message[0]) is int]
-    assert sorted(answer[0] for answer in answers if answer[0] is not None) == sorted(asked)
+    answered = [answer[0] for answer in answers if answer[0] is not None]
+    assert sorted(ident for ident in answered if ident >= 0) == sorted(ident for ident in asked if ident >= 0)
+    assert not Counter(answered) - Counter(asked)
     assert not [answer for answer in answers if "a fault in" in str(answer[1])]
     agentless.forget_all()
     assert os.listdir(agentless.console) == []
     assert open_fds() == before
+
+
+def test_a_word_nobody_waits_for_is_answered_only_when_it_is_refused(agentless: Agentless) -> None:
+    told = [([-1, "hold", {"hold": {"a": 0}}], 1), ([-2, "release", {"names": ["a", "b"]}], 0)]
+    assert agentless.exchange(told) == []
+    ((ident, error, result),) = agentless.exchange([([-3, "hold", {"hold": {"": 0}}], 1)])
+    assert (ident, result) == (-3, None)
+    assert "a name is 1 to" in error["message"]
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
