@@ -316,7 +316,7 @@ def test_who_takes_none_of_its_answers_is_dropped(tmp_path: Path) -> None:
                     number += 1
                 except (BlockingIOError, BrokenPipeError, ConnectionResetError):
                     await asyncio.sleep(0.01)
-        assert host.session._wire.unread < wire.MAX_UNREAD + 2000
+        assert host.session._wire.unread < wire.MAX_UNREAD + wire.TURN * 2000
 
     as_host(tmp_path, body, max_stall_ms=200)
 
@@ -454,7 +454,7 @@ def test_a_host_that_never_reads_is_not_read_either(tmp_path: Path) -> None:
             except BlockingIOError:
                 rest, stalled = frame, stalled + 1
                 await asyncio.sleep(0)
-        assert host.session._wire.unread < wire.MAX_UNREAD + 2000
+        assert host.session._wire.unread < wire.MAX_UNREAD + wire.TURN * 2000
         for number in range(sent):
             assert (await host.receive())[1] == number + 10
         host.sock.sendall(rest)
@@ -498,7 +498,7 @@ def test_a_slow_subscriber_that_the_ring_still_covers_misses_nothing(tmp_path: P
         await host.ask(1, "events.subscribe", after=0)
         for _ in range(800):
             host.registry.events.publish("test", payload="x" * 1000)
-        assert host.session._wire.unread < wire.MAX_UNREAD + 2000
+        assert host.session._wire.unread < wire.MAX_UNREAD + wire.TURN * 2000
         assert [(await host.receive())[2][0]["seq"] for _ in range(800)] == list(range(1, 801))
         host.registry.events.publish("after")
         assert (await host.receive())[2][0]["type"] == "after"

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import checks
 from protocol.checks import Between
 from protocol.errors import RpcError
 from protocol.framing import Response, decode, encode
@@ -191,6 +192,8 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     dict[str, Any]: st.dictionaries(st.text(max_size=4), st.none() | st.integers(0, 9), max_size=2),
 }
+VALID: dict[Any, st.SearchStrategy[Any]] = {checks.device: st.sampled_from(["8:0", "/dev/vdb"])}
+"""For checks that values made at random hardly ever pass."""
 
 
 @cache
@@ -199,7 +202,12 @@ def instances(hint: Any) -> st.SearchStrategy[Any]:
     if hint in PLAIN:
         return PLAIN[hint]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
+    if origin is Annotated:
+        kind, check = arguments
+        if isinstance(check, Between):
+            return st.integers(check.low, check.high)
+        return VALID.get(check, instances(kind).filter(lambda value: check(value) is None))
+    if origin in (types.UnionType, typing.Union):
         return st.one_of([st.none() if option is type(None) else instances(option) for option in arguments])
     if origin is tuple:
         return st.lists(instances(arguments[0]), max_size=2).map(tuple)
@@ -207,7 +215,8 @@ def instances(hint: Any) -> st.SearchStrategy[Any]:
         return st.dictionaries(st.text(max_size=4), instances(arguments[1]), max_size=2)
     if issubclass(hint, StrEnum):
         return st.sampled_from(hint)
-    return st.builds(hint, **{name: instances(of) for name, of in typing.get_type_hints(hint).items()})
+    hints = typing.get_type_hints(hint, include_extras=True)
+    return st.builds(hint, **{name: instances(of) for name, of in hints.items()})
 
 
 @settings(deadline=None)

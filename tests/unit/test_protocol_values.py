@@ -297,5 +297,6 @@ def test_fields_that_are_none_stay_off_the_wire() -> None:
         "process": "init",
         "stream": "stdout",
         "take": False,
+        "passive": False,
     }
     assert type(to_wire(Attach("web"))["stream"]) is str
