@@ -50,6 +50,18 @@ def absolute_path(value: str) -> str | None:
     return None
 
 
+def file_name(value: str) -> str | None:
+    """One name, as a directory has it."""
+    if (
+        value in ("", ".", "..")
+        or "/" in value
+        or "\0" in value
+        or len(value.encode("utf-8", "surrogatepass")) > 255
+    ):
+        return "must be a file's name: no slash, 1 to 255 bytes"
+    return None
+
+
 def signal(value: int | str) -> str | None:
     """A number 1-64, or a name with or without SIG; whether Linux knows the name is the guest's to say."""
     if isinstance(value, int):
@@ -182,6 +194,7 @@ class AtMost:
 
 Id = Annotated[str, identifier]
 Path = Annotated[str, absolute_path]
+FileName = Annotated[str, file_name]
 Signal = Annotated[int | str, signal]
 Offset = Annotated[int, Between(0, MAX_STREAM_OFFSET)]
 DeadlineMs = Annotated[int, Between(1, MAX_DEADLINE_MS)]

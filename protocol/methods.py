@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.families import agent, checkpoint, container, events, guest, pod, process, stream
+from protocol.families import agent, archive, checkpoint, container, events, guest, pod, process, stream
 from protocol.method import Method
 
-FAMILIES = (agent, events, container, checkpoint, pod, process, stream, guest)
+FAMILIES = (agent, events, container, checkpoint, pod, process, stream, archive, guest)
 
 METHODS: dict[str, Method] = {method.name: method for family in FAMILIES for method in family.METHODS}
 

@@ -33,6 +33,7 @@ BLOCK = re.compile(r"(<!-- generated: ([\w .]+) -->\n).*?(<!-- end -->)", re.DOT
 _NAMED = {
     checks.identifier: "id",
     checks.absolute_path: "path",
+    checks.file_name: "file name",
     checks.signal: "signal",
     checks.cpus: "number 0.01 to 8192, or -1",
     checks.cpuset: "list of numbers",

@@ -67,6 +67,7 @@ async def _run(settings: Settings, generation: int) -> int:
     registry, agent = _assemble(settings, generation, supervisor, keeper, events, bounds)
     await agent.upgrades.load()
     await reload(registry, supervisor)
+    registry.archives.resume()
     dispatcher = Dispatcher(methods.build(registry, agent), registry.journal, lambda: agent.stopping)
 
     def make_session(sock: socket.socket, peer: str, server: Server) -> Session:

@@ -47,7 +47,7 @@ class Outcome:
 class Caller:
     def __init__(self, supervisor: SupervisorClient, env: dict[str, str], prefix: str) -> None:
         """``prefix`` makes call keys unique across agents: the generation."""
-        self._supervisor, self._env, self.prefix = supervisor, env, prefix
+        self._supervisor, self.env, self.prefix = supervisor, env, prefix
         self._numbers = itertools.count(1)
 
     async def run(
@@ -57,7 +57,7 @@ class Caller:
         *,
         fds: dict[int, int] | None = None,
         hold: dict[str, int] | None = None,
-        extra: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
         key: str = "",
     ) -> Outcome:
         """Runs ``argv`` to its end. Cancelled: kills it, waits for that, and only then is cancelled.
@@ -78,7 +78,7 @@ class Caller:
             arguments = {
                 "call": key,
                 "argv": argv,
-                "env": self._env,
+                "env": self.env,
                 "timeout": timeout,
                 "fds": {str(target): index for index, target in enumerate(wanted)},
                 "hold": {name: len(wanted) + index for index, name in enumerate(hold or {})},
@@ -100,6 +100,10 @@ class Caller:
         except SupervisorError:
             return None
         return _outcome(result, received, "")
+
+    def cancel(self, key: str) -> None:
+        """Kills a call that an earlier agent made."""
+        self._supervisor.tell("cancel", {"call": key})
 
     def forget(self, key: str) -> None:
         """Also while it runs: it is forgotten then when it has ended."""

@@ -27,6 +27,7 @@ ALLOWED: dict[str, frozenset[Status]] = {
     ),
     "read the statistics of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
     "update": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
+    "copy files of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
     "pause": frozenset({Status.RUNNING}),
     "resume": frozenset({Status.PAUSED}),
     "checkpoint": frozenset({Status.RUNNING, Status.PAUSED}),
@@ -54,6 +55,8 @@ REQUESTS: dict[str, tuple[str, Status | None]] = {
     "container.update": ("update", None),
     "container.stats": ("read the statistics of", None),
     "container.processes": ("list the processes of", None),
+    "archive.put": ("copy files of", None),
+    "archive.get": ("copy files of", None),
     "container.checkpoint": ("checkpoint", Status.STOPPED),
     "container.checkpoint with leave_running": ("checkpoint", None),
     "container.delete": ("delete", Status.DELETING),
@@ -95,6 +98,8 @@ class Container:
         self.deletion: asyncio.Task[None] | None = None
         self.sweep: asyncio.Task[None] | None = None
         """Ends what init left behind."""
+        self.visitors: set[asyncio.Task[None]] = set()
+        """Who is at work in its root directory: archivers."""
         self.processes: dict[str, Process] = {}
 
     @property

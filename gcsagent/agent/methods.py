@@ -2,7 +2,7 @@
 
 Explicit, and checked against the contract when it is built: nothing that came off the wire is ever used
 to look up an attribute. ``agent.hello`` and ``stream.attach`` change the connection they arrive on and
-are the session's own (:mod:`gcsagent.agent.session`); so is ``events.subscribe``.
+are the session's own (:mod:`gcsagent.agent.session`); so are ``events.subscribe`` and ``archive.*``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from protocol.methods import METHODS
 
 Handler = Callable[[Any, Call], Any | Awaitable[Any]]
 
-SESSION_METHODS = frozenset({"agent.hello", "stream.attach", "events.subscribe"})
+SESSION_METHODS = frozenset(
+    {"agent.hello", "stream.attach", "events.subscribe", "archive.put", "archive.get"}
+)
 
 
 def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:

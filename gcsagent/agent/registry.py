@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gcsagent.agent import fifos, reach
+from gcsagent.agent.archives import Archives
 from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.calls import Caller
@@ -67,6 +68,7 @@ class Registry:
         self.cgroup_tree = CgroupTree(cgroups, f"/gcs{own}")
         self._background: set[asyncio.Task[None]] = set()
         self.journal = Journal(state)
+        self.archives = Archives(self, state)
         self.tear_down: Callable[[Container, float], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
         self.containers: dict[str, Container] = {}
         os.makedirs(self.directory, mode=0o711, exist_ok=True)

@@ -22,6 +22,7 @@ import os
 from collections.abc import Coroutine
 from typing import Any
 
+from gcsagent.agent import archives
 from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container import Container
 from gcsagent.agent.estate import Estate
@@ -219,6 +220,8 @@ class Reloader:
             for name in (start_call, change_call, checkpoint_call)
         }
         for key in self._estate.calls - expected:
+            if key.startswith(archives.CALL):
+                continue  # seen to by archives.resume
             self._registry.spawn(self._drain_call(key))
 
     async def _drain_call(self, key: str) -> None:

@@ -15,6 +15,7 @@ from gcsagent import __version__
 from gcsagent.agent import criu
 from gcsagent.agent.call import Call
 from gcsagent.agent.dispatch import Dispatcher
+from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
@@ -23,6 +24,7 @@ from gcsagent.agent.wire import Wire
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
 from protocol.families.agent import Hello, Welcome
+from protocol.families.archive import GetArchive, PutArchive
 from protocol.families.events import Subscribe, Subscribed
 from protocol.families.stream import Attach, Attached
 from protocol.framing import Message, Notification, Request, Response, encode
@@ -30,7 +32,7 @@ from protocol.method import Envelope
 from protocol.methods import CANCEL, METHODS, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
 
-FEATURES = ("events.replay", "fifo", "spool", "tee", "upgrade")
+FEATURES = ("archive", "events.replay", "fifo", "spool", "tee", "upgrade")
 
 _log = logging.getLogger("agent.session")
 
@@ -61,6 +63,7 @@ class Session:
         self._closing = False
         self._subscription: Subscription | None = None
         self._attaching: tuple[Attach, int] | None = None
+        self._lending: tuple[Request, PutArchive | GetArchive, Envelope] | None = None
         self._log = context(_log, peer=peer)
         self._wire = Wire(sock, self._bounds, self)
         self._connection = self._wire.connection
@@ -81,6 +84,8 @@ class Session:
     def on_drained(self) -> None:
         if self._attaching is not None:
             self._hand_over()
+        elif self._lending is not None:
+            self._lend()
         elif self._subscription is not None:
             self._subscription.pump()
 
@@ -108,6 +113,8 @@ class Session:
 
     def _on_request(self, request: Request) -> None:
         try:
+            if self._lending is not None:
+                raise _not_alone()
             method = METHODS.get(request.method)
             if method is None:
                 raise RpcError(Code.UNIMPLEMENTED, f"there is no method {request.method[:64]!r}")
@@ -132,6 +139,8 @@ class Session:
                 self._attach(request.msgid, params)
             case Subscribe():
                 self._subscribe(request.msgid, params)
+            case PutArchive() | GetArchive():
+                self._start_lending(request, params, envelope)
             case _:
                 method = METHODS[request.method]
                 deadline = envelope.deadline_ms or method.deadline_ms
@@ -248,7 +257,42 @@ class Session:
             self._log.error("cannot attach", extra={"error": str(error)})
             self._wire.sock.close()
 
+    def _start_lending(self, request: Request, params: PutArchive | GetArchive, envelope: Envelope) -> None:
+        if self._calls or self._subscription is not None or self._connection.unfinished:
+            raise _not_alone()
+        if self._agent.stopping:
+            raise RpcError(Code.UNAVAILABLE, "the agent is going down: its containers are being stopped")
+        self._registry.archives.check(params)
+        self._lending = (request, params, envelope)
+        if not self._wire.unread:
+            self._lend()
+
+    def _lend(self) -> None:
+        """The connection becomes an archiver's, which answers; this session ends without closing it."""
+        assert self._lending is not None
+        (request, params, envelope), self._lending = self._lending, None
+        if self._closing:
+            return
+        seconds = None if envelope.deadline_ms is None else envelope.deadline_ms / 1000
+        try:
+            if self._connection.unfinished:
+                raise _not_alone()
+            self._registry.archives.begin(self._wire.sock, request.msgid, request.method, params, seconds)
+        except (RpcError, OSError) as error:
+            self._answer(request.msgid, to_rpc_error(error))
+            return
+        self._closing = True
+        self._let_go()
+
 
 def _features() -> tuple[str, ...]:
     """With ``checkpoint`` only where CRIU is, which may be installed while the agent runs."""
     return ("checkpoint", *FEATURES) if criu.present() else FEATURES
+
+
+def _not_alone() -> RpcError:
+    return RpcError(
+        Code.FAILED_PRECONDITION,
+        "an archive needs a connection with nothing else on it, and nothing behind its request before"
+        " archive.ready",
+    )

@@ -25,6 +25,7 @@ from protocol.families.container import Deleted
 from protocol.types import Status
 
 KILL_SECONDS = 10.0
+VISITOR_SECONDS = 15.0
 CGROUP_SECONDS = 5.0
 
 _SAID_AS_IT_IS = (Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED)
@@ -43,6 +44,7 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
         container.save()  # an agent that finds this goes on from here
     except OSError as error:
         log.warning("a deletion cannot be written down", extra={"error": str(error)})
+    await _send_away(container)
     try:
         await ending.delete_members(registry, container, seconds)
         async with container.changing:  # a pause under way would freeze again what is being killed
@@ -75,6 +77,15 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
     registry.events.publish("container.deleted", container.ident)
     ending.deleted(registry, container)
     log.info("container deleted")
+
+
+async def _send_away(container: Container) -> None:
+    """Ends the work of archivers: while they have its root directory, that cannot be unmounted."""
+    visitors = list(container.visitors)
+    for visitor in visitors:
+        visitor.cancel()
+    if visitors:
+        await asyncio.wait(visitors, timeout=VISITOR_SECONDS)
 
 
 async def _kill_processes(registry: Registry, container: Container) -> None:

@@ -111,30 +111,41 @@ class Dialogue:
             RemoteProtocolError: it broke the contract.
             ConnectionLost: no answer will come.
         """
-        self._last_id += 1
-        frame = self.connection.request(self._last_id, method, encode_params(method, params))
-        try:
-            await asyncio.get_running_loop().sock_sendall(self.sock, frame)
-        except OSError as error:
-            raise ConnectionBroken(f"the connection to the agent broke: {error.strerror}") from error
+        await self.send(method, params)
         while True:
-            message = await self._next()
+            message = await self.message()
             if isinstance(message, Response):
                 return decode_result(method, answer(message))
             if len(self.early) >= _MAX_EARLY:
                 raise RemoteProtocolError("flood", f"no answer to {method}, only notifications")
             self.early.append(message)
 
+    async def send(self, method: str, params: object, *, deadline: float | None = None) -> None:
+        """One request; :meth:`message` gives its response. Raises RpcError for what is wrong about it."""
+        self._last_id += 1
+        wire = encode_params(method, params, deadline=deadline)
+        await self._write(self.connection.request(self._last_id, method, wire))
+
+    async def notify(self, method: str, params: dict[str, Any]) -> None:
+        await self._write(self.connection.notify(method, params))
+
+    async def _write(self, frame: bytes) -> None:
+        try:
+            await asyncio.get_running_loop().sock_sendall(self.sock, frame)
+        except OSError as error:
+            raise ConnectionBroken(f"the connection to the agent broke: {error.strerror}") from error
+
     async def notification(self) -> Notification:
         """The next notification, in order. Raises RemoteProtocolError or ConnectionLost."""
         if self.early:
             return self.early.popleft()
-        message = await self._next()
+        message = await self.message()
         if isinstance(message, Response):
             raise RemoteProtocolError("msgid", "a response that nobody waits for")
         return message
 
-    async def _next(self) -> Response | Notification:
+    async def message(self) -> Response | Notification:
+        """What comes next. Raises RemoteProtocolError or ConnectionLost."""
         while not self._arrived:
             self._arrived.extend(await self._receive())
         message = self._arrived.popleft()

@@ -11,6 +11,7 @@ from tests.cases import (
     data,
     endings,
     fifos,
+    files,
     floods,
     hooks,
     hosts,
@@ -44,6 +45,7 @@ MODULES = (
     oci,
     pods,
     hooks,
+    files,
 )
 NAMES = {function.__name__: function for function in CASES}
 assert len(NAMES) == len(CASES), "two cases have one name"
