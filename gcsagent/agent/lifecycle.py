@@ -260,8 +260,8 @@ class Lifecycle:
     async def delete(self, params: DeleteContainer, call: Call) -> Deleted:
         container = self._registry.get(params.container)
         init = container.processes.get(INIT)
-        container.check("force the deletion of" if params.force else "delete")
         ending.check(self._registry.containers.values(), container, force=params.force)
+        container.check("force the deletion of" if params.force else "delete")
         if container.status is not Status.DELETING:  # else somebody has begun: one deletion is enough
             container.delete_request = call.mark
         call.commit()

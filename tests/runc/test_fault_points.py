@@ -8,6 +8,7 @@ connection left unanswered, as every client may; what it gets in the end must be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -32,10 +33,22 @@ from protocol.families.checkpoint import MakeCheckpoint, Restore
 from protocol.families.container import CreateContainer
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
+from protocol.pods import Dns, PodLimits, PodMember, PodNamespace, Sandbox
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
 from tests.cases.agents import RunningAgent, frozen, stopped_clean
 from tests.cases.fifos import LOCATION, SIDE_CAR
-from tests.cases.target import MIB, OUTPUT, PIPES, Target, connect, creation, expect, name, refused, remove
+from tests.cases.target import (
+    MIB,
+    OUTPUT,
+    PIPES,
+    Target,
+    connect,
+    creation,
+    expect,
+    name,
+    refused,
+    remove,
+)
 
 FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
 SHELF = Path(__file__).parents[1] / "fakes" / "shelf"
@@ -315,6 +328,77 @@ async def update(bench: Bench, arm: Act) -> None:
         assert (found.pids.limit, found.cpu.limit) == (78, 0.5)
 
 
+async def create_sandbox(bench: Bench, arm: Act) -> None:
+    """With everything there is to make for a pod: files, a mount, limits."""
+    sandbox = Sandbox(dns=Dns(("10.0.0.1",)), limits=PodLimits(pids=70))
+    script = "grep -qx 'nameserver 10.0.0.1' /etc/resolv.conf && grep -q ' /dev/shm ' /proc/mounts"
+    params = creation(bench.target, name("pod"), ("sh", "-c", script), sandbox=sandbox)
+    await arm()
+    await bench.client.create_container(params)
+    try:
+        assert (await bench.client.pod_stats(params.container)).pids.limit == 70
+        await bench.client.start_container(params.container)
+        assert (await bench.client.wait_container(params.container)).exit_code == 0
+    finally:
+        await remove(bench.client, params.container)
+
+
+async def create_in_pod(bench: Bench, arm: Act) -> None:
+    async with _pod(bench) as sandbox:
+        pod = PodMember(sandbox, tuple(PodNamespace))
+        script = "[ $$ != 1 ] && grep -qx shared /dev/shm/file"
+        params = creation(bench.target, name("c"), ("sh", "-c", script), pod=pod)
+        await arm()
+        await bench.client.create_container(params)
+        with pytest.raises(RpcError, match=params.container) as caught:
+            await bench.client.delete_container(sandbox)
+        assert caught.value.code is Code.FAILED_PRECONDITION
+        assert (await bench.client.container_state(params.container)).pod == sandbox
+        await bench.client.start_container(params.container)
+        assert (await bench.client.wait_container(params.container)).exit_code == 0
+        await bench.client.delete_container(params.container)
+
+
+async def delete_pod(bench: Bench, arm: Act) -> None:
+    async with _pod(bench) as sandbox:
+        params = creation(bench.target, name("c"), ("sleep", "100000"), pod=PodMember(sandbox))
+        await bench.client.create_container(params)
+        await bench.client.start_container(params.container)
+        await arm()
+        record = await bench.client.delete_container(sandbox, force=True)
+        assert record is not None
+        assert record.signal == 9
+        for gone in (params.container, sandbox):
+            with pytest.raises(RpcError) as caught:
+                await bench.client.container_state(gone)
+            assert caught.value.code is Code.NOT_FOUND
+
+
+async def update_pod(bench: Bench, arm: Act) -> None:
+    async with _pod(bench) as sandbox:
+        await bench.client.update_pod(sandbox, memory_bytes=96 * MIB)
+        await arm()
+        await bench.client.update_pod(sandbox, pids=77, cpus=0.5)
+        found = await bench.client.pod_stats(sandbox)
+        assert (found.pids.limit, found.cpu.limit, found.memory.limit) == (77, 0.5, 96 * MIB)
+
+
+@asynccontextmanager
+async def _pod(bench: Bench) -> AsyncIterator[str]:
+    script = "echo shared >/dev/shm/file; echo ready; exec sleep 100000"
+    params = creation(bench.target, name("pod"), ("sh", "-c", script), sandbox=Sandbox(), stdio=OUTPUT)
+    init = await RemoteProcess.create(bench.client, params)
+    try:
+        await init.start()
+        await expect(init.streams["stdout"], b"ready\n")
+        init.detach()
+        yield params.container
+    finally:
+        init.detach()
+        with contextlib.suppress(RpcError):
+            await bench.client.delete_container(params.container, force=True)
+
+
 @asynccontextmanager
 async def _counting(bench: Bench) -> AsyncIterator[tuple[str, Stream]]:
     """A container that says a number again and again."""
@@ -394,7 +478,20 @@ def test_killed_at_each_step(
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
     "attempt",
-    [create_with_fifos, create_side_car, failed_create, failed_start, failed_exec, pause, resume, update],
+    [
+        create_with_fifos,
+        create_side_car,
+        failed_create,
+        failed_start,
+        failed_exec,
+        pause,
+        resume,
+        update,
+        create_sandbox,
+        create_in_pod,
+        delete_pod,
+        update_pod,
+    ],
 )
 def test_killed_at_steps(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check(containers: Iterable[Container], sandbox: Container, *, force: bool) -> None:
     """Whether it may be deleted. Raises FAILED_PRECONDITION naming the containers of its pod."""
-    there = members(containers, sandbox.ident)
+    there = members(containers, sandbox.ident) if sandbox.status is not Status.DELETING else []
     if there and not force:
         raise _refused(sandbox, there, "has containers in its pod", "delete them first, or force it")
     beginning = [each for each in there if each.status is Status.CREATING]

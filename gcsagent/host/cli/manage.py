@@ -138,6 +138,10 @@ async def state(args: argparse.Namespace) -> int:
         ("created", _moment(container.created_at_ns)),
         ("runtime", container.runtime),
     ]
+    if container.pod:
+        role = ", ".join(container.share) or "nothing"
+        shown = "its sandbox" if container.pod == container.container else f"sharing {role}"
+        pairs.append(("pod", f"{container.pod}, {shown}"))
     pairs += _runtime_pairs(container.runtime_view)
     pairs += [("problem", container.problem)] if container.problem else []
     pairs += [(f"label {name}", value) for name, value in container.labels.items()]
@@ -208,15 +212,16 @@ def _show_containers(containers: tuple[ContainerState, ...], as_json: bool) -> N
         print_json(containers)
         return
     rows = []
+    pods = any(container.pod for container in containers)
     for container in containers:
         init = container.processes[0] if container.processes else None
         ended = _ending(init.exit) if init is not None and init.exit is not None else ""
         command = " ".join(init.args) if init is not None else ""
         status = f"{container.status.value} {ended}".strip()
-        rows.append(
-            (container.container, status, container.pid or "-", age(container.created_at_ns), command)
-        )
-    print_table(("CONTAINER", "STATUS", "PID", "AGE", "COMMAND"), rows)
+        pod = (container.pod or "-",) if pods else ()
+        when = age(container.created_at_ns)
+        rows.append((container.container, *pod, status, container.pid or "-", when, command))
+    print_table(("CONTAINER", *(("POD",) if pods else ()), "STATUS", "PID", "AGE", "COMMAND"), rows)
 
 
 def _runtime_pairs(view: RuntimeView | None) -> list[tuple[str, object]]:

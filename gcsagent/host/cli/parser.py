@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gcsagent.host.cli import checkpoints, container_options, logs, manage, resources, run
+from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods, resources, run
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.guest import add_guest_commands
 from gcsagent.host.cli.stdio import FIFOS
@@ -184,8 +184,11 @@ def _add_container_commands(commands: _Subparsers) -> None:
     resources.add_limits(parser)
     _add_id(parser)
     _add_checkpoint_commands(commands)
+    _add_pod_commands(commands)
     parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
-    parser.add_argument("--force", action="store_true", help="kill what still runs in it")
+    parser.add_argument(
+        "--force", action="store_true", help="kill what still runs in it; with a sandbox goes its pod"
+    )
     _add_id(parser)
     parser = _add(
         commands,
@@ -239,6 +242,18 @@ def _add_checkpoint_commands(commands: _Subparsers) -> None:
     parser.add_argument("checkpoint", nargs="?", type=_identifier, metavar="NAME", help="the checkpoint's id")
 
 
+def _add_pod_commands(commands: _Subparsers) -> None:
+    about = "limit and measure a pod, which `run --sandbox` begins and `run --pod` adds to"
+    group = commands.add_parser("pod", help=about, description=about)
+    verbs = group.add_subparsers(metavar="COMMAND", required=True)
+    parser = _add(
+        verbs, "update", pods.update, "change what a whole pod may use", "gcsctl pod update --memory 256M web"
+    )
+    pods.add_limits(parser)
+    _add_id(parser)
+    _add_id(_add(verbs, "stats", pods.stats, "show what a whole pod uses", "gcsctl pod stats web"))
+
+
 def _add_vm_run(commands: _Subparsers) -> None:
     parser = _add(
         commands,
@@ -270,6 +285,7 @@ def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> N
     )
     _add_process_options(parser)
     container_options.add_container_options(parser)
+    pods.add_options(parser)
     _add_command(parser)
     parser.set_defaults(quiet=quiet)
 

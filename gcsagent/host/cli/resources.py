@@ -17,12 +17,15 @@ _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)\Z", re.ASCII)
 
 async def stats(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
-        found = await client.container_stats(args.id)
-    if args.json:
+        show_stats(await client.container_stats(args.id), args.json)
+    return 0
+
+
+def show_stats(found: ContainerStats, as_json: bool) -> None:
+    if as_json:
         print_json(found)
     else:
         print_table(("WHAT", "NOW", "LIMIT", "PEAK", "PRESSURE"), _rows(found))
-    return 0
 
 
 async def update(args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gcsagent.host import terminal
 from gcsagent.host.bridge import LocalStdio, bridge
-from gcsagent.host.cli import container_options, stdio
+from gcsagent.host.cli import container_options, pods, stdio
 from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json, report_oom
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
@@ -165,6 +165,8 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
         allow_vsock=args.allow_vsock,
         auto_delete=remove and detach,
         labels=dict(getattr(args, "label", ())),
+        sandbox=pods.sandbox_of(args),
+        pod=pods.member_of(args),
     )
     return RunPlan(params, remove, detach, args.interactive, args.json)
 
