@@ -29,6 +29,9 @@ BUILD_FILE = "/etc/gcsagent/build.json"
 BOOT_FILE = "/run/gcs/boot-stages"
 """Lines ``STAGE UPTIME`` written by initramfs/init and the supervisor as the boot reaches them."""
 
+SANDBOX_SECONDS = 1.0
+"""A sandbox's grace when its pod's containers have used all of it up."""
+
 _log = logging.getLogger("agent.info")
 
 
@@ -104,11 +107,13 @@ class AgentService:
         containers = list(self._registry.containers.values())
         _log.info("stopping", extra={"action": action, "containers": len(containers)})
         await self._registry.archives.end()
-        # A sandbox's deletion would cut short the grace of its pod's containers.
+        # A sandbox's end would cut short the grace of its pod's containers.
         sandboxes = [each for each in containers if each.role.sandbox is not None]
         others = [each for each in containers if each.role.sandbox is None]
+        until = asyncio.get_running_loop().time() + grace
         for those in (others, sandboxes):
-            await asyncio.gather(*(self._stop_container(container, grace) for container in those))
+            left = max(SANDBOX_SECONDS, until - asyncio.get_running_loop().time())
+            await asyncio.gather(*(self._stop_container(container, min(grace, left)) for container in those))
         self._registry.cgroup_tree.remove_root()
         self.upgrades.clear()
         _remove_sockets(self._settings.listen)

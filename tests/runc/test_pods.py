@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 
 from gcsagent.host.client import Client
+from gcsagent.host.process import RemoteProcess
 from protocol.errors import Code
 from protocol.pods import Dns, PodFiles, PodLimits, PodMember, PodNamespace, Sandbox
 from protocol.types import Status
 from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.target import (
     MIB,
+    OUTPUT,
     Target,
     connect,
     created,
     creation,
     event,
+    expect,
     name,
     refused,
     remove,
@@ -138,6 +141,37 @@ def test_a_forced_deletion_is_finished_by_the_successor(fresh: RunningAgent, roo
     restart(fresh)
     assert eventually(lambda: asyncio.run(gone()))
     assert mounts(fresh) == []
+
+
+def test_the_end_of_the_agent_lets_containers_end_before_their_sandbox(
+    fresh: RunningAgent, rootfs: str
+) -> None:
+    """Those that take their time have their grace; that nothing is left is the fixture's to see."""
+    target, out = at(fresh, rootfs), fresh.directory / "out"
+    out.mkdir()
+    script = "trap 'sleep 0.3; echo ended >/out/word; exit' TERM; echo ready; while :; do sleep 0.01; done"
+
+    def bound(spec: dict[str, Any]) -> None:
+        spec["mounts"].append(
+            {"destination": "/out", "type": "bind", "source": str(out), "options": ["bind", "rw"]}
+        )
+
+    async def body() -> None:
+        async with await connect(target) as client:
+            idle = "trap exit TERM; while :; do sleep 0.01; done"
+            box = creation(target, name("pod"), ("sh", "-c", idle), sandbox=Sandbox())
+            await client.create_container(box)
+            await client.start_container(box.container)
+            pod, args = PodMember(box.container, (PID,)), ("sh", "-c", script)
+            params = creation(target, name("c"), args, pod=pod, spec=bound, stdio=OUTPUT)
+            init = await RemoteProcess.create(client, params)
+            await init.start()
+            await expect(init.streams["stdout"], b"ready\n")
+            init.detach()
+
+    asyncio.run(body())
+    assert fresh.stop() == 0
+    assert (out / "word").read_text() == "ended\n"
 
 
 def test_containers_outlive_their_sandbox_unless_they_share_its_processes(target: Target) -> None:
@@ -315,8 +349,16 @@ def test_gcsctl_makes_a_pod_and_shows_it(agent: RunningAgent, rootfs: str, tmp_p
     before = agent.holdings()
     gcsctl, web, app = Gcsctl(agent.address, rootfs), name("web"), name("app")
     options = ("-d", "--overlay", "--rootfs", rootfs)
-    pods = ("--sandbox", "--hostname", "web", "--domainname", "example.org", "--add-host", "db:10.0.0.6")
-    pods += ("--dns", "10.0.0.1", "--shm-size", "1m", "--pod-pids-limit", "50")
+    pods: tuple[str, ...] = (
+        "--sandbox",
+        "--hostname",
+        "web",
+        "--domainname",
+        "example.org",
+        "--add-host",
+        "db:10.0.0.6",
+    )
+    pods = (*pods, "--dns", "10.0.0.1", "--shm-size", "1m", "--pod-pids-limit", "50")
     try:
         assert gcsctl("run", "--id", web, *options, *pods, "--", "sleep", "100000").returncode == 0
         started = gcsctl(
