@@ -50,6 +50,12 @@ MAX_PAGE = 4096
 MAX_COMMAND = 4096
 """Bytes of a command line in it; a longer one is cut off."""
 
+MAX_MOUNTS = 512
+"""Mounts made by storage.mount that there may be at once."""
+
+MAX_LAYERS = 128
+"""Lower directories of one overlay; the kernel takes 500, if their names fit a page."""
+
 MAX_DEADLINE_MS = 24 * 3600 * 1000
 """Longest deadline of a call that is not unbounded."""
 

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.families import agent, archive, checkpoint, container, events, guest, pod, process, stream
+from protocol.families import (
+    agent,
+    archive,
+    checkpoint,
+    container,
+    events,
+    guest,
+    pod,
+    process,
+    storage,
+    stream,
+)
 from protocol.method import Method
 
-FAMILIES = (agent, events, container, checkpoint, pod, process, stream, archive, guest)
+FAMILIES = (agent, events, container, checkpoint, pod, process, stream, archive, guest, storage)
 
 METHODS: dict[str, Method] = {method.name: method for family in FAMILIES for method in family.METHODS}
 

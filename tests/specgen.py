@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsagent.agent.container import ALLOWED, REQUESTS
-from protocol import checks, errors, limits, method, methods, pods, usage
+from protocol import checks, errors, limits, method, methods, mountchecks, pods, usage
 from protocol import types as records
 from protocol.connection import TRANSITIONS
 from protocol.families import guest
@@ -34,6 +34,12 @@ _NAMED = {
     checks.identifier: "id",
     checks.absolute_path: "path",
     checks.file_name: "file name",
+    mountchecks.exact_path: "exact path",
+    mountchecks.mount_option: "mount option",
+    mountchecks.pci_path: "PCI address",
+    mountchecks.virtio_name: "virtio device",
+    mountchecks.device_name: "string",
+    mountchecks.root_hash: "hex digits",
     checks.signal: "signal",
     checks.cpus: "number 0.01 to 8192, or -1",
     checks.cpuset: "list of numbers",
@@ -50,7 +56,11 @@ _NAMED = {
     checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
 }
 _PLAIN = {str: "string", int: "integer", bool: "bool", float: "number", bytes: "bytes", Any: "any"}
-_EVERYWHERE = {"container": "Which container.", "process": "Which process of it; `init` is its init."}
+_EVERYWHERE = {
+    "container": "Which container.",
+    "process": "Which process of it; `init` is its init.",
+    "mount": "Which mount.",
+}
 
 
 def render(text: str) -> str:

@@ -26,6 +26,8 @@ from gcsagent.agent.runc import Runc
 from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
+from gcsagent.agent.storage.recovery import recover as recover_storage
+from gcsagent.agent.storage.service import StorageService, mounts_directory
 from gcsagent.agent.supervisor_client import SupervisorClient
 from gcsagent.common.config import Settings
 
@@ -68,6 +70,7 @@ async def _run(settings: Settings, generation: int) -> int:
     await agent.upgrades.load()
     await reload(registry, supervisor)
     registry.archives.resume()
+    await recover_storage(registry, registry.storage)
     dispatcher = Dispatcher(methods.build(registry, agent), registry.journal, lambda: agent.stopping)
 
     def make_session(sock: socket.socket, peer: str, server: Server) -> Session:
@@ -106,6 +109,8 @@ def _assemble(
     registry = Registry(
         settings.state, settings.guest, runtimes, caller, keeper, events, cgroups, oom, bounds
     )
+    mounts = mounts_directory(settings.state, settings.guest)
+    registry.storage = StorageService(registry, settings.state, mounts)
     registry.tear_down = functools.partial(teardown.tear_down, registry)
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
     return registry, agent

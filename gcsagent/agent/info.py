@@ -114,6 +114,7 @@ class AgentService:
         for those in (others, sandboxes):
             left = max(SANDBOX_SECONDS, until - asyncio.get_running_loop().time())
             await asyncio.gather(*(self._stop_container(container, min(grace, left)) for container in those))
+        await self._registry.storage.unmount_all()
         self._registry.cgroup_tree.remove_root()
         self.upgrades.clear()
         _remove_sockets(self._settings.listen)

@@ -76,6 +76,7 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "stream.ack": spools.acknowledge,
         "stream.find": spools.find,
         **guest.handlers(registry),
+        **registry.storage.handlers(),
     }
     missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS)
     if missing:

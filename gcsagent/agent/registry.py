@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gcsagent.agent import fifos, reach
 from gcsagent.agent.archives import Archives
@@ -31,6 +31,9 @@ from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.schema import to_wire
 from protocol.types import Status, Stdio
+
+if TYPE_CHECKING:
+    from gcsagent.agent.storage.service import StorageService
 
 DELETE_SECONDS = 60.0
 """How long the runtime may take to delete a container, if nobody says otherwise."""
@@ -70,6 +73,7 @@ class Registry:
         self.journal = Journal(state)
         self.archives = Archives(self, state)
         self.tear_down: Callable[[Container, float], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
+        self.storage: StorageService  # likewise
         self.containers: dict[str, Container] = {}
         os.makedirs(self.directory, mode=0o711, exist_ok=True)
 

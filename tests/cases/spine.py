@@ -24,6 +24,7 @@ from tests.cases import (
     requests,
     security,
     spools,
+    storage,
     terminals,
 )
 from tests.cases.target import CASES, Target, connect, creation, nothing_left, remove
@@ -46,6 +47,7 @@ MODULES = (
     pods,
     hooks,
     files,
+    storage,
 )
 NAMES = {function.__name__: function for function in CASES}
 assert len(NAMES) == len(CASES), "two cases have one name"

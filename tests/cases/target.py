@@ -193,7 +193,7 @@ async def event(events: AsyncIterator[Event], kind: str, container: str, process
 def refused(code: Code, *, exec_error: str | None = None, field: str | None = None) -> Any:
     """The block must end with exactly this error."""
     with pytest.raises(RpcError) as caught:
-        yield
+        yield caught
     error = caught.value
     assert error.code is code, f"{code} was expected, not {error} {error.details}"
     assert error.message

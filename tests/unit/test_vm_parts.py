@@ -85,7 +85,7 @@ def test_disks_are_named_by_serial_and_on_the_kernel_command_line() -> None:
     argv = qemu_argv(config)
     first, second = (json.loads(value) for value in values(argv, "-blockdev"))
     assert (first["file"]["filename"], first["read-only"], second["read-only"]) == ("/a,b.img", True, False)
-    assert "virtio-blk-pci,drive=disk0,serial=rootfs" in values(argv, "-device")
+    assert "virtio-blk-pci,id=disk-rootfs,drive=disk-rootfs,serial=rootfs" in values(argv, "-device")
     words = kernel_cmdline(config).split()
     assert "gcs.disk.rootfs=erofs" in words
     assert "gcs.disk.data=ext4" in words

@@ -12,6 +12,7 @@ from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.guest import add_guest_commands
 from gcsagent.host.cli.stdio import FIFOS
+from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
 from gcsagent.host.cli.vmrun import vm_run
 from gcsagent.host.upgrade import TRIAL_SECONDS
 from gcsagent.host.vm.vmcli import add_vm_options, add_vm_parser
@@ -58,7 +59,10 @@ def build() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_container_commands(commands)
     add_guest_commands(commands, _add)
-    _add_vm_run(add_vm_parser(commands))
+    add_storage_commands(commands, _add)
+    vm_commands = add_vm_parser(commands)
+    _add_vm_run(vm_commands)
+    add_disk_commands(vm_commands, _add)
     return parser
 
 

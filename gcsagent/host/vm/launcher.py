@@ -24,6 +24,7 @@ from gcsagent.host.vm.config import DEFAULT_PORT, VmConfig, VmExit
 from gcsagent.host.vm.console import ConsoleMonitor
 from gcsagent.host.vm.consolelog import ConsoleLog
 from gcsagent.host.vm.disk import Disk, rootfs_disk
+from gcsagent.host.vm.diskplug import PluggedDisk
 from gcsagent.host.vm.errors import BootError, LaunchError, QmpClosed, QmpError, VmError
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.process import interrupts_held
@@ -163,6 +164,31 @@ class VirtualMachine:
             QmpError: QEMU did not do it.
         """
         await self._running.qmp.execute("cont")
+
+    async def plug_disk(self, path: Path, serial: str, *, read_only: bool = False) -> None:
+        """Gives the running guest a raw image file or block device as a disk; `storage.mount` waits for it.
+
+        Raises:
+            InvalidVmConfig, DiskError: it cannot be a disk of this VM.
+            QmpError: QEMU refused.
+        """
+        await self._running.disks.plug(path, serial, read_only=read_only)
+
+    async def unplug_disk(self, serial: str, timeout: float = 30.0) -> None:
+        """Takes a disk away again; unmount it in the guest first.
+
+        Args:
+            timeout: seconds the guest may take to let go of it.
+
+        Raises:
+            DiskError: it was not plugged in.
+            QmpError: the guest or QEMU refused.
+        """
+        await self._running.disks.unplug(serial, timeout)
+
+    async def disks(self) -> list[PluggedDisk]:
+        """All disks it has, by serial number. Raises QmpError."""
+        return await self._running.disks.all()
 
     async def kill(self, why: str = "killed") -> VmExit:
         """Ends the VM at once, as pulling the plug does."""

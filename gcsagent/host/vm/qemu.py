@@ -16,6 +16,11 @@ VSOCK_DEVICE = "vsock"
 VSOCK_PORT = "vsock-port"
 VSOCK_BACKEND = "vsock0"
 
+HOTPLUG_PORT = "plug"
+# Each takes a device while the VM runs. They share one slot, as functions of it.
+HOTPLUG_PORTS = 8
+_HOTPLUG_SLOT = 0x10
+
 MIN_MEMORY_MIB = 128
 MAX_CPUS = 64
 
@@ -87,7 +92,8 @@ def qemu_argv(config: QemuConfig) -> list[str]:
         # A restored guest sees another id, and its kernel reseeds before anybody asks it for a random number.
         *("-device", "vmgenid,guid=auto"),
         *_vsock(config),
-        *(word for index, disk in enumerate(config.disks) for word in _disk(index, disk)),
+        *_hotplug_ports(),
+        *(word for disk in config.disks for word in _disk(disk)),
     ]
 
 
@@ -130,6 +136,19 @@ def _vsock(config: QemuConfig) -> list[str]:
     return [*words, "-device", json.dumps(vsock_device(config.vsock, config.vsock_cid, backend))]
 
 
+def _hotplug_ports() -> list[str]:
+    # Chassis and slot numbers name a port to the guest; the vsock device's is the first.
+    return [
+        word
+        for number in range(HOTPLUG_PORTS)
+        for word in (
+            "-device",
+            f"pcie-root-port,id={HOTPLUG_PORT}{number},chassis={number + 2},slot={number + 2},"
+            f"addr={_HOTPLUG_SLOT:#x}.{number},multifunction={'on' if number == 0 else 'off'}",
+        )
+    ]
+
+
 def vsock_device(kind: Kind, cid: int, backend: str) -> dict[str, Any]:
     """The vsock device's properties, for the command line and for QMP's device_add.
 
@@ -142,8 +161,13 @@ def vsock_device(kind: Kind, cid: int, backend: str) -> dict[str, Any]:
     return {"driver": "vhost-user-vsock-pci", **place, "chardev": backend}
 
 
-def _disk(index: int, disk: Disk) -> list[str]:
-    node = f"disk{index}"
+def disk_name(serial: str) -> str:
+    """Of a disk's device, and of the block node behind it."""
+    return f"disk-{serial}"
+
+
+def _disk(disk: Disk) -> list[str]:
+    node = disk_name(disk.name)
     # JSON, because a path may hold anything, commas included.
     blockdev = {
         "driver": "raw",
@@ -151,7 +175,7 @@ def _disk(index: int, disk: Disk) -> list[str]:
         "read-only": disk.read_only,
         "file": {"driver": "file", "filename": str(disk.path), "read-only": disk.read_only},
     }
-    device = f"virtio-blk-pci,drive={node},serial={disk.name}"
+    device = f"virtio-blk-pci,id={node},drive={node},serial={disk.name}"
     return ["-blockdev", json.dumps(blockdev), "-device", device]
 
 

@@ -1,0 +1,84 @@
+"""Freezes file systems, for a bounded time: who asked may be gone when the time comes to thaw.
+
+How long is written down with the mount, so that an agent which comes after thaws in time, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from gcsagent.agent.storage.table import Entry, Table, boot_time_ns
+from gcsagent.agent.storage.tools import Tools
+from protocol.errors import Code, RpcError
+from protocol.families.storage import MountStatus
+
+THAW_SECONDS = 30.0
+
+_log = logging.getLogger("agent.storage")
+
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+
+
+class Freezer:
+    def __init__(self, table: Table, tools: Tools, spawn: Spawn) -> None:
+        self._table, self._tools, self._spawn = table, tools, spawn
+        self._timers: dict[int, asyncio.TimerHandle] = {}
+
+    async def freeze(self, entry: Entry, for_ms: int, seconds: float) -> None:
+        """Raises RpcError. Frozen again, it stays so for as long as was asked last."""
+        again = bool(entry.frozen_until_ns)
+        entry.frozen_until_ns = boot_time_ns() + for_ms * 1_000_000
+        self._table.save(entry)
+        self.watch(entry)
+        if again:
+            return
+        try:
+            argv = ["fsfreeze", "-f", entry.target]
+            await self._tools.run(entry, argv, seconds, what=f"freeze {entry.target}")
+        except BaseException as error:
+            await asyncio.shield(self.thaw(entry, THAW_SECONDS, sure=False))
+            if isinstance(error, RpcError) and error.code is Code.INTERNAL:
+                raise RpcError(
+                    Code.FAILED_PRECONDITION,
+                    f"{error.message}; {entry.fstype} may not be able to",
+                    **error.details,
+                ) from error
+            raise
+
+    async def thaw(self, entry: Entry, seconds: float, *, sure: bool = True) -> None:
+        """Raises RpcError; without ``sure`` it may be thawed already."""
+        try:
+            await self._tools.run(
+                entry, ["fsfreeze", "-u", entry.target], seconds, what=f"thaw {entry.target}"
+            )
+        except RpcError:
+            if sure:
+                raise
+        self._cancel(entry)
+        entry.frozen_until_ns = 0
+        self._table.note(entry)
+
+    def watch(self, entry: Entry) -> None:
+        """Sees to it that it thaws when its time has come, by whichever agent."""
+        self._cancel(entry)
+        left = max(0, entry.frozen_until_ns - boot_time_ns()) / 1e9
+        loop = asyncio.get_running_loop()
+        self._timers[entry.number] = loop.call_later(left, lambda: self._spawn(self._expire(entry)))
+
+    async def _expire(self, entry: Entry) -> None:
+        async with entry.changing:
+            if not entry.frozen_until_ns or entry.status is not MountStatus.MOUNTED:
+                return
+            if entry.frozen_until_ns > boot_time_ns():
+                self.watch(entry)  # it was frozen anew meanwhile
+                return
+            _log.warning("a file system thaws that nobody has thawed", extra={"mount": entry.ident})
+            await self.thaw(entry, THAW_SECONDS, sure=False)
+
+    def _cancel(self, entry: Entry) -> None:
+        timer = self._timers.pop(entry.number, None)
+        if timer is not None:
+            timer.cancel()
