@@ -24,7 +24,7 @@ from typing import Any
 from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, RpcError
 from protocol.framing import Message, Notification, Request, Response, decode, encode
 from protocol.limits import MAX_MSGID, Limits
-from protocol.methods import ATTACH, HELLO, PROTOCOL_ERROR
+from protocol.methods import HELLO, PROTOCOL_ERROR, STREAMING
 from protocol.scan import FrameScanner
 
 
@@ -153,7 +153,7 @@ class Connection:
         """Behind a request to attach a server must not even look for a message: it has no right to one."""
         if self._role is Role.SERVER and self.state is State.ATTACHING:
             if self._scanner.buffered:
-                raise RemoteProtocolError("early_bytes", "nothing may follow stream.attach before its reply")
+                raise RemoteProtocolError("early_bytes", "nothing may follow it before its reply")
             return False
         return self.state not in (State.STREAM, State.CLOSED)
 
@@ -185,7 +185,7 @@ class Connection:
         return frame
 
     def respond(self, msgid: int, result: Any) -> bytes:
-        """The bytes of a success; for ``stream.attach`` the connection is the stream's from here on."""
+        """The bytes of a success; for a method that streams the connection is the stream's from here on."""
         return self._response(Response(msgid, None, result))
 
     def fail(self, msgid: int, error: RpcError) -> bytes:
@@ -236,9 +236,9 @@ class Connection:
             raise _error(error, "msgid", f"msgid {msgid} is not a 32-bit unsigned integer")
         if msgid in self._outstanding:
             raise _error(error, "msgid", f"msgid {msgid} is already outstanding")
-        step = {HELLO: Step.HELLO, ATTACH: Step.ATTACH}.get(method, Step.REQUEST)
+        step = Step.HELLO if method == HELLO else Step.ATTACH if method in STREAMING else Step.REQUEST
         if step is Step.ATTACH and self._outstanding:
-            raise _error(error, "busy", "stream.attach needs a connection with nothing outstanding")
+            raise _error(error, "busy", f"{method} needs a connection with nothing outstanding")
         self._step(step, error)
         self._outstanding[msgid] = method
 
@@ -248,7 +248,7 @@ class Connection:
             raise _error(error, "msgid", f"no request {msgid} is outstanding")
         if method == HELLO:
             step = Step.REJECTED if failed else Step.WELCOME
-        elif method == ATTACH:
+        elif method in STREAMING:
             step = Step.REFUSED if failed else Step.ATTACHED
         else:
             step = Step.RESPONSE

@@ -92,6 +92,8 @@ class Limits:
     """Sum of the limits of all spools that drop their oldest bytes."""
     max_event_bytes: int = 1 << 20
     """Size of the ring that events are replayed from: at least the newer half of it is there at any time."""
+    max_forwards: int = 1024
+    """Forwarded connections, those being made included."""
     max_uploads: int = 4
     """Uploads begun and not used; one that nobody has touched for a minute gives way."""
     max_upload_bytes: int = MAX_UPLOAD

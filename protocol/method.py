@@ -28,6 +28,7 @@ class Method:
 
     ``deadline_ms`` is what applies when the caller names none; None means unbounded. ``mutating`` methods
     may carry a ``request_id``, and ``commit`` says from when on success wins over cancel and deadline.
+    One that ``streams`` turns its connection into a raw byte stream behind its successful response.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Method:
     deadline_ms: int | None
     mutating: bool = False
     commit: str = ""
+    streams: bool = False
 
 
 QUICK, RUNTIME, LONG = 10_000, 60_000, 120_000

@@ -13,6 +13,7 @@ from protocol.families import (
     checkpoint,
     container,
     events,
+    forward,
     guest,
     pod,
     process,
@@ -21,11 +22,14 @@ from protocol.families import (
 )
 from protocol.method import Method
 
-FAMILIES = (agent, events, container, checkpoint, pod, process, stream, archive, guest, storage)
+FAMILIES = (agent, events, container, checkpoint, pod, process, stream, archive, forward, guest, storage)
 
 METHODS: dict[str, Method] = {method.name: method for family in FAMILIES for method in family.METHODS}
 
 HELLO, ATTACH = "agent.hello", "stream.attach"
+
+STREAMING = frozenset(name for name, method in METHODS.items() if method.streams)
+"""What turns a connection into a raw byte stream: to the connection's states each is a ``stream.attach``."""
 
 CANCEL = "rpc.cancel"
 """Notification from the client: ``{msgid}``; the request it names ends with CANCELLED if it still can."""

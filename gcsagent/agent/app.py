@@ -16,6 +16,8 @@ from gcsagent.agent.cgroups import CgroupMounts
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
+from gcsagent.agent.forwarding import service as forward_service
+from gcsagent.agent.forwarding.service import Forwards
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.kernfs import KernelFiles
 from gcsagent.agent.kmsg import KernelLog
@@ -68,10 +70,13 @@ async def _run(settings: Settings, generation: int) -> int:
     keeper = Keeper(supervisor, counters)
     registry, agent = _assemble(settings, generation, supervisor, keeper, events, bounds)
     await agent.upgrades.load()
-    await reload(registry, supervisor)
+    forwards = Forwards(registry, f"g{generation}")
+    await reload(registry, supervisor, forward_service.claimed(held))
     registry.archives.resume()
     await recover_storage(registry, registry.storage)
-    dispatcher = Dispatcher(methods.build(registry, agent), registry.journal, lambda: agent.stopping)
+    await forwards.restore(supervisor, held)
+    table = methods.build(registry, agent, forwards)
+    dispatcher = Dispatcher(table, registry.journal, lambda: agent.stopping, methods.openers(forwards))
 
     def make_session(sock: socket.socket, peer: str, server: Server) -> Session:
         return Session(sock, peer, dispatcher, registry, agent, server)

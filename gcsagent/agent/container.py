@@ -25,6 +25,7 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "list the processes of": frozenset(
         {Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED, Status.FAILED}
     ),
+    "forward into": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "read the statistics of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
     "update": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "copy files of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
@@ -57,6 +58,7 @@ REQUESTS: dict[str, tuple[str, Status | None]] = {
     "container.processes": ("list the processes of", None),
     "archive.put": ("copy files of", None),
     "archive.get": ("copy files of", None),
+    "forward.open with container": ("forward into", None),
     "container.checkpoint": ("checkpoint", Status.STOPPED),
     "container.checkpoint with leave_running": ("checkpoint", None),
     "container.delete": ("delete", Status.DELETING),

@@ -20,6 +20,7 @@ from gcsagent.agent.journal import UNDONE, Entry, Journal, RequestMark
 from gcsagent.agent.methods import Handler
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
+from gcsagent.agent.takeover import Opener
 from protocol.errors import Code, RpcError
 from protocol.method import Envelope
 from protocol.methods import METHODS
@@ -28,8 +29,16 @@ Answer = Callable[[Any], None]
 
 
 class Dispatcher:
-    def __init__(self, table: dict[str, Handler], journal: Journal, stopping: Callable[[], bool]) -> None:
-        """While ``stopping`` says so, nothing is begun that would outlive its end."""
+    def __init__(
+        self,
+        table: dict[str, Handler],
+        journal: Journal,
+        stopping: Callable[[], bool],
+        openers: dict[str, Opener] | None = None,
+    ) -> None:
+        """While ``stopping`` says so, nothing is begun that would outlive its end. ``openers`` are of the
+        methods that turn their connection into a stream."""
+        self._openers = openers or {}
         self._table, self._journal, self._stopping = table, journal, stopping
         self._inline = {name for name, handler in table.items() if not inspect.iscoroutinefunction(handler)}
 
@@ -42,6 +51,16 @@ class Dispatcher:
             self._run_once(call, raw, params, envelope.request_id, answer)
         else:
             self._run(call, params, answer)
+
+    def open(self, call: Call, params: Any, answer: Answer) -> None:
+        """Calls ``answer`` once, later, with the Takeover or the RpcError."""
+        opener = self._openers[call.method]
+
+        async def handler(params: Any, _call: Call) -> Any:
+            return await opener(params)
+
+        call.task = asyncio.get_running_loop().create_task(self._run_task(call, handler, params, answer))
+        call.arm()
 
     def _run(self, call: Call, params: Any, answer: Answer) -> None:
         handler = self._table[call.method]

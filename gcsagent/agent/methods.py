@@ -14,6 +14,7 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.cgroup_stats import StatsService
 from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container_list import ContainerListService
+from gcsagent.agent.forwarding.service import Forwards
 from gcsagent.agent.freezing import FreezingService
 from gcsagent.agent.guest import table as guest
 from gcsagent.agent.info import AgentService
@@ -27,16 +28,24 @@ from gcsagent.agent.restoring import RestoreService
 from gcsagent.agent.runtime_view import StateService
 from gcsagent.agent.signals import SignalService
 from gcsagent.agent.spools import SpoolService
-from protocol.methods import METHODS
+from gcsagent.agent.takeover import Opener
+from protocol.methods import ATTACH, METHODS, STREAMING
 
 Handler = Callable[[Any, Call], Any | Awaitable[Any]]
 
-SESSION_METHODS = frozenset(
-    {"agent.hello", "stream.attach", "events.subscribe", "archive.put", "archive.get"}
-)
+SESSION_METHODS = frozenset({"agent.hello", "events.subscribe", "archive.put", "archive.get"})
 
 
-def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
+def openers(forwards: Forwards) -> dict[str, Opener]:
+    """Of the methods that turn their connection into a stream, beside stream.attach."""
+    table: dict[str, Opener] = {"forward.open": forwards.open}
+    missing = STREAMING ^ (table.keys() | {ATTACH})
+    if missing:
+        raise AssertionError(f"the methods that stream and the contract differ: {sorted(missing)}")
+    return table
+
+
+def build(registry: Registry, agent: AgentService, forwards: Forwards) -> dict[str, Handler]:
     lifecycle, processes, spools = Lifecycle(registry), ProcessService(registry), SpoolService(registry)
 
     freezing, checkpoints = FreezingService(registry), CheckpointService(registry)
@@ -75,10 +84,12 @@ def build(registry: Registry, agent: AgentService) -> dict[str, Handler]:
         "process.delete": processes.delete,
         "stream.ack": spools.acknowledge,
         "stream.find": spools.find,
+        "forward.wait": forwards.wait,
+        "forward.close_write": forwards.close_write,
         **guest.handlers(registry),
         **registry.storage.handlers(),
     }
-    missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS)
+    missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS | STREAMING)
     if missing:
         raise AssertionError(f"the method table and the contract differ: {sorted(missing)}")
     return table

@@ -48,8 +48,8 @@ _log = logging.getLogger("agent.reload")
 
 
 class Reloader:
-    def __init__(self, registry: Registry, supervisor: SupervisorClient) -> None:
-        self._registry, self._supervisor = registry, supervisor
+    def __init__(self, registry: Registry, supervisor: SupervisorClient, slots: set[int]) -> None:
+        self._registry, self._supervisor, self._others_slots = registry, supervisor, slots
         self._checkpoints = CheckpointService(registry)
         self._estate = Estate(registry, supervisor)
         self._finish = Finisher(registry, self._estate, self._checkpoints)
@@ -61,7 +61,7 @@ class Reloader:
         await self._estate.ask()
         documents = self._read_documents()
         claimed = {slot for _, found in documents for document in found.values() for slot in slots(document)}
-        self._registry.keeper.counters.claim(claimed)
+        self._registry.keeper.counters.claim(claimed | self._others_slots)
         for container, found in documents:
             await self._restore(container, found)
         self._checkpoints.pend_deletions()
@@ -230,11 +230,14 @@ class Reloader:
         self._registry.caller.forget(key)
 
 
-async def reload(registry: Registry, supervisor: SupervisorClient) -> None:
-    """Restores what an earlier agent left. Exits that arrive meanwhile are taken up afterwards."""
+async def reload(registry: Registry, supervisor: SupervisorClient, slots: set[int]) -> None:
+    """Restores what an earlier agent left. Exits that arrive meanwhile are taken up afterwards.
+
+    ``slots`` are the counters used by what is not a process's.
+    """
     early: list[dict[str, Any]] = []
     supervisor.topics["exit"] = early.append
-    await Reloader(registry, supervisor).run()
+    await Reloader(registry, supervisor, slots).run()
     supervisor.topics["exit"] = registry.on_exit
     for record in early:
         registry.on_exit(record)

@@ -19,20 +19,22 @@ from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.streams_attach import AttachStream
 from gcsagent.agent.subscription import Subscription
+from gcsagent.agent.takeover import Takeover
 from gcsagent.agent.wire import Wire
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
 from protocol.families.agent import Hello, Welcome
 from protocol.families.archive import GetArchive, PutArchive
 from protocol.families.events import Subscribe, Subscribed
-from protocol.families.stream import Attach, Attached
+from protocol.families.stream import Attach
 from protocol.framing import Message, Notification, Request, Response, encode
 from protocol.method import Envelope
-from protocol.methods import CANCEL, METHODS, Cancel
+from protocol.methods import CANCEL, METHODS, STREAMING, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
 
-FEATURES = ("archive", "events.replay", "fifo", "spool", "tee", "upgrade")
+FEATURES = ("archive", "events.replay", "fifo", "forward", "spool", "tee", "upgrade")
 
 _log = logging.getLogger("agent.session")
 
@@ -62,7 +64,7 @@ class Session:
         self._calls: dict[int, Call] = {}
         self._closing = False
         self._subscription: Subscription | None = None
-        self._attaching: tuple[Attach, int] | None = None
+        self._takeover: tuple[Takeover, int] | None = None
         self._lending: tuple[Request, PutArchive | GetArchive, Envelope] | None = None
         self._log = context(_log, peer=peer)
         self._wire = Wire(sock, self._bounds, self)
@@ -82,7 +84,7 @@ class Session:
         self.close("protocol error")
 
     def on_drained(self) -> None:
-        if self._attaching is not None:
+        if self._takeover is not None:
             self._hand_over()
         elif self._lending is not None:
             self._lend()
@@ -98,6 +100,9 @@ class Session:
         self._connection.close()
         self._let_go()
         self._wire.sock.close()
+        if self._takeover is not None:
+            self._takeover[0].drop()
+            self._takeover = None
         for call in list(self._calls.values()):
             if not METHODS[call.method].mutating:
                 call.abort(RpcError(Code.CANCELLED, "the connection was closed"))
@@ -141,22 +146,28 @@ class Session:
                 self._subscribe(request.msgid, params)
             case PutArchive() | GetArchive():
                 self._start_lending(request, params, envelope)
+            case _ if request.method in STREAMING:
+                self._check_alone()
+                call = self._new_call(request, params, envelope)
+                self._dispatcher.open(call, params, lambda found: self._opened(request.msgid, found))
             case _:
-                method = METHODS[request.method]
-                deadline = envelope.deadline_ms or method.deadline_ms
-                log = context(
-                    _log,
-                    method=request.method,
-                    request=envelope.request_id or "",
-                    container=getattr(params, "container", ""),
-                    process=getattr(params, "process", ""),
-                )
-                call = Call(request.method, deadline, log)
-                self._calls[request.msgid] = call
-                self._bounds.in_flight += 1
+                call = self._new_call(request, params, envelope)
                 self._dispatcher.run(
                     call, request.params, params, envelope, lambda result: self._finish(request.msgid, result)
                 )
+
+    def _new_call(self, request: Request, params: Any, envelope: Envelope) -> Call:
+        deadline = envelope.deadline_ms or METHODS[request.method].deadline_ms
+        log = context(
+            _log,
+            method=request.method,
+            request=envelope.request_id or "",
+            container=getattr(params, "container", "") or "",
+            process=getattr(params, "process", ""),
+        )
+        call = self._calls[request.msgid] = Call(request.method, deadline, log)
+        self._bounds.in_flight += 1
+        return call
 
     def _finish(self, msgid: int, result: Any) -> None:
         call = self._calls.pop(msgid, None)
@@ -221,40 +232,60 @@ class Session:
         self._answer(msgid, Subscribed(events.last, events.dropped(after)))
         self._subscription = Subscription(events, self._wire, after, params.container, self.close)
 
-    def _attach(self, msgid: int, params: Attach) -> None:
+    def _check_alone(self) -> None:
+        """Whether this connection can become a stream. Raises RpcError, or what was wrong behind it."""
         self._connection.next_message()  # raises when something has come behind the request
         if self._subscription is not None:
             raise RpcError(
                 Code.FAILED_PRECONDITION, "this connection carries events; attach on one of its own"
             )
-        stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
-        stream.check_attachable(params.take, params.offset, params.passive)
-        self._attaching = (params, msgid)
+
+    def _attach(self, msgid: int, params: Attach) -> None:
+        self._check_alone()
+        takeover = AttachStream(self._registry, params)
+        takeover.result()
+        self._take_over(msgid, takeover)
+
+    def _opened(self, msgid: int, found: Takeover | RpcError) -> None:
+        if isinstance(found, RpcError):
+            self._finish(msgid, found)
+            return
+        del self._calls[msgid]
+        self._bounds.in_flight -= 1
+        if self._closing:
+            found.drop()
+        else:
+            self._take_over(msgid, found)
+
+    def _take_over(self, msgid: int, takeover: Takeover) -> None:
+        self._takeover = (takeover, msgid)
         if not self._wire.unread:
             self._hand_over()
 
     def _hand_over(self) -> None:
         """The connection becomes the stream's, which answers first; this session ends without closing it."""
-        assert self._attaching is not None
-        params, msgid = self._attaching
+        assert self._takeover is not None
+        takeover, msgid = self._takeover
+        self._takeover = None
         if self._closing:
+            takeover.drop()
             return
         try:
-            stream = self._registry.get(params.container).process(params.process).stream(params.stream.value)
-            offset = stream.check_attachable(params.take, params.offset, params.passive)
+            result = takeover.result()
         except RpcError as error:  # it changed while earlier answers were on their way out
-            self._attaching = None
+            takeover.drop()
             self._answer(msgid, error)
             return
-        reply = self._connection.respond(msgid, to_wire(Attached(offset)))
+        reply = self._connection.respond(msgid, to_wire(result))
         full = RpcError(Code.RESOURCE_EXHAUSTED, "the supervisor cannot hold another stream's connection")
         refusal = encode(Response(msgid, full.to_wire(), None))
         self._closing = True
         self._let_go()
         try:
-            stream.attach(self._wire.sock, params.take, reply, offset, refusal, params.passive)
+            takeover.take(self._wire.sock, reply, refusal)
         except OSError as error:  # out of descriptors, before the reply was on its way
             self._log.error("cannot attach", extra={"error": str(error)})
+            takeover.drop()
             self._wire.sock.close()
 
     def _start_lending(self, request: Request, params: PutArchive | GetArchive, envelope: Envelope) -> None:

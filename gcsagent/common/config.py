@@ -45,6 +45,7 @@ LIMITS = {
     "max_spool_bytes": (1 << 16, 1 << 50),
     "max_log_bytes": (1 << 16, 1 << 50),
     "max_event_bytes": (1 << 16, 1 << 26),
+    "max_forwards": (1, 1 << 12),
     "max_uploads": (1, 64),
     "max_upload_bytes": (1 << 20, 1 << 30),
 }

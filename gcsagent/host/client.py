@@ -52,7 +52,14 @@ from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
 from protocol.usage import ContainerProcess, ContainerStats, IoLimit
 
 _IDEMPOTENT = frozenset(
-    {"process.resize", "process.close_stdin", "stream.ack", "agent.shutdown", "agent.upload"}
+    {
+        "process.resize",
+        "process.close_stdin",
+        "stream.ack",
+        "agent.shutdown",
+        "agent.upload",
+        "forward.close_write",
+    }
 )
 """Mutating methods that come to the same when they are carried out twice."""
 

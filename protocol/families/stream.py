@@ -80,7 +80,7 @@ class Found:
 
 
 METHODS = (
-    Method("stream.attach", Attach, Attached, QUICK),
+    Method("stream.attach", Attach, Attached, QUICK, streams=True),
     Method("stream.ack", Ack, Empty, QUICK, True, "the bytes have been released"),
     Method("stream.find", Find, Found, RUNTIME),
 )

@@ -22,6 +22,7 @@ from gcsagent.agent.container import Container
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
+from gcsagent.agent.forwarding.service import Forwards
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.kernfs import KernelFiles
 from gcsagent.agent.kmsg import KernelLog
@@ -56,8 +57,9 @@ class Host:
         runtimes = Runtimes(lambda _: runtime, ["runc"])
         self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, events, cgroups, oom, bounds)
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
-        table = methods.build(self.registry, self.agent)
-        self.dispatcher = Dispatcher(table, self.registry.journal, lambda: False)
+        forwards = Forwards(self.registry, "g7")
+        table = methods.build(self.registry, self.agent, forwards)
+        self.dispatcher = Dispatcher(table, self.registry.journal, lambda: False, methods.openers(forwards))
         self.closed: list[Session] = []
         self.welcomed: list[Session] = []
         self.crowded: RpcError | None = None

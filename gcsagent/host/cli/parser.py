@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods, resources, run
 from gcsagent.host.cli.common import complain
+from gcsagent.host.cli.forward import add_forward_command
 from gcsagent.host.cli.guest import add_guest_commands
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
@@ -58,6 +59,7 @@ def build() -> argparse.ArgumentParser:
     _add_agent_commands(commands)
     _add_run_commands(commands)
     _add_container_commands(commands)
+    add_forward_command(commands, _add)
     add_guest_commands(commands, _add)
     add_storage_commands(commands, _add)
     vm_commands = add_vm_parser(commands)
