@@ -15,6 +15,7 @@ from protocol.families import (
     events,
     forward,
     guest,
+    network,
     pod,
     process,
     storage,
@@ -22,7 +23,20 @@ from protocol.families import (
 )
 from protocol.method import Method
 
-FAMILIES = (agent, events, container, checkpoint, pod, process, stream, archive, forward, guest, storage)
+FAMILIES = (
+    agent,
+    events,
+    container,
+    checkpoint,
+    pod,
+    process,
+    stream,
+    archive,
+    forward,
+    guest,
+    storage,
+    network,
+)
 
 METHODS: dict[str, Method] = {method.name: method for family in FAMILIES for method in family.METHODS}
 

@@ -51,7 +51,7 @@ for feature in $WITH; do
     [ -d "$LISTS/with/$feature" ] || die "--with $feature: there is $(ls "$LISTS/with" | xargs)"
 done
 # With the features' parts, by their names, before the one that is made last and changes most.
-PARTS="busybox libs python runc crun storage ${WITH:+$WITH }modules"
+PARTS="busybox libs python runc crun network storage ${WITH:+$WITH }modules"
 # Times inside the image. Fixed, so that a new commit doesn't rebuild the parts from Debian.
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
 PYTHON=/usr/bin/python3
@@ -169,11 +169,11 @@ build_tree() {
     install -m 755 "$LISTS/init" "$root/init"
     # By full path for what doesn't search busybox's own list: the kernel (modprobe), containers' tools.
     mkdir -p "$root/usr/bin" "$root/usr/sbin"
-    for name in sh mount umount modprobe ip poweroff reboot rm cat ls ps kill gzip dd mkswap swapon swapoff fsfreeze fstrim; do
+    for name in sh mount umount modprobe poweroff reboot rm cat ls ps kill gzip dd mkswap swapon swapoff fsfreeze fstrim nsenter sysctl; do
         # A feature may bring the whole of what busybox has the most of.
         [ ! -e "$1/root/usr/bin/$name" ] || continue
         case $name in
-            modprobe | ip | poweroff | reboot) ln -s ../bin/busybox "$root/usr/sbin/$name" ;;
+            modprobe | poweroff | reboot | sysctl) ln -s ../bin/busybox "$root/usr/sbin/$name" ;;
             *) ln -s busybox "$root/usr/bin/$name" ;;
         esac
     done
@@ -200,7 +200,7 @@ kernel = (image / "vmlinuz").stat().st_size
 stamp["sizes"] = {"vmlinuz": kernel, "initramfs": total, "parts": parts}
 (image / "manifest.json").write_text(json.dumps(stamp, indent=1) + "\n")
 about = {"busybox": "shell and tools", "libs": "shared libraries", "python": "interpreter, stdlib, 4 libraries",
-         "runc": "OCI runtime", "crun": "OCI runtime, too", "storage": "mkfs, dmsetup", "criu": "checkpoint and restore", "modules": "kernel modules", "tree": "init, gcsagent, protocol"}
+         "runc": "OCI runtime", "crun": "OCI runtime, too", "network": "ip, nft", "storage": "mkfs, dmsetup", "criu": "checkpoint and restore", "modules": "kernel modules", "tree": "init, gcsagent, protocol"}
 line = "    {:<10} {:>8} {:>9}  {}"
 print(line.format("part", "MB", "unpacked", ""))
 for name, size in parts.items():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsagent.agent.container import ALLOWED, REQUESTS
-from protocol import checks, errors, limits, method, methods, mountchecks, pods, usage
+from protocol import checks, errors, limits, method, methods, mountchecks, netchecks, pods, usage
 from protocol import types as records
 from protocol.connection import TRANSITIONS
 from protocol.families import guest
@@ -52,6 +52,12 @@ _NAMED = {
     checks.search_domain: "domain name",
     checks.ip_address: "IP address",
     checks.dns_option: "option of resolv.conf",
+    netchecks.ifname: "interface name",
+    netchecks.mac: "MAC address",
+    netchecks.interface_address: "IP address/prefix length",
+    netchecks.subnet: "network/prefix length",
+    netchecks.destination: "network/prefix length, or `default`",
+    netchecks.sysctls: "map of string to string",
     guest.random_bytes: f"1 to {guest.MAX_ENTROPY} bytes",
     checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
 }

@@ -29,6 +29,7 @@ ALLOWED: dict[str, frozenset[Status]] = {
     "read the statistics of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
     "update": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "copy files of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED, Status.STOPPED}),
+    "configure the network of": frozenset({Status.CREATED, Status.RUNNING, Status.PAUSED}),
     "pause": frozenset({Status.RUNNING}),
     "resume": frozenset({Status.PAUSED}),
     "checkpoint": frozenset({Status.RUNNING, Status.PAUSED}),
@@ -61,6 +62,8 @@ REQUESTS: dict[str, tuple[str, Status | None]] = {
     "forward.open with container": ("forward into", None),
     "container.checkpoint": ("checkpoint", Status.STOPPED),
     "container.checkpoint with leave_running": ("checkpoint", None),
+    "network.apply with container": ("configure the network of", None),
+    "network.state with container": ("configure the network of", None),
     "container.delete": ("delete", Status.DELETING),
     "container.delete with force": ("force the deletion of", Status.DELETING),
 }

@@ -20,6 +20,7 @@ from gcsagent.agent.guest import table as guest
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.lifecycle import Lifecycle
 from gcsagent.agent.limits import LimitService
+from gcsagent.agent.network import table as network
 from gcsagent.agent.pods.service import PodService
 from gcsagent.agent.process_list import ProcessListService
 from gcsagent.agent.processes import ProcessService
@@ -88,6 +89,7 @@ def build(registry: Registry, agent: AgentService, forwards: Forwards) -> dict[s
         "forward.close_write": forwards.close_write,
         **guest.handlers(registry),
         **registry.storage.handlers(),
+        **network.handlers(registry),
     }
     missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS | STREAMING)
     if missing:

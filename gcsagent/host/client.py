@@ -59,6 +59,8 @@ _IDEMPOTENT = frozenset(
         "agent.shutdown",
         "agent.upload",
         "forward.close_write",
+        "network.apply",
+        "network.attach",
     }
 )
 """Mutating methods that come to the same when they are carried out twice."""

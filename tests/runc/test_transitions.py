@@ -19,6 +19,7 @@ from protocol.families.container import (
     ListProcesses,
     UpdateContainer,
 )
+from protocol.families.network import ApplyNetwork, Interface, NetworkRef
 from protocol.families.process import Exec
 from protocol.types import Status
 from tests.cases.target import connect, creation, name, remove
@@ -32,6 +33,8 @@ def _request(request: str, box: str) -> tuple[str, Any]:
         "container.kill": KillContainer(box, "CONT"),
         "container.update": UpdateContainer(box, pids=50),
         "container.processes": ListProcesses(box),
+        "network.apply": ApplyNetwork(box, (Interface("lo"),)),
+        "network.state": NetworkRef(box),
         "container.delete": DeleteContainer(box, force=how == "force"),
     }
     return method, arguments.get(method, ContainerRef(box))

@@ -12,6 +12,7 @@ from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.forward import add_forward_command
 from gcsagent.host.cli.guest import add_guest_commands
+from gcsagent.host.cli.network import add_network_commands
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
 from gcsagent.host.cli.vmrun import vm_run
@@ -61,6 +62,7 @@ def build() -> argparse.ArgumentParser:
     _add_container_commands(commands)
     add_forward_command(commands, _add)
     add_guest_commands(commands, _add)
+    add_network_commands(commands, _add)
     add_storage_commands(commands, _add)
     vm_commands = add_vm_parser(commands)
     _add_vm_run(vm_commands)

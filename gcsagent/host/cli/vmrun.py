@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from gcsagent.host import network
 from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError
 from gcsagent.host.cli.run import RunPlan, run_container, run_plan
 from gcsagent.host.cli.signals import Signals
@@ -30,6 +31,8 @@ async def vm_run(args: argparse.Namespace) -> int:
             async with await Client.connect(
                 vm.address, timeout=CONNECT_SECONDS, client_name=CLIENT_NAME
             ) as client:
+                for nic in vm.nics:
+                    await network.use_user_network(client, nic.mac)
                 return await run_container(client, vm_plan(args), signals)
 
     return await run_in_vm(config_from_args(args), body, progress=progress)

@@ -10,6 +10,7 @@ from typing import Any
 from gcsagent.host.vm.console import Finding
 from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import InvalidVmConfig
+from gcsagent.host.vm.nic import NETWORKS
 
 DEFAULT_PORT = 1024
 DEFAULT_MEMORY_MIB = 1024
@@ -27,6 +28,8 @@ class VmConfig:
         image: directory with `vmlinuz` and `initramfs`; None: GCS_IMAGE, else the cache.
         rootfs: directory or image file that the guest mounts read-only at /run/gcs/disks/rootfs.
         disks: further disks, mounted at /run/gcs/disks/NAME.
+        net: none, or user for a network card with QEMU's user-mode network; the guest is not configured.
+        mac: that card's address; None: a random one.
         cmdline: words added to the kernel's command line.
         accel: auto, kvm or tcg.
         vsock: auto, vhost or vhost-user.
@@ -43,6 +46,8 @@ class VmConfig:
     rootfs: Path | None = None
     disks: tuple[Disk, ...] = ()
     cmdline: tuple[str, ...] = ()
+    net: str = "none"
+    mac: str | None = None
     accel: str = "auto"
     vsock: str = "auto"
     port: int = DEFAULT_PORT
@@ -53,6 +58,8 @@ class VmConfig:
     def __post_init__(self) -> None:
         if not 0 < self.port < 0xFFFFFFFF:
             raise InvalidVmConfig(f"vsock port {self.port} must be 1 to 4294967294")
+        if self.net not in NETWORKS:
+            raise InvalidVmConfig(f"network {self.net!r} must be one of {', '.join(NETWORKS)}")
         if self.boot_timeout is not None and not self.boot_timeout > 0:
             raise InvalidVmConfig(f"boot timeout {self.boot_timeout} must be a positive number of seconds")
 

@@ -93,6 +93,7 @@ class Keeper:
             address=vm.address,
             accel=str(vm.accel),
             vsock=str(vm.vsock),
+            mac=vm.nics[0].mac if vm.nics else None,
         )
         write_record(self._directory, record)
         return record

@@ -27,6 +27,7 @@ from gcsagent.host.vm.disk import Disk, rootfs_disk
 from gcsagent.host.vm.diskplug import PluggedDisk
 from gcsagent.host.vm.errors import BootError, LaunchError, QmpClosed, QmpError, VmError
 from gcsagent.host.vm.guest import Guest
+from gcsagent.host.vm.nic import Nic, new_mac
 from gcsagent.host.vm.process import interrupts_held
 from gcsagent.host.vm.qemu import QemuConfig
 from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
@@ -59,6 +60,7 @@ class VirtualMachine:
     Attributes:
         accel: the accelerator it runs under, and why.
         vsock: the kind of vsock device it has, and why.
+        nics: the network cards it was launched with.
         boot_seconds: how long it took from launching QEMU to ready.
     """
 
@@ -66,6 +68,7 @@ class VirtualMachine:
         self.config = config
         self.accel = AccelChoice("tcg", "not chosen yet")
         self.vsock = VsockChoice("vhost-user-vsock", "not chosen yet")
+        self.nics = (Nic(config.mac or new_mac()),) if config.net == "user" else ()
         self.boot_seconds = 0.0
         self._progress = progress or (lambda text: None)
         self._directories: list[PrivateDirectory] = []
@@ -302,6 +305,7 @@ class VirtualMachine:
             name=config.name,
             cmdline=(*port, *config.cmdline),
             disks=parts.disks,
+            nics=self.nics,
             qmp_path=config.qmp_path,
         )
 

@@ -54,6 +54,7 @@ class NamedVm:
             boot; together they name a process that no later one can be mistaken for.
         qemu_pid, daemon_pid, address, accel, vsock: None until it runs; daemon_pid also without a daemon.
         created: seconds since the epoch.
+        mac: of its network card, if it was started with one.
         reason: why it crashed.
     """
 
@@ -72,6 +73,7 @@ class NamedVm:
     address: str | None = None
     accel: str | None = None
     vsock: str | None = None
+    mac: str | None = None
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from gcsagent.host.vm.accel import Accelerator
 from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import InvalidVmConfig
+from gcsagent.host.vm.nic import Nic, nic_backend, nic_device
 from gcsagent.host.vm.vsockdev import Kind
 
 VSOCK_DEVICE = "vsock"
@@ -58,6 +59,7 @@ class QemuConfig:
     name: str = "gcs"
     cmdline: tuple[str, ...] = ()
     disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
     qmp_path: Path | None = None
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ def qemu_argv(config: QemuConfig) -> list[str]:
         *("-device", "vmgenid,guid=auto"),
         *_vsock(config),
         *_hotplug_ports(),
+        *(word for nic in config.nics for word in _nic(nic)),
         *(word for disk in config.disks for word in _disk(disk)),
     ]
 
@@ -177,6 +180,10 @@ def _disk(disk: Disk) -> list[str]:
     }
     device = f"virtio-blk-pci,id={node},drive={node},serial={disk.name}"
     return ["-blockdev", json.dumps(blockdev), "-device", device]
+
+
+def _nic(nic: Nic) -> list[str]:
+    return ["-netdev", json.dumps(nic_backend(nic)), "-device", json.dumps(nic_device(nic))]
 
 
 def _value(text: str) -> str:

@@ -19,12 +19,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from gcsagent.host import network
+from gcsagent.host.client import Client
 from gcsagent.host.vm import consolelog, starter
 from gcsagent.host.vm.config import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, VmConfig
 from gcsagent.host.vm.console import LineSplitter
 from gcsagent.host.vm.errors import Interrupted, VmError, VmNotFound
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
 from gcsagent.host.vm.named import NamedVm, VmStore
+from gcsagent.host.vm.nic import NETWORKS
 from gcsagent.host.vm.process import open_pidfd
 
 T = TypeVar("T")
@@ -74,6 +77,13 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
         "--rootfs", type=Path, metavar="DIR|FILE", help="root file system for containers, read-only"
     )
     parser.add_argument(
+        "--net",
+        choices=NETWORKS,
+        default="none",
+        help="user: a network card that reaches what this host reaches, configured; default: %(default)s",
+    )
+    parser.add_argument("--mac", metavar="MAC", help="of that card; default: a random one")
+    parser.add_argument(
         "--accel", choices=("auto", "kvm", "tcg"), default="auto", help="default: %(default)s"
     )
     parser.add_argument(
@@ -99,6 +109,8 @@ def config_from_args(args: argparse.Namespace) -> VmConfig:
         image=args.image,
         rootfs=args.rootfs,
         cmdline=tuple(args.append),
+        net=args.net,
+        mac=args.mac,
         accel=args.accel,
         vsock=args.vsock,
         boot_timeout=args.boot_timeout,
@@ -168,6 +180,10 @@ async def vm_start(args: argparse.Namespace) -> int:
     """`vm start NAME`: prints the agent's address once the VM is ready."""
     with ending_on_signals():
         vm = await starter.start(VmStore(), args.name, config_from_args(args), progress=print_progress)
+        if vm.mac is not None and vm.address is not None:
+            # A failure leaves the VM as it is: it runs, and `gcsctl network set` can be tried again.
+            async with await Client.connect(vm.address) as client:
+                await network.use_user_network(client, vm.mac)
     print(json.dumps(vm.to_json()) if getattr(args, "json", False) else vm.address)
     return 0
 

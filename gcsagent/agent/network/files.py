@@ -1,0 +1,105 @@
+"""resolv.conf and hosts, of the guest, a container, or a pod.
+
+A container's files are written through descriptors below its root directory, so that none of its symlinks
+leads outside. A file that something is mounted on cannot be replaced and is written in place; a pod's, which
+is bound into all its containers, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+
+from gcsagent.agent.inroot import open_inside, read_inside
+from gcsagent.agent.network.tools import Namespace
+from protocol import checks
+from protocol.pods import Dns, HostsEntry
+
+RESOLV_CONF, HOSTS = "resolv.conf", "hosts"
+MAX_FILE = 64 * 1024
+_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+
+
+def parse_resolv_conf(text: str) -> Dns:
+    """What it says, as far as the contract has words for it."""
+    servers: list[str] = []
+    search: list[str] = []
+    options: list[str] = []
+    for line in text.splitlines():
+        word, *rest = line.split() or [""]
+        if word == "nameserver" and rest and checks.ip_address(rest[0]) is None:
+            servers.append(rest[0])
+        elif word in ("search", "domain"):
+            search = [each for each in rest if checks.search_domain(each) is None]
+        elif word == "options":
+            options += [each for each in rest if checks.dns_option(each) is None]
+    return Dns(tuple(servers), tuple(search), tuple(options))
+
+
+def hosts(entries: tuple[HostsEntry, ...]) -> str:
+    """hosts(5): the text for /etc/hosts, which always knows localhost."""
+    return _LOCALHOST + "".join(f"{each.address}\t{' '.join(each.names)}\n" for each in entries)
+
+
+def read(target: Namespace, name: str) -> str | None:
+    """The file in /etc, of the guest, the container or the pod; None where there is none. Raises OSError."""
+    with _directory(target, name) as (root, path):
+        try:
+            return read_inside(root, path, MAX_FILE).decode(errors="replace")
+        except FileNotFoundError:
+            return None
+
+
+def write(target: Namespace, name: str, text: str | None) -> None:
+    """Replaces it as a whole, or removes it. Raises OSError."""
+    with _directory(target, name) as (root, path):
+        folder = open_inside(root, os.path.dirname(path))
+        try:
+            if path == name:
+                _write(os.open(name, _FLAGS | os.O_TRUNC, dir_fd=folder), (text or "").encode())
+            elif text is None:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+            else:
+                _replace(folder, name, text.encode())
+        finally:
+            os.close(folder)
+
+
+def _replace(etc: int, name: str, data: bytes) -> None:
+    fresh = f".{name}.{secrets.token_hex(6)}"
+    try:
+        _write(os.open(fresh, _FLAGS | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=etc), data)
+        os.rename(fresh, name, src_dir_fd=etc, dst_dir_fd=etc)
+        return
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh, dir_fd=etc)
+        if error.errno not in (errno.EBUSY, errno.EROFS):
+            raise
+    # Something is mounted on it, which may be writable though the directory is not.
+    _write(os.open(name, _FLAGS | os.O_TRUNC, dir_fd=etc), data)
+
+
+def _write(fd: int, data: bytes) -> None:
+    try:
+        os.fchmod(fd, 0o644)
+        os.write(fd, data)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _directory(target: Namespace, name: str) -> Iterator[tuple[int, str]]:
+    """The root to look below, and the file's path there; that of a pod's file is its name alone."""
+    shared = bool(target.pod_files) and os.path.exists(os.path.join(target.pod_files, name))
+    where = target.pod_files if shared else f"/proc/{target.pid}/root" if target.pid else "/"
+    fd = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd, name if shared else f"etc/{name}"
+    finally:
+        os.close(fd)

@@ -1,0 +1,203 @@
+"""What network.* does to the agent's own namespace, which here is one that nobody else is in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gcsagent.host import network
+from gcsagent.host.client import Client
+from protocol.errors import Code, RpcError
+from protocol.families.network import ApplyNetwork, AttachNetwork, Interface, Route, Veth
+from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.network import REFUSED, reach
+from tests.cases.target import Target, connect, running
+
+ALONE = ("unshare", "--net", "--")
+MAC = "02:00:00:00:00:51"
+KILLS = 12
+SUBNETS = ("10.88.0.0/16", "fd00:88::/64")
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[RunningAgent]:
+    """An agent in a network namespace of its own."""
+    yield from stopped_clean(RunningAgent("--log-level", "debug", wrapper=ALONE))
+
+
+@pytest.fixture
+def target(alone: RunningAgent, rootfs: str) -> Target:
+    assert os.readlink(f"/proc/{alone.agent_pid}/ns/net") != os.readlink("/proc/self/ns/net")
+    return Target(alone.address, rootfs, box="", pace=1.0, execs=1)
+
+
+async def _names(client: Client) -> list[str]:
+    return [each.name for each in (await network.state(client)).interfaces]
+
+
+def test_containers_on_a_bridge_reach_each_other_and_leave_nothing(
+    alone: RunningAgent, target: Target
+) -> None:
+    async def work() -> None:
+        async with await connect(target) as client:
+            async with running(target, client) as one, running(target, client) as two:
+                attach = AttachNetwork(one.container, subnets=SUBNETS, masquerade=False)
+                first = await network.attach(client, attach)
+                assert first.interface.addresses[:2] == ("10.88.0.2/16", "fd00:88::2/64")
+                assert first.gateways == ("10.88.0.1", "fd00:88::1")
+                assert (await network.attach(client, attach)).interface.index == first.interface.index
+                second = await network.attach(
+                    client, AttachNetwork(two.container, subnets=SUBNETS, masquerade=False)
+                )
+                assert second.interface.addresses[:2] == ("10.88.0.3/16", "fd00:88::3/64")
+                for address in ("10.88.0.3", "fd00:88::3", "10.88.0.1"):
+                    assert await reach(client, one.container, address) == REFUSED
+                inside = await network.state(client, one.container)
+                defaults = {route.via for route in inside.routes if route.to == "default"}
+                assert defaults == {"10.88.0.1", "fd00:88::1"}
+                with pytest.raises(RpcError) as caught:
+                    await network.attach(client, AttachNetwork(two.container, "eth1", masquerade=False))
+                assert (caught.value.code, caught.value.details["field"]) == (
+                    Code.FAILED_PRECONDITION,
+                    "bridge",
+                )
+            assert await _names(client) == ["lo", "gcs0"]
+            async with running(target, client) as three:
+                again = await network.attach(
+                    client, AttachNetwork(three.container, subnets=SUBNETS, masquerade=False)
+                )
+                assert again.interface.addresses[:2] == ("10.88.0.2/16", "fd00:88::2/64")
+            await network.remove(client, "gcs0")
+            assert await _names(client) == ["lo"]
+
+    before = alone.holdings()
+    asyncio.run(work())
+    alone.assert_holds(before)
+
+
+def _plug(alone: RunningAgent, *words: str) -> None:
+    """``ip link`` beside the agent, as hot-plugging comes to it."""
+    subprocess.run(
+        ["nsenter", "-t", str(alone.agent_pid), "-n", "ip", "link", *words], check=True, timeout=10
+    )
+
+
+def test_an_interface_is_waited_for_and_taken_when_it_comes(alone: RunningAgent, target: Target) -> None:
+    async def work() -> None:
+        async with await connect(target) as client, running(target, client) as box:
+            wanted = Interface("net0", mac=MAC, addresses=("10.7.0.2/24",))
+            params = ApplyNetwork(
+                box.container, (Interface("br0", bridge=True), wanted), wait_ms=20_000, routes=()
+            )
+            applying = asyncio.create_task(network.apply(client, params))
+            await client.ping()
+            _plug(alone, "add", "other0", "type", "veth", "peer", "name", "other1")
+            state = await network.state(client, box.container)
+            assert [each.name for each in state.interfaces] == ["lo"]
+            _plug(alone, "add", "plug0", "address", MAC, "type", "veth", "peer", "name", "plug1")
+            done = await asyncio.wait_for(applying, 10)
+            net0 = next(each for each in done.interfaces if each.name == "net0")
+            assert (net0.mac, net0.addresses, net0.up) == (MAC, ("10.7.0.2/24",), True)
+            assert (await network.apply(client, params)).changes == ()
+            assert await _names(client) == ["lo", "other1", "other0", "plug1"]
+        async with await connect(target) as client:
+            _plug(alone, "del", "other0")
+            assert await _names(client) == ["lo"]
+
+    before = alone.holdings()
+    asyncio.run(work())
+    alone.assert_holds(before)
+
+
+def test_what_a_request_made_before_it_failed_is_gone_again(alone: RunningAgent, target: Target) -> None:
+    async def work() -> None:
+        async with await connect(target) as client, running(target, client) as box:
+            _plug(alone, "add", "plug0", "address", MAC, "type", "veth", "peer", "name", "plug1")
+            wrong = ApplyNetwork(
+                box.container,
+                (
+                    Interface("net0", device="plug0", addresses=("10.7.0.2/24",)),
+                    Interface("net1", veth=Veth("cable0")),
+                ),
+                routes=(Route("10.8.0.0/16", "10.7.0.1", source="10.99.0.1"),),
+            )
+            with pytest.raises(RpcError) as caught:
+                await network.apply(client, wrong)
+            assert caught.value.details["field"] == "routes[0]"
+            assert "left" not in caught.value.details, caught.value.details
+            assert sorted(await _names(client)) == ["lo", "plug0", "plug1"]
+            inside = await network.state(client, box.container)
+            assert [each.name for each in inside.interfaces] == ["lo"]
+            _plug(alone, "del", "plug0")
+
+    before = alone.holdings()
+    asyncio.run(work())
+    alone.assert_holds(before)
+
+
+def test_an_agent_killed_at_any_step_is_gone_on_from(rootfs: str) -> None:
+    """SIGKILL after growing delays; the client sends the request again, and what it says is so."""
+    agent = RunningAgent("--log-level", "debug", wrapper=ALONE)
+    target = Target(agent.address, rootfs, box="", pace=1.0, execs=1)
+
+    async def work() -> None:
+        killed = 0
+        async with await connect(target) as client, running(target, client) as box:
+            for number in range(KILLS):
+                attach = AttachNetwork(box.container, f"net{number}", subnets=SUBNETS, masquerade=False)
+                attaching = asyncio.create_task(network.attach(client, attach))
+                await asyncio.wait([attaching], timeout=0.012 * number)
+                killed += not attaching.done()
+                os.kill(agent.agent_pid, signal.SIGKILL)
+                found = await asyncio.wait_for(attaching, 30)
+                assert found.interface.addresses[:2] == (
+                    f"10.88.0.{number + 2}/16",
+                    f"fd00:88::{number + 2:x}/64",
+                )
+                again = await network.attach(client, attach)
+                assert again.interface.index == found.interface.index
+            state = await network.state(client, box.container)
+            assert len(state.interfaces) == 1 + KILLS
+        assert killed >= KILLS // 3
+        async with await connect(target) as client:
+            await network.remove(client, "gcs0")
+            assert await _names(client) == ["lo"]
+
+    try:
+        asyncio.run(asyncio.wait_for(work(), 120))
+    finally:
+        agent.stop()
+
+
+@pytest.fixture
+def poor(tmp_path: Path) -> Iterator[RunningAgent]:
+    """An agent whose machine has neither ip nor nft."""
+    for name in ("runc", "mount", "umount", "rm", "unshare", "nsenter", "sysctl"):
+        found = shutil.which(name)
+        assert found is not None
+        (tmp_path / name).symlink_to(found)
+    wrapper = (*ALONE, "env", f"PATH={tmp_path}")
+    yield from stopped_clean(RunningAgent("--log-level", "debug", wrapper=wrapper))
+
+
+def test_a_tool_that_is_missing_is_named(poor: RunningAgent, tmp_path: Path, rootfs: str) -> None:
+    async def work() -> None:
+        target = Target(poor.address, rootfs, box="", pace=1.0, execs=1)
+        async with await connect(target) as client:
+            with pytest.raises(RpcError) as caught:
+                await network.state(client)
+            assert (caught.value.code, caught.value.details["program"]) == (Code.UNIMPLEMENTED, "ip")
+            assert "iproute2" in caught.value.message
+            (tmp_path / "ip").symlink_to(shutil.which("ip") or "")
+            with pytest.raises(RpcError) as caught:
+                await network.apply(client, ApplyNetwork(masquerade=("10.88.0.0/16",)))
+            assert (caught.value.code, caught.value.details["program"]) == (Code.UNIMPLEMENTED, "nft")
+
+    asyncio.run(work())
