@@ -20,6 +20,8 @@ class PodNamespace(StrEnum):
     """Host and domain name; with it `/etc/hostname`."""
     PID = "pid"
     """Processes: they see each other, and all end when the sandbox's init does."""
+    USER = "user"
+    """User and group ids: the sandbox's own user namespace, with its mappings."""
 
 
 @dataclass(frozen=True, slots=True)

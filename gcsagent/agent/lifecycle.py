@@ -125,7 +125,8 @@ class Lifecycle:
             )
         except RuntimeFailure as failure:
             failure.stderr = failure.stderr or prepared.said()
-            raise explain_launch(failure, container.root, args, env, cwd) from failure
+            error = explain_launch(failure, container.root, args, env, cwd)
+            raise setup.explain(registry, container, error) from failure
         finally:
             prepared.close_child()
         await self.take_up(container, process, prepared, launched)

@@ -26,7 +26,7 @@ from tests.cases.target import (
     running,
 )
 
-NETWORK, IPC, UTS, PID = PodNamespace
+NETWORK, IPC, UTS, PID, _USER = PodNamespace
 
 SERVE = """
 import ctypes, socket, time

@@ -345,7 +345,7 @@ async def create_sandbox(bench: Bench, arm: Act) -> None:
 
 async def create_in_pod(bench: Bench, arm: Act) -> None:
     async with _pod(bench) as sandbox:
-        pod = PodMember(sandbox, tuple(PodNamespace))
+        pod = PodMember(sandbox, (PodNamespace.IPC, PodNamespace.PID))
         script = "[ $$ != 1 ] && grep -qx shared /dev/shm/file"
         params = creation(bench.target, name("c"), ("sh", "-c", script), pod=pod)
         await arm()

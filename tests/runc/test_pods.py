@@ -14,10 +14,11 @@ import pytest
 
 from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
-from protocol.errors import Code
+from protocol.errors import Code, RpcError
 from protocol.pods import Dns, PodFiles, PodLimits, PodMember, PodNamespace, Sandbox
 from protocol.types import Status
 from tests.cases.agents import RunningAgent, eventually, stopped_clean
+from tests.cases.oci import mapped
 from tests.cases.target import (
     MIB,
     OUTPUT,
@@ -33,10 +34,11 @@ from tests.cases.target import (
     run,
     running,
 )
+from tests.fakes.slow_runc import Slow
 from tests.runc.test_gcsctl_real import Gcsctl, one_line
 from tests.runc.test_reload import at, restart
 
-NETWORK, IPC, UTS, PID = PodNamespace
+NETWORK, IPC, UTS, PID, USER = PodNamespace
 
 
 @pytest.fixture
@@ -274,6 +276,8 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(target: Target) -> None:
                 await create(pod=PodMember("nobody"))
             with refused(Code.FAILED_PRECONDITION, field="pod.sandbox"):
                 await create(pod=PodMember(plain))
+            with refused(Code.INVALID_ARGUMENT, field="pod.share"):
+                await create(pod=PodMember(sandbox, (USER,)))
             with refused(Code.INVALID_ARGUMENT, field="pod"):
                 await create(pod=where, sandbox=Sandbox())
             with refused(Code.INVALID_ARGUMENT, field="spec.linux.namespaces[1].path"):
@@ -303,6 +307,49 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(target: Target) -> None:
                 await create(pod=where)
             await client.resume_container(sandbox)
             await remove(client, plain)
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("runtime", ["runc", "crun"])
+def test_a_pod_can_have_a_user_namespace(request: pytest.FixtureRequest, rootfs: str, runtime: str) -> None:
+    """Shared, with its mappings: what is the pod's belongs to root inside, who may write to it."""
+    agent: RunningAgent = request.getfixturevalue("agent" if runtime == "runc" else "crun_agent")
+    target = Target(agent.address, rootfs, box="", pace=1.0, execs=1, runtime=runtime)
+    before = agent.holdings()
+
+    async def body() -> None:
+        async with (
+            await connect(target) as client,
+            pod(target, client, files=PodFiles.WRITABLE, spec=mapped) as sandbox,
+        ):
+            own = await said(client, sandbox, "readlink /proc/self/ns/user; echo a >/dev/shm/a")
+            one = await start(client, target, pod=PodMember(sandbox, (NETWORK, IPC, USER)))
+            script = "readlink /proc/self/ns/user; stat -c %u / /etc/hosts /dev/shm; echo b >>/etc/hosts"
+            assert await said(client, one, f"{script}; cat /dev/shm/a") == f"{own}0\n0\n0\na\n"
+
+    asyncio.run(body())
+    agent.assert_holds(before)
+
+
+def test_a_sandbox_that_ends_while_it_is_joined_is_the_reason(slow: Slow) -> None:
+    """Nothing is left of the container that was to join it; nor can it be deleted meanwhile."""
+
+    async def body() -> None:
+        async with await connect(slow.target) as client, pod(slow.target, client) as sandbox:
+            params = creation(slow.target, name("c"), ("true",), pod=PodMember(sandbox))
+            (slow.directory / "slow").write_text("create")
+            creating = asyncio.create_task(client.create_container(params))
+            async with slow.held():
+                with pytest.raises(RpcError, match=params.container) as caught:
+                    await client.delete_container(sandbox, force=True)
+                assert caught.value.code is Code.FAILED_PRECONDITION
+                await client.kill_container(sandbox, "KILL")
+                await client.wait_container(sandbox)
+            with refused(Code.FAILED_PRECONDITION, field="pod.sandbox"):
+                await creating
+            with refused(Code.NOT_FOUND):
+                await client.container_state(params.container)
 
     asyncio.run(body())
 

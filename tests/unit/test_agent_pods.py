@@ -23,7 +23,7 @@ from protocol.pods import (
 )
 from protocol.schema import SchemaError, from_wire, to_wire
 
-NETWORK, IPC, UTS, PID = PodNamespace
+NETWORK, IPC, UTS, PID, USER = PodNamespace
 Json = dict[str, Any]
 
 
@@ -199,13 +199,13 @@ def test_a_path_beside_sharing_is_a_contradiction() -> None:
 def test_a_process_elsewhere_has_not_joined() -> None:
     pid = os.getpid()
     there = join.identities(pid, PodNamespace)
-    join.check_joined(pid, there)
+    join.check_joined("web", pid, there)
     device, inode = there["ipc"]
-    with pytest.raises(RpcError, match="ipc namespace is not the sandbox's") as caught:
-        join.check_joined(pid, {**there, "ipc": [device, inode + 1]})
+    with pytest.raises(RpcError, match="web has ended meanwhile") as caught:
+        join.check_joined("web", pid, {**there, "ipc": [device, inode + 1]})
     assert caught.value.code is Code.FAILED_PRECONDITION
     with pytest.raises(RpcError, match="ended meanwhile"):
-        join.check_joined(1 << 22, there)
+        join.check_joined("web", 1 << 22, there)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from protocol.address import UnixAddress
 from protocol.families.container import CreateContainer
 from protocol.pods import Dns, HostsEntry, PodFiles, PodLimits, PodMember, PodNamespace, Sandbox
 
-NETWORK, IPC, UTS, PID = PodNamespace
+NETWORK, IPC, UTS, PID, USER = PodNamespace
 
 
 def params(*argv: str, source: tuple[str, ...] = ("--rootfs", "/r")) -> CreateContainer:
@@ -55,6 +55,7 @@ def test_a_sandbox_has_what_was_given() -> None:
         ((), (NETWORK, IPC, UTS)),
         (("--share", "network,pid"), (NETWORK, PID)),
         (("--share", "net,net"), (NETWORK,)),
+        (("--share", "user,network"), (USER, NETWORK)),
         (("--share", "none"), ()),
     ],
 )
@@ -80,6 +81,7 @@ def test_pods_go_with_bundles() -> None:
         "--pod web --hostname x",
         "--pod web --network host",
         "--pod web --share pid --pid host",
+        "--pod web --share user --userns 0:100000:65536",
     ],
 )
 def test_contradictions_are_refused(argv: str) -> None:

@@ -15,6 +15,7 @@ FILES = {
     PodNamespace.IPC: "ipc",
     PodNamespace.UTS: "uts",
     PodNamespace.PID: "pid",
+    PodNamespace.USER: "user",
 }
 """Names in /proc/PID/ns (namespaces(7))."""
 
@@ -58,7 +59,7 @@ def rewrite(spec: Json, pid: int, kinds: Iterable[PodNamespace]) -> None:
         spec.pop("domainname", None)
 
 
-def check_joined(pid: int, wanted: Identities) -> None:
+def check_joined(sandbox: str, pid: int, wanted: Identities) -> None:
     """Raises FAILED_PRECONDITION where ``pid``, which the runtime has made, is elsewhere.
 
     The path given to it named a process by its number, which may have been another's by then.
@@ -67,11 +68,12 @@ def check_joined(pid: int, wanted: Identities) -> None:
     try:
         there = identities(pid, kinds)
     except OSError as error:
-        raise _gone("the container's init has ended") from error
-    for kind in kinds:
-        if there[kind.value] != wanted[kind.value]:
-            raise _gone(f"the container's {kind.value} namespace is not the sandbox's")
+        raise gone(sandbox, {}) from error
+    if there != wanted:
+        raise gone(sandbox, {})
 
 
-def _gone(what: str) -> RpcError:
-    return RpcError(Code.FAILED_PRECONDITION, f"pod.sandbox: it ended meanwhile: {what}", field="pod.sandbox")
+def gone(sandbox: str, details: Json) -> RpcError:
+    """The sandbox has ended while its namespaces were being joined; ``details`` are of what came of that."""
+    words = f"pod.sandbox: {sandbox} has ended meanwhile, or the container has; create a sandbox anew"
+    return RpcError(Code.FAILED_PRECONDITION, words, **{**details, "field": "pod.sandbox"})

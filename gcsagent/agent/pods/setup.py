@@ -63,7 +63,27 @@ def adapt(registry: Registry, role: Role, spec: Json) -> None:
     for key in (spec.get("linux") or {}).get("sysctl") or {}:
         if sysctl_kind(key) in shares:
             raise invalid(f"spec.linux.sysctl.{key}", "is the whole pod's; give it to the sandbox")
+    if PodNamespace.USER in role.member.share:
+        _share_mappings(registry.get(role.member.sandbox), spec)
     join.rewrite(spec, registry.get(role.member.sandbox).init.pid, role.member.share)
+
+
+def _share_mappings(sandbox: Container, spec: Json) -> None:
+    """A runtime that joins a user namespace wants to be told of its mappings, too."""
+    linux = sandbox.directory.read("config.json")["linux"]
+    if not any(entry == {"type": "user"} for entry in linux["namespaces"]):
+        raise invalid("pod.share", f"sandbox {sandbox.ident} has no user namespace of its own to share")
+    ours = spec["linux"] = dict(spec.get("linux") or {})
+    ours["uidMappings"], ours["gidMappings"] = linux["uidMappings"], linux["gidMappings"]
+
+
+def explain(registry: Registry, container: Container, error: RpcError) -> RpcError:
+    """Why the runtime could not make it: ``error``, unless its sandbox has ended."""
+    member = container.role.member
+    sandbox = registry.containers.get(member.sandbox) if member is not None else None
+    if sandbox is None or sandbox.init.alive:
+        return error
+    return join.gone(sandbox.ident, error.details)
 
 
 async def prepare(registry: Registry, container: Container, spec: Json) -> None:
@@ -84,7 +104,7 @@ async def prepare(registry: Registry, container: Container, spec: Json) -> None:
 def settle(container: Container) -> None:
     """The runtime has made it. Raises RpcError when it is not what it was to be."""
     if container.role.member is not None:
-        join.check_joined(container.init.pid, container.role.member.namespaces)
+        join.check_joined(container.role.member.sandbox, container.init.pid, container.role.member.namespaces)
     options = container.role.sandbox
     if options is not None and cgroup.given(options.limits):
         cgroup.apply(container.cgroup.parent(), options.limits)

@@ -14,6 +14,7 @@ from typing import Any
 
 from gcsagent.agent import overlay
 from gcsagent.agent.calls import Caller
+from gcsagent.agent.oci.check_namespaces import mapped_root
 from gcsagent.agent.oci.look import invalid
 from gcsagent.agent.pods import files
 from protocol import checks
@@ -54,12 +55,14 @@ async def make(caller: Caller, directory: str, sandbox: Sandbox, spec: Json) -> 
     if sandbox.shm_bytes:
         shm = os.path.join(directory, SHM)
         os.mkdir(shm)
-        options = f"nosuid,nodev,noexec,mode=1777,size={sandbox.shm_bytes}"
+        uid, gid = mapped_root(spec) or (0, 0)
+        options = f"nosuid,nodev,noexec,mode=1777,uid={uid},gid={gid},size={sandbox.shm_bytes}"
         await overlay.run(caller, ["mount", "-t", "tmpfs", "-o", options, "shm", shm], "mount /dev/shm")
 
 
 def _write_files(directory: str, sandbox: Sandbox, spec: Json) -> None:
     hostname, domainname = names_of(spec)
+    owner = mapped_root(spec) or (0, 0)
     texts = {
         HOSTS: files.hosts(hostname, domainname, sandbox.address or LOCALHOST, sandbox.hosts),
         HOSTNAME: f"{hostname}\n",
@@ -71,6 +74,7 @@ def _write_files(directory: str, sandbox: Sandbox, spec: Json) -> None:
             with open(path, "w", encoding="ascii") as file:
                 file.write(text)
             os.chmod(path, 0o644)
+            os.chown(path, *owner)
 
 
 async def unmake(caller: Caller, directory: str) -> None:

@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--share",
         type=_typed(_share),
         metavar="LIST",
-        help="with --pod: network,ipc,uts,pid or none; default: network,ipc,uts",
+        help="with --pod: network,ipc,uts,pid,user or none; default: network,ipc,uts",
     )
     add("--ip", type=_typed(_address), metavar="ADDR", help="with --sandbox: its address in /etc/hosts")
     _many(add, "--add-host", _host, "NAME[,NAME]:ADDR", "a line of /etc/hosts")
@@ -96,7 +96,9 @@ def member_of(args: argparse.Namespace) -> PodMember | None:
     member = PodMember(args.pod) if args.share is None else PodMember(args.pod, args.share)
     if PodNamespace.UTS in member.share and (args.hostname or args.domainname):
         raise UsageError("the pod's host name is its too: leave out --hostname and --domainname")
-    for kind in member.share:
+    if PodNamespace.USER in member.share and (args.userns or args.uidmap):
+        raise UsageError("the pod's user namespace is its, too: leave out --userns and --uidmap")
+    for kind in set(member.share) - {PodNamespace.USER}:
         if getattr(args, kind.value) == "host":
             raise UsageError(f"--{kind} host and the pod's {kind} exclude each other: see --share")
     return member
