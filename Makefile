@@ -18,7 +18,8 @@ help:
 	@echo "make unit | runc | vm     one tier of the tests;  PYTEST_ARGS=... is passed on"
 	@echo "make chaos       kills the agent under load, at every step of every request, and in a VM"
 	@echo "make scale       200 containers and 1,000 processes at once, 30 containers in a VM, in figures"
-	@echo "make test-long   both of these"
+	@echo "make copy         1 GiB into a guest and out of it, in figures"
+	@echo "make test-long   all of these"
 	@echo "make lint | format        ruff, mypy, import directions | ruff format"
 	@echo "make image | tools | demo-rootfs | venv    what the tests and the demo are made of"
 
@@ -74,9 +75,14 @@ chaos: venv tools image demo-rootfs
 scale: venv tools image demo-rootfs
 	GCS_SCALE=long $(PYTEST) -s tests/runc/test_scale.py tests/vm/test_scale.py $(PYTEST_ARGS)
 
+# 1 GiB in and out of a guest as files do; prints how long it took.
+.PHONY: copy
+copy: venv demo-rootfs
+	GCS_FILES=long $(PYTEST) -s tests/runc/test_copy.py -k large $(PYTEST_ARGS)
+
 # What make test has in short, at full length.
 .PHONY: test-long
-test-long: scale chaos
+test-long: scale chaos copy
 
 .PHONY: demo
 demo: venv tools image demo-rootfs

@@ -98,8 +98,8 @@ class Packer:
     _written: int = 0
     _links: dict[tuple[int, int], str] = field(default_factory=dict)
 
-    def run(self, tree: Tree, path: str, *, follow: bool = False) -> Tally:
-        """``path``, its entries called after its last name; ``./`` for the root, or when it ends in ``/.``.
+    def run(self, tree: Tree, path: str, *, follow: bool = False, name: str = "") -> Tally:
+        """``path``, its entries called ``name``, by default after its last name; ``.`` if it ends in ``/.``.
 
         A symlink there is an entry itself, unless ``follow`` or it ends in a slash. Raises ArchiveError, and
         what ``write`` raises.
@@ -108,7 +108,7 @@ class Packer:
         try:
             fd, names = tree.trail(split(path), last=follow or inward)
             try:
-                self._top(fd, names, path, inward)
+                self._top(fd, names, path, name)
             finally:
                 os.close(fd)
         except OSError as error:
@@ -117,13 +117,13 @@ class Packer:
         self._put(bytes(-self._written % RECORD))
         return self.tally
 
-    def _top(self, fd: int, names: list[str], path: str, inward: bool) -> None:
+    def _top(self, fd: int, names: list[str], path: str, name: str) -> None:
         info = os.fstat(fd)
-        if inward and not stat.S_ISDIR(info.st_mode):
+        if path.endswith(("/", "/.")) and not stat.S_ISDIR(info.st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         contents = path.endswith("/.") or not names
         given = split(path)[-1:]
-        name = "." if contents else (given or names)[-1]
+        name = name or ("." if contents else (given or names)[-1])
         if name == "..":
             name = names[-1]
         if stat.S_ISDIR(info.st_mode):

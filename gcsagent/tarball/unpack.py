@@ -57,13 +57,15 @@ class Tally:
 class Rules:
     """``name``: the archive's one top-level entry, to be called ``rename`` here, if given.
 
-    ``special``: devices and fifos may be made. ``max_bytes`` also bounds how large holes make a file.
+    ``special``: devices and fifos may be made; with ``pass_over`` they are left out instead of refused.
+    ``max_bytes`` also bounds how large holes make a file.
     """
 
     keep: Keep = Keep()
     name: str = ""
     rename: str = ""
     special: bool = False
+    pass_over: bool = False
     max_entries: int = MAX_ENTRIES
     max_bytes: int | None = None
 
@@ -79,12 +81,14 @@ class _Directory:
 class Unpacker:
     """``base`` are the names of the directory that the archive goes to, from the tree's root on.
 
-    ``note`` is told the path of a temporary name before it is made, and "" when it is gone.
+    ``first`` is shown the first member, and may change where it all goes before that is unpacked; ``note`` is
+    told the path of a temporary name before it is made, and "" when it is gone.
     """
 
     tree: Tree
     base: list[str]
     rules: Rules = Rules()
+    first: Callable[[Unpacker, tarfile.TarInfo], None] = lambda _unpacker, _member: None
     note: Callable[[str], None] = lambda _path: None
     tally: Tally = field(default_factory=Tally)
     progress: Callable[[str], None] = lambda _name: None
@@ -126,6 +130,8 @@ class Unpacker:
             tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
             if member.offset_data != source.tell():
                 raise damaged(f"{shown(member.name)} has sizes that contradict each other")
+            if not self.tally.entries:
+                self.first(self, member)
             self._count(member)
             self._member(source, member, tar.offset - member.offset_data)
 
@@ -318,6 +324,9 @@ class Unpacker:
         self._make(member, parts, make)
 
     def _special(self, member: tarfile.TarInfo, parts: list[str]) -> None:
+        if self.rules.pass_over and not self.rules.special:
+            self.tally.skipped += 1
+            return
         if not self.rules.special:
             raise ArchiveError(
                 Code.INVALID_ARGUMENT,

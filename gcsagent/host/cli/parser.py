@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods, resources, run
 from gcsagent.host.cli.common import complain
+from gcsagent.host.cli.copy import add_copy_command
 from gcsagent.host.cli.forward import add_forward_command
 from gcsagent.host.cli.guest import add_guest_commands
 from gcsagent.host.cli.network import add_network_commands
@@ -61,6 +62,7 @@ def build() -> argparse.ArgumentParser:
     _add_run_commands(commands)
     _add_container_commands(commands)
     add_forward_command(commands, _add)
+    add_copy_command(commands, _add)
     add_guest_commands(commands, _add)
     add_network_commands(commands, _add)
     add_storage_commands(commands, _add)
