@@ -86,6 +86,11 @@ class Limits:
     """Exec'd processes of one container, ended ones that have not been deleted included."""
     max_execs_total: int = 8192
     """Likewise, of all containers together."""
+    max_runtime_calls: int = 6
+    """Calls of the runtime under way for one connection: further ones wait. What is not set follows the
+    guest's CPUs: two for each and two more; this is the default of two CPUs."""
+    max_runtime_calls_total: int = 12
+    """Likewise, for all connections together; unless set, twice the above."""
     max_spool_bytes: int = 64 << 30
     """Sum of the limits of all spools that block."""
     max_log_bytes: int = 64 << 30

@@ -101,7 +101,7 @@ def _assemble(
     events: EventLog,
     bounds: Bounds,
 ) -> tuple[Registry, AgentService]:
-    caller = Caller(supervisor, {"PATH": os.environ["PATH"]}, f"g{generation}")
+    caller = Caller(supervisor, {"PATH": os.environ["PATH"]}, f"g{generation}", bounds.limits)
 
     def runtime(binary: str) -> Runc:
         extra = tuple(settings.runtime_args) if binary == settings.runtime else ()

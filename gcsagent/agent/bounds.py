@@ -6,6 +6,7 @@ are on this agent. Each is checked before anything is made.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import fields
 from typing import TYPE_CHECKING
@@ -24,8 +25,19 @@ _KNOWN = frozenset(field.name for field in fields(Limits))
 
 
 def limits_of(settings: Iterable[tuple[str, int]]) -> Limits:
-    """The defaults, and what was set. What a supervisor of another version has set is passed over."""
-    return Limits(**{name: value for name, value in settings if name in _KNOWN})
+    """The defaults, some of which follow the machine, and what was set.
+
+    What a supervisor of another version has set is passed over.
+    """
+    known = {name: value for name, value in settings if name in _KNOWN}
+    each = known.setdefault("max_runtime_calls", calls_by_cpus())
+    known.setdefault("max_runtime_calls_total", 2 * each)
+    return Limits(**known)
+
+
+def calls_by_cpus() -> int:
+    """A runtime call is half computing, half waiting for the kernel."""
+    return 2 * len(os.sched_getaffinity(0)) + 2
 
 
 class Bounds:

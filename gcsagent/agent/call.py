@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from gcsagent.agent.journal import RequestMark
@@ -24,6 +24,12 @@ class Call:
         self._deadline = None if deadline_ms is None else self._loop.time() + deadline_ms / 1000
         self._timer: asyncio.TimerHandle | None = None
         self._committed = False
+        self.reserved = 0
+        """Bytes of room for its answer (agent.room)."""
+        self.before: Callable[[], Awaitable[None]] | None = None
+        """What is waited for first, within the deadline."""
+        self.asked_by = 0
+        """The connection it came on, as agent.turns knows it."""
         self.mark: RequestMark | None = None
         self.task: asyncio.Task[Any] | None = None
         self.aborted: RpcError | None = None

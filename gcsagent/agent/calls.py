@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
+from gcsagent.agent.turns import Turns
+from protocol.limits import Limits
 
 TAIL = 4096
 """Bytes of standard error kept: the end of it is where a program says why it failed."""
@@ -28,7 +30,7 @@ class CannotStart(Exception):
 
     def __init__(self, program: str, message: str, errno: int) -> None:
         super().__init__(f"{program} cannot be started: {message}")
-        self.errno = errno
+        self.reason, self.errno = message, errno
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +47,11 @@ class Outcome:
 
 
 class Caller:
-    def __init__(self, supervisor: SupervisorClient, env: dict[str, str], prefix: str) -> None:
+    def __init__(
+        self, supervisor: SupervisorClient, env: dict[str, str], prefix: str, limits: Limits | None = None
+    ) -> None:
         """``prefix`` makes call keys unique across agents: the generation."""
+        self.turns = Turns(limits or Limits())
         self._supervisor, self.env, self.prefix = supervisor, env, prefix
         self._numbers = itertools.count(1)
 

@@ -35,15 +35,16 @@ class ContainerListService:
         room = ROOM
         for name in names[: params.limit]:
             container = containers[name]
-            whole = params.processes and _size(container, True) <= ROOM
-            room -= _size(container, whole)
+            whole = params.processes and size_of(container, True) <= ROOM
+            room -= size_of(container, whole)
             if room < 0 and page:
                 break
             page.append(container.state(processes=whole))
         return ContainerList(tuple(page), len(names) - len(page))
 
 
-def _size(container: Container, processes: bool) -> int:
+def size_of(container: Container, processes: bool) -> int:
+    """Bytes of a container's state in a message, at the most."""
     strings = [container.problem, container.cgroup.path, *container.labels, *container.labels.values()]
     size = _CONTAINER
     if processes:

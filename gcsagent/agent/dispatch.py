@@ -21,6 +21,7 @@ from gcsagent.agent.methods import Handler
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.takeover import Opener
+from gcsagent.agent.turns import ASKED_BY
 from protocol.errors import Code, RpcError
 from protocol.method import Envelope
 from protocol.methods import METHODS
@@ -75,7 +76,10 @@ class Dispatcher:
         call.arm()
 
     async def _run_task(self, call: Call, handler: Handler, params: Any, answer: Answer) -> None:
+        ASKED_BY.set(call.asked_by)
         try:
+            if call.before is not None:
+                await call.before()
             result = await handler(params, call)
         except asyncio.CancelledError as cancelled:
             if call.aborted is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import json
 import logging
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Coroutine
 from typing import Any
 
 from gcsagent.agent import bundle, fifos, overlay, sidecar, stdio
@@ -24,6 +25,7 @@ from gcsagent.agent.process import Process
 from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
 from gcsagent.agent.strays import kill_strays
+from gcsagent.agent.turns import ASKED_BY
 from gcsagent.common.files import write_new
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
@@ -266,7 +268,7 @@ class Lifecycle:
         if container.status is not Status.DELETING:  # else somebody has begun: one deletion is enough
             container.delete_request = call.mark
         call.commit()
-        await self._registry.delete(container, min(DELETE_SECONDS, call.timeout))
+        await self._registry.delete(container, min(DELETE_SECONDS, call.timeout), ASKED_BY.get())
         return Deleted(init.exit if init is not None else None)
 
     # -- exec -----------------------------------------------------------------------------------
@@ -354,9 +356,14 @@ def failure_of(error: BaseException, call: Call) -> RpcError:
     return to_rpc_error(error)
 
 
-async def bounded(cleanup: Awaitable[None]) -> None:
-    """Runs an undo to its end even if its caller is cancelled again, but not for ever."""
-    task = asyncio.ensure_future(cleanup)
+async def bounded(cleanup: Coroutine[Any, Any, None]) -> None:
+    """Runs an undo to its end even if its caller is cancelled again, but not for ever.
+
+    It is the agent's own work, and waits for no turn.
+    """
+    context = contextvars.copy_context()
+    context.run(ASKED_BY.set, 0)
+    task = asyncio.get_running_loop().create_task(cleanup, context=context)
     task.add_done_callback(_log_failure)
     try:
         await asyncio.wait([task], timeout=CLEANUP_SECONDS)
@@ -365,6 +372,6 @@ async def bounded(cleanup: Awaitable[None]) -> None:
         raise
 
 
-def _log_failure(task: asyncio.Future[None]) -> None:
+def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         _log.error("undoing a request failed", exc_info=task.exception())

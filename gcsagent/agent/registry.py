@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import hashlib
 import logging
 import os
@@ -27,6 +28,7 @@ from gcsagent.agent.process import UNCLAIMED_SECONDS, Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
 from gcsagent.agent.runtimes import Runtimes
+from gcsagent.agent.turns import ASKED_BY
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.schema import to_wire
@@ -244,14 +246,18 @@ class Registry:
         process.claim_timer = None
         self.check_auto_delete(container, process)
 
-    async def delete(self, container: Container, seconds: float = DELETE_SECONDS) -> None:
+    async def delete(self, container: Container, seconds: float = DELETE_SECONDS, asked_by: int = 0) -> None:
         """Removes a container and every trace of it; whoever else asks meanwhile waits for the same.
 
-        Goes on when its caller is cancelled. Raises RpcError when something resists, such as a runtime
-        that takes longer than ``seconds``.
+        ``asked_by`` is the connection in whose turn that is (agent.turns). Goes on when its caller is
+        cancelled. Raises RpcError when something resists, such as a runtime that takes longer than
+        ``seconds``.
         """
         if container.deletion is None or container.deletion.done():
-            container.deletion = asyncio.get_running_loop().create_task(self.tear_down(container, seconds))
+            context = contextvars.copy_context()
+            context.run(ASKED_BY.set, asked_by)
+            work = self.tear_down(container, seconds)
+            container.deletion = asyncio.get_running_loop().create_task(work, context=context)
             self._background.add(container.deletion)
             container.deletion.add_done_callback(self._deletion_done)
         await asyncio.shield(container.deletion)

@@ -29,6 +29,7 @@ from gcsagent.agent.runtime import (
     launch_call,
     start_call,
 )
+from gcsagent.agent.turns import LAUNCHES, NotBegun
 from protocol.checks import identifier
 
 LOG_TAIL = 64 * 1024
@@ -37,6 +38,9 @@ MAX_ERROR = 4096
 
 MAX_OUTPUT = 256 * 1024
 ASK_SECONDS = 10.0
+MIN_SECONDS = 1.0
+"""For a call whose turn has come late: its request's own deadline is about to end it."""
+
 UNMOUNT_SECONDS = 10.0
 
 _log = logging.getLogger("agent.runc")
@@ -272,20 +276,31 @@ class Runc:
         log: str = "",
         key: str = "",
     ) -> Outcome:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
         try:
-            outcome = await self._caller.run(argv, timeout, fds=fds, hold=hold, extra=extra, key=key)
+            async with self._caller.turns.turn(action):
+                # Only what launches has a deadline that is the request's: a deletion that waited goes on.
+                left = max(MIN_SECONDS, end - loop.time()) if action in LAUNCHES else timeout
+                outcome = await self._caller.run(argv, left, fds=fds, hold=hold, extra=extra, key=key)
         except CannotStart as error:
-            problem = (
-                f"{self.binary} cannot be started: {os.strerror(error.errno)}" if error.errno else str(error)
-            )
-            raise RuntimeMissing(action, error.errno, problem) from error
+            raise RuntimeMissing(action, error.errno, self._why_not(error)) from error
+        except NotBegun as error:
+            raise RuntimeInterrupted(
+                f"{self.name} {action} had not begun: it waited for the calls before it (max_runtime_calls)"
+            ) from error
         except asyncio.CancelledError as error:
-            raise RuntimeInterrupted(f"{self.name} {action}", last_error(log)) from error
+            problem = f"{self.name} {action} had not ended and was killed"
+            raise RuntimeInterrupted(problem, last_error(log)) from error
         if outcome.status != 0:
             if outcome.pidfd is not None:
                 kill_and_close(outcome.pidfd)  # it got as far as its pid file before it failed
             raise RuntimeFailure(action, outcome.status, last_error(log), outcome.stderr, outcome.timed_out)
         return outcome
+
+    def _why_not(self, error: CannotStart) -> str:
+        """In the words of what is wrong with the binary, where that is it."""
+        return f"{self.binary} cannot be started: {os.strerror(error.errno) if error.errno else error.reason}"
 
 
 class _Files:

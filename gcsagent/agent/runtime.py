@@ -47,10 +47,10 @@ class RuntimeMissing(RuntimeFailure):
 
 
 class RuntimeInterrupted(asyncio.CancelledError):
-    """The request was given up while the runtime was at work: it has been killed."""
+    """The request was given up while the runtime was at work, and has been killed; or before that."""
 
-    def __init__(self, action: str, runtime_error: str) -> None:
-        super().__init__(f"{action} had not ended and was killed")
+    def __init__(self, problem: str, runtime_error: str = "") -> None:
+        super().__init__(problem)
         self.runtime_error = runtime_error
 
 

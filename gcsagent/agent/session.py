@@ -7,12 +7,14 @@ deadline.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import socket
 from typing import Any, Protocol
 
 from gcsagent import __version__
-from gcsagent.agent import criu
+from gcsagent.agent import criu, room
 from gcsagent.agent.call import Call
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.failures import to_rpc_error
@@ -38,6 +40,9 @@ FEATURES = ("archive", "events.replay", "fifo", "forward", "spool", "tee", "upgr
 
 _log = logging.getLogger("agent.session")
 
+_numbers = itertools.count(1)
+"""Of connections. A number keeps nothing alive of one that is gone while its requests go on."""
+
 
 class Guests(Protocol):
     """Who lets connections in, and counts them."""
@@ -61,6 +66,7 @@ class Session:
     ) -> None:
         self._dispatcher, self._registry, self._agent = dispatcher, registry, agent
         self._guests, self._bounds = guests, registry.bounds
+        self._number = next(_numbers)
         self._calls: dict[int, Call] = {}
         self._closing = False
         self._subscription: Subscription | None = None
@@ -68,6 +74,7 @@ class Session:
         self._lending: tuple[Request, PutArchive | GetArchive, Envelope] | None = None
         self._log = context(_log, peer=peer)
         self._wire = Wire(sock, self._bounds, self)
+        self._room = room.Room(lambda: self._wire.unread)
         self._connection = self._wire.connection
 
     # -- the connection -------------------------------------------------------------------------
@@ -84,6 +91,7 @@ class Session:
         self.close("protocol error")
 
     def on_drained(self) -> None:
+        self._room.look_again()
         if self._takeover is not None:
             self._hand_over()
         elif self._lending is not None:
@@ -166,8 +174,16 @@ class Session:
             process=getattr(params, "process", ""),
         )
         call = self._calls[request.msgid] = Call(request.method, deadline, log)
+        call.asked_by = self._number
+        size = room.wanted(self._registry, request.method, params)
+        if size:
+            call.before = functools.partial(self._reserve, call, size)
         self._bounds.in_flight += 1
         return call
+
+    async def _reserve(self, call: Call, size: int) -> None:
+        await self._room.reserve(size)
+        call.reserved = size
 
     def _finish(self, msgid: int, result: Any) -> None:
         call = self._calls.pop(msgid, None)
@@ -175,6 +191,8 @@ class Session:
             self._answer(msgid, result)
         if call is not None:
             self._bounds.in_flight -= 1
+            if call.reserved:
+                self._room.release(call.reserved)
             if call.afterwards is not None:
                 call.afterwards()
 

@@ -42,6 +42,8 @@ LIMITS = {
     "max_containers": (1, 1 << 12),
     "max_execs": (1, 1 << 14),
     "max_execs_total": (1, 1 << 14),
+    "max_runtime_calls": (1, 1 << 12),
+    "max_runtime_calls_total": (1, 1 << 12),
     "max_spool_bytes": (1 << 16, 1 << 50),
     "max_log_bytes": (1 << 16, 1 << 50),
     "max_event_bytes": (1 << 16, 1 << 26),

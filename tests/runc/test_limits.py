@@ -42,6 +42,8 @@ LIMITS = {
     "max_containers": 3,
     "max_execs": 4,
     "max_execs_total": 6,
+    "max_runtime_calls": 3,
+    "max_runtime_calls_total": 5,
     "max_spool_bytes": MIB,
     "max_log_bytes": MIB // 2,
     "max_event_bytes": 65_536,

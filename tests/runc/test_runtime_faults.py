@@ -442,6 +442,7 @@ def test_a_binary_that_cannot_be_started(bench: Bench, binary: str) -> None:
                 with pytest.raises(RpcError) as caught:
                     await client.call(method, params)
                 assert caught.value.code is Code.UNAVAILABLE, (method, caught.value)
+                assert caught.value.message.count("cannot be started") == 1
                 assert f"{bench.runtime} cannot be started: {says}" in caught.value.message
                 assert caught.value.details["errno"] > 0
             states = {state.container: state for state in await client.list_containers()}

@@ -9,12 +9,15 @@ import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gcsagent.agent import calls
 from gcsagent.agent.calls import Caller, CannotStart, Outcome
+from gcsagent.agent.runc import Runc
+from gcsagent.agent.runtime import RuntimeMissing
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.common import channel
 from tests.fakes import watched_loop
@@ -91,6 +94,23 @@ def test_a_program_that_cannot_be_started_says_why() -> None:
         with pytest.raises(CannotStart, match="runc cannot be started: spawn: No such file") as caught:
             await task
         assert caught.value.errno == 2
+
+    scenario(body)
+
+
+@pytest.mark.parametrize(
+    "errno, says",
+    [(0, "spawn: /x/runc: embedded null byte"), (13, "Permission denied")],
+)
+def test_a_runtime_that_cannot_be_started_says_so_once(tmp_path: Path, errno: int, says: str) -> None:
+    async def body(supervisor: FakeSupervisor, caller: Caller) -> None:
+        runc = Runc(caller, "/x/runc", str(tmp_path), str(tmp_path / "console"))
+        task = asyncio.get_running_loop().create_task(runc.pause("c", 5.0))
+        ident, _ = await supervisor.asked("spawn")
+        supervisor.refuse(ident, "spawn: /x/runc: embedded null byte", errno)
+        with pytest.raises(RuntimeMissing) as caught:
+            await task
+        assert str(caught.value) == f"/x/runc cannot be started: {says}"
 
     scenario(body)
 

@@ -29,6 +29,7 @@ from gcsagent.agent.kmsg import KernelLog
 from gcsagent.agent.oom import OomWatch
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
+from gcsagent.agent.room import MAX_ROOM
 from gcsagent.agent.runc import Runc
 from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.session import Session
@@ -583,5 +584,52 @@ def test_bytes_sent_before_the_reply_are_a_breach(tmp_path: Path) -> None:
         assert not stream.attached
         stream.close()
         os.close(process)
+
+    as_host(tmp_path, body)
+
+
+def test_large_answers_are_not_made_for_a_host_that_does_not_read(tmp_path: Path) -> None:
+    """Each of the hundred is almost a megabyte, and each is there once the host reads; ping does not wait."""
+    count, words = 100, ("x" * 100_000,) * 9
+
+    async def body(host: Host) -> None:
+        await host.greet()
+        container: Container = host.registry.new("c", host.registry.runtimes.default, False, {})
+        container.processes["p"] = Process("c", "p", words, Stdio(), False)
+        ask = [{"container": "c"}]
+        host.send(*([0, number, "container.state", ask] for number in range(count)))
+        host.send([0, count, "agent.ping", [{}]])
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert 0 < host.session._wire.unread <= wire.MAX_UNREAD + MAX_ROOM
+        answered = set()
+        while len(answered) < count + 1:
+            _, msgid, error, result = await host.receive()
+            assert error is None
+            answered.add(msgid)
+            if msgid == 0:
+                assert len(msgpack.packb(result)) > 900_000
+        container.processes.clear()
+
+    as_host(tmp_path, body)
+
+
+def test_a_large_answer_that_waits_for_room_can_be_cancelled(tmp_path: Path) -> None:
+    async def body(host: Host) -> None:
+        await host.greet()
+        container: Container = host.registry.new("c", host.registry.runtimes.default, False, {})
+        container.processes["p"] = Process("c", "p", ("x" * 100_000,) * 9, Stdio(), False)
+        ask = [{"container": "c"}]
+        host.send(*([0, number, "container.state", ask] for number in range(10)))
+        host.send([0, 10, "container.state", [{"container": "c", "deadline_ms": 1}]])
+        host.send([2, "rpc.cancel", [{"msgid": 9}]])
+        errors = {}
+        for _ in range(11):
+            _, msgid, error, _ = await host.receive()
+            if error is not None:
+                errors[msgid] = error["code"]
+        assert errors.pop(9) == "CANCELLED"
+        assert set(errors) <= {10}
+        container.processes.clear()
 
     as_host(tmp_path, body)

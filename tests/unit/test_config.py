@@ -12,7 +12,7 @@ import pytest
 
 from gcsagent.__main__ import _parse
 from gcsagent.agent import counters
-from gcsagent.agent.bounds import limits_of
+from gcsagent.agent.bounds import calls_by_cpus, limits_of
 from gcsagent.common.config import LIMITS, ConfigError, Settings, parse_guest_settings, read_guest_settings
 from gcsagent.supervisor import requests
 from protocol.limits import Limits
@@ -80,7 +80,10 @@ def test_limits_have_defaults_in_their_ranges_and_one_nobody_knows_is_passed_ove
     fixed = {"max_depth", "max_values"}
     assert {field.name for field in fields(Limits)} == set(LIMITS) | fixed
     assert all(low <= getattr(Limits(), name) <= high for name, (low, high) in LIMITS.items())
-    assert limits_of(parse_guest_settings([]).limits) == Limits() == limits_of([("max_weather", 3)])
+    calls = calls_by_cpus()
+    usual = Limits(max_runtime_calls=calls, max_runtime_calls_total=2 * calls)
+    assert limits_of(parse_guest_settings([]).limits) == usual == limits_of([("max_weather", 3)])
+    assert limits_of([("max_runtime_calls", 9)]).max_runtime_calls_total == 18
 
 
 def test_what_the_agent_may_be_allowed_is_within_what_the_supervisor_allows() -> None:

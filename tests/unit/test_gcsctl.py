@@ -254,6 +254,24 @@ def test_a_container_that_does_not_start_is_removed(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+@pytest.mark.parametrize(
+    "message, runtime, line",
+    [
+        ("the runtime failed: create: one two", "one\n\ttwo\n", "the runtime failed: create: one two"),
+        ("failed: " + "x" * 1000, "x" * 4000, "failed: " + "x" * 1000),
+        ("no such program", "exec: one\n two", "no such program: exec: one two"),
+        ("no such program", " \n", "no such program"),
+    ],
+)
+def test_the_runtimes_words_are_said_once(tmp_path: Path, message: str, runtime: str, line: str) -> None:
+    async def body(agent: FakeAgent) -> None:
+        Script().install(agent)
+        agent.handlers["process.exec"] = refusing(Code.INTERNAL, message, runtime_error=runtime)
+        assert await gcsctl(agent, "exec", "web", "--", "x") == Done(125, "", f"gcsctl: {line}\n")
+
+    with_agent(tmp_path, body)
+
+
 def test_lost_output_is_not_passed_off_as_success(tmp_path: Path) -> None:
     async def body(agent: FakeAgent) -> None:
         async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

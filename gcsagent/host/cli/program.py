@@ -18,6 +18,9 @@ from protocol.errors import ProtocolError, RpcError
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 
+TELLING = 200
+"""Characters of the runtime's words that tell whether a sentence has them already."""
+
 _EXEC_ERRORS = {"not_executable": EXIT_NOT_EXECUTABLE, "not_found": EXIT_NOT_FOUND}
 
 
@@ -59,7 +62,9 @@ def explain(error: Exception) -> int:
 
 
 def _rpc_line(error: RpcError) -> str:
+    """With the runtime's own words, unless the sentence has them already: on one line, perhaps cut off."""
     runtime = error.details.get("runtime_error")
-    if isinstance(runtime, str) and runtime and runtime not in error.message:
-        return f"{error.message}: {printable(runtime)}"
+    words = " ".join(runtime.split()) if isinstance(runtime, str) else ""
+    if words and words[:TELLING] not in " ".join(error.message.split()):
+        return f"{error.message}: {printable(words)}"
     return error.message
