@@ -7,6 +7,7 @@ arguments joins it; afterwards it gets the stored answer. With other arguments i
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable
@@ -60,8 +61,7 @@ class Dispatcher:
         async def handler(params: Any, _call: Call) -> Any:
             return await opener(params)
 
-        call.task = asyncio.get_running_loop().create_task(self._run_task(call, handler, params, answer))
-        call.arm()
+        self._begin(call, handler, params, answer)
 
     def _run(self, call: Call, params: Any, answer: Answer) -> None:
         handler = self._table[call.method]
@@ -72,7 +72,11 @@ class Dispatcher:
                 result = self._failed(call, error)
             answer(result)
             return
+        self._begin(call, handler, params, answer)
+
+    def _begin(self, call: Call, handler: Handler, params: Any, answer: Answer) -> None:
         call.task = asyncio.get_running_loop().create_task(self._run_task(call, handler, params, answer))
+        call.task.add_done_callback(functools.partial(_answer_unbegun, call, answer))
         call.arm()
 
     async def _run_task(self, call: Call, handler: Handler, params: Any, answer: Answer) -> None:
@@ -128,8 +132,15 @@ class Dispatcher:
             else:
                 answer(result)
 
-        call.task = asyncio.get_running_loop().create_task(self._run_task(call, wait, None, joined))
-        call.arm()
+        self._begin(call, wait, None, joined)
+
+
+def _answer_unbegun(call: Call, answer: Answer, task: asyncio.Task[Any]) -> None:
+    """asyncio does not even begin a task that is cancelled before its first turn: a request with its cancel
+    right behind it."""
+    if task.cancelled() and call.aborted is not None:
+        call.disarm()
+        answer(call.aborted)
 
 
 def _digest(method: str, raw: dict[str, Any]) -> str:

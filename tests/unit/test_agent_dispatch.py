@@ -346,3 +346,19 @@ def test_whatever_a_handler_raises_is_one_typed_answer(
         assert "secret" not in answer.message
 
     at_desk(tmp_path, raises if inline else raises_later, body)
+
+
+def test_a_request_with_its_cancel_right_behind_it_is_answered_and_never_run(tmp_path: Path) -> None:
+    gate = Gate()
+
+    async def body(desk: Desk) -> None:
+        for request in (None, "r"):
+            desk.ask(request=request).abort(RpcError(Code.CANCELLED, "no"))
+        assert [answer.code for answer in await desk.answered(2)] == [Code.CANCELLED] * 2
+        assert gate.runs == 0
+        gate.open.set()
+        desk.ask(request="r")
+        await desk.answered(3)
+        assert gate.runs == 1
+
+    at_desk(tmp_path, gate.__call__, body)

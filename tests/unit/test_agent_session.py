@@ -33,6 +33,7 @@ from gcsagent.agent.room import MAX_ROOM
 from gcsagent.agent.runc import Runc
 from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.session import Session
+from gcsagent.agent.storage.service import StorageService
 from gcsagent.agent.streams import OutputStream
 from gcsagent.common.config import Settings
 from protocol.errors import Code, RpcError
@@ -57,6 +58,7 @@ class Host:
         oom = OomWatch(events, KernelLog(str(tmp_path / "no log")), KernelFiles())
         runtimes = Runtimes(lambda _: runtime, ["runc"])
         self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, events, cgroups, oom, bounds)
+        self.registry.storage = StorageService(self.registry, str(tmp_path), str(tmp_path / "mounts.d"))
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
         forwards = Forwards(self.registry, "g7")
         table = methods.build(self.registry, self.agent, forwards)
@@ -602,7 +604,7 @@ def test_large_answers_are_not_made_for_a_host_that_does_not_read(tmp_path: Path
         for _ in range(1000):
             await asyncio.sleep(0)
         assert 0 < host.session._wire.unread <= wire.MAX_UNREAD + MAX_ROOM
-        answered = set()
+        answered: set[int] = set()
         while len(answered) < count + 1:
             _, msgid, error, result = await host.receive()
             assert error is None
@@ -623,7 +625,7 @@ def test_a_large_answer_that_waits_for_room_can_be_cancelled(tmp_path: Path) -> 
         host.send(*([0, number, "container.state", ask] for number in range(10)))
         host.send([0, 10, "container.state", [{"container": "c", "deadline_ms": 1}]])
         host.send([2, "rpc.cancel", [{"msgid": 9}]])
-        errors = {}
+        errors: dict[int, str] = {}
         for _ in range(11):
             _, msgid, error, _ = await host.receive()
             if error is not None:
