@@ -13,6 +13,7 @@ from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_dela
 
 from gcsagent.agent import fifos, overlay, reach
 from gcsagent.agent.calls import CannotStart
+from gcsagent.agent.cgroups import Cgroup
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.logs import context
@@ -51,7 +52,8 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
             await _kill_processes(registry, container)
         await _delete_in_runtime(container, seconds)
         registry.oom.end(container)
-        await _remove_cgroups(registry, container)
+        for cgroup in ending.cgroups(registry, container):
+            await _remove_cgroups(registry, cgroup)
         others = registry.cgroup_paths() - {container.cgroup.path}
         registry.cgroup_tree.prune(container.cgroup.path, others)
         await overlay.unmount(registry.caller, container.directory)
@@ -124,7 +126,7 @@ async def _delete_in_runtime(container: Container, seconds: float) -> None:
         )
 
 
-async def _remove_cgroups(registry: Registry, container: Container) -> None:
+async def _remove_cgroups(registry: Registry, cgroup: Cgroup) -> None:
     """The kernel lets a cgroup go a moment after its last process has been reaped; v1 does not say when."""
     attempts = AsyncRetrying(
         retry=retry_if_result(bool),
@@ -132,15 +134,15 @@ async def _remove_cgroups(registry: Registry, container: Container) -> None:
         wait=wait_exponential(multiplier=0.01, max=0.5),
     )
     try:
-        await attempts(_try_remove_cgroups, registry, container)
+        await attempts(_try_remove_cgroups, registry, cgroup)
     except RetryError as error:
         raise RpcError(Code.INTERNAL, f"cgroups are still in use: {error.last_attempt.result()}") from error
 
 
-async def _try_remove_cgroups(registry: Registry, container: Container) -> list[str]:
-    left = container.cgroup.remove()
+async def _try_remove_cgroups(registry: Registry, cgroup: Cgroup) -> list[str]:
+    left = cgroup.remove()
     if left:
-        await reach.kill_everybody(container.cgroup, registry.oom.files)
+        await reach.kill_everybody(cgroup, registry.oom.files)
     return left
 
 

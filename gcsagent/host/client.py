@@ -27,6 +27,7 @@ from gcsagent.host.streams import Stream
 from gcsagent.host.transport import Address
 from protocol import checks
 from protocol.address import parse_dial
+from protocol.errors import Code, RpcError
 from protocol.families.agent import AskInfo, Info, Pong, Shutdown, ShutdownAction, Welcome
 from protocol.families.container import (
     ContainerList,
@@ -176,6 +177,11 @@ class Client:
                 self._link = await Link.over(dialogue)
             return self._link
 
+    async def _require(self, feature: str) -> None:
+        await self._linked()
+        if self.welcome is not None and feature not in self.welcome.features:
+            raise RpcError(Code.UNIMPLEMENTED, f"the agent at {self.address} has no {feature}: upgrade it")
+
     # -- the methods of the contract ------------------------------------------------------------
 
     async def ping(self) -> Pong:
@@ -203,6 +209,9 @@ class Client:
         deadline: float | None = None,
         request_id: str | None = None,
     ) -> Created:
+        """Raises RpcError; UNIMPLEMENTED for a pod where the agent has none, and would just ignore it."""
+        if params.sandbox is not None or params.pod is not None:
+            await self._require("pods")
         result: Created = await self.call(
             "container.create", params, deadline=deadline, request_id=request_id
         )

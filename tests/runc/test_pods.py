@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -352,6 +353,59 @@ def test_a_sandbox_that_ends_while_it_is_joined_is_the_reason(slow: Slow) -> Non
                 await client.container_state(params.container)
 
     asyncio.run(body())
+
+
+BROKEN = """#!/bin/sh
+[ ! -e {directory}/{name} ] || {{ echo "{name}: not today" >&2; exit 32; }}
+exec {real} "$@"
+"""
+
+
+@pytest.fixture
+def breakable(tmp_path: Path, rootfs: str) -> Iterator[RunningAgent]:
+    """One whose mount and umount fail as long as there is a file by their name."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for program in ("mount", "umount"):
+        real = shutil.which(program)
+        (programs / program).write_text(BROKEN.format(directory=tmp_path, name=program, real=real))
+        (programs / program).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    yield from stopped_clean(RunningAgent("--log-level", "debug", path=path))
+
+
+def test_a_shm_that_cannot_be_mounted_or_unmounted(
+    breakable: RunningAgent, rootfs: str, tmp_path: Path
+) -> None:
+    """The first leaves nothing; the second leaves a container that says so, and goes once that is solved."""
+    target = at(breakable, rootfs)
+    before = breakable.holdings()
+    params = creation(target, name("pod"), ("true",), sandbox=Sandbox(), overlay=False)
+
+    async def not_made() -> None:
+        async with await connect(target) as client:
+            with pytest.raises(RpcError, match="mount: not today") as caught:
+                await client.create_container(params)
+            assert caught.value.code is Code.INTERNAL
+            assert await client.list_containers() == ()
+
+    async def not_removed() -> None:
+        async with await connect(target) as client:
+            await client.create_container(params)
+            (tmp_path / "umount").touch()
+            with pytest.raises(RpcError, match="umount: not today"):
+                await client.delete_container(params.container)
+            state = await client.container_state(params.container)
+            assert (state.status, "umount: not today" in state.problem) == (Status.FAILED, True)
+            (tmp_path / "umount").unlink()
+            await client.delete_container(params.container, force=True)
+
+    (tmp_path / "mount").touch()
+    asyncio.run(not_made())
+    breakable.assert_holds(before)
+    (tmp_path / "mount").unlink()
+    asyncio.run(not_removed())
+    breakable.assert_holds(before)
 
 
 def test_a_pod_lies_where_its_caller_says(target: Target) -> None:

@@ -24,6 +24,7 @@ from protocol.families.agent import Pong, Welcome
 from protocol.families.container import CreateContainer, Created
 from protocol.framing import Response, encode
 from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
+from protocol.pods import PodMember, Sandbox
 from protocol.schema import to_wire
 from protocol.types import Status
 from tests.fakes.fake_agent import FakeAgent, exit_record, raw_server
@@ -41,6 +42,21 @@ def with_agent(tmp_path: Path, body: Callable[[FakeAgent, Client], Awaitable[Non
             await body(agent, client)
 
     asyncio.run(scenario())
+
+
+def test_a_pod_is_not_asked_of_an_agent_that_would_ignore_it(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent, client: Client) -> None:
+        agent.handlers["container.create"] = lambda params: Created(77)
+        for params in (
+            CreateContainer("c1", spec={}, sandbox=Sandbox()),
+            CreateContainer("c1", spec={}, pod=PodMember("web")),
+        ):
+            with pytest.raises(RpcError, match="has no pods") as caught:
+                await client.create_container(params)
+            assert caught.value.code is Code.UNIMPLEMENTED
+        assert await client.create_container(CreateContainer("c1", spec={})) == Created(77)
+
+    with_agent(tmp_path, body)
 
 
 def test_results_are_typed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from protocol.errors import Code, RpcError
 from protocol.types import Status
 
 if TYPE_CHECKING:
+    from gcsagent.agent.cgroups import Cgroup
     from gcsagent.agent.container import Container
     from gcsagent.agent.registry import Registry
 
@@ -45,6 +46,14 @@ async def delete_members(registry: Registry, sandbox: Container, seconds: float)
     for result in results:
         if isinstance(result, BaseException):
             raise result
+
+
+def cgroups(registry: Registry, container: Container) -> list[Cgroup]:
+    """What is to be removed with it, innermost first: its own, and the pod's with a sandbox."""
+    found, pod = [container.cgroup], container.cgroup.parent()
+    if container.role.sandbox is not None and registry.cgroup_tree.holds(pod.path):
+        found.append(pod)
+    return found
 
 
 async def unmount(registry: Registry, sandbox: Container) -> None:
