@@ -41,6 +41,7 @@ class Peer:
         self._sock, self._msgid, self._clock = sock, msgid, clock
         self._end_at = None if seconds is None else clock() + seconds
         self._scanner = FrameScanner(Limits())
+        self._rest = memoryview(b"")
         self.end: ArchiveEnd | None = None
         """What the host said its archive was, once that has come."""
         sock.setblocking(False)
@@ -97,10 +98,10 @@ class Peer:
 
     def send(self, frame: bytes) -> None:
         """Raises Gone, and RpcError when the deadline passes or the host cancels."""
-        rest = memoryview(frame)
-        while rest:
+        self._rest = memoryview(frame)
+        while self._rest:
             try:
-                rest = rest[self._sock.send(rest) :]
+                self._rest = self._rest[self._sock.send(self._rest) :]
             except BlockingIOError:
                 if self._poll(select.POLLOUT | select.POLLIN) & select.POLLIN:
                     self._listen()
@@ -143,7 +144,7 @@ class Peer:
 
     def _finish(self, frame: bytes) -> None:
         """What still comes is dropped: closed with bytes unread, a connection loses what was sent."""
-        rest = memoryview(frame)
+        rest = memoryview(bytes(self._rest) + frame)  # a message that was begun is ended first
         try:
             while True:
                 try:
