@@ -7,6 +7,7 @@
         <pid>/               a live process: process.json, and the pid file the runtime wrote
         exited/<process>/    one that has ended: pids are used again, process ids are the caller's
         .new-<process>/      one that is being started; never outlives a failure
+        pod/                 of a sandbox: what its pod shares (gcsagent.agent.pods.shared)
         upper/ work/ root/   with ``overlay``: the throw-away layer and where it is mounted
 
 Files are written under another name and renamed, so that a reader finds all of one or none.

@@ -124,6 +124,34 @@ def test_a_successor_knows_the_pod_and_goes_on_with_it(fresh: RunningAgent, root
     assert eventually(lambda: not [path for path in fresh.cgroups() if sandbox in path])
 
 
+def test_a_sandbox_whose_state_is_broken_takes_its_pod_along(fresh: RunningAgent, rootfs: str) -> None:
+    target = at(fresh, rootfs)
+
+    async def before() -> tuple[str, str]:
+        async with await connect(target) as client:
+            sandbox = await start(client, target, sandbox=Sandbox())
+            return sandbox, await start(client, target, pod=PodMember(sandbox))
+
+    async def after(sandbox: str, one: str) -> None:
+        async with await connect(target) as client:
+            assert (await client.container_state(sandbox)).status is Status.FAILED
+            assert await said(client, one, "echo alive") == "alive\n"
+            with pytest.raises(RpcError, match=one) as caught:
+                await client.delete_container(sandbox)
+            assert caught.value.code is Code.FAILED_PRECONDITION
+            with refused(Code.FAILED_PRECONDITION, field="pod.sandbox"):
+                await start(client, target, pod=PodMember(sandbox))
+            await client.delete_container(sandbox, force=True)
+            assert await client.list_containers() == ()
+
+    sandbox, one = asyncio.run(before())
+    (fresh.state_dir / "containers" / sandbox / "container.json").write_text("rubbish")
+    restart(fresh)
+    asyncio.run(after(sandbox, one))
+    assert mounts(fresh) == []
+    assert eventually(lambda: not [path for path in fresh.cgroups() if sandbox in path])
+
+
 def test_a_forced_deletion_is_finished_by_the_successor(fresh: RunningAgent, rootfs: str) -> None:
     """As it stands on disk when the agent is killed right after it has begun."""
     target = at(fresh, rootfs)

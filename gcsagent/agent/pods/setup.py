@@ -35,8 +35,8 @@ def _membership(registry: Registry, pod: PodMember) -> Membership:
     share = tuple(dict.fromkeys(pod.share))
     try:
         found = join.identities(sandbox.init.pid, share)
-    except OSError:
-        found = {}
+    except OSError as error:  # it has ended, and nobody has been told yet
+        raise join.gone(sandbox.ident, {}) from error
     sandbox.init.signal(0)  # it lives, so that these were its
     return Membership(sandbox.ident, share, found)
 

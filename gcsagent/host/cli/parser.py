@@ -39,6 +39,16 @@ examples:
 """
 
 
+_POD_EXAMPLES = """\
+examples:
+  gcsctl run -d --sandbox --id web --pod-memory 256M --dns 10.0.0.1 --rootfs ./pause -- /pause
+  gcsctl run -d --pod web --rootfs ./app -- /app
+  gcsctl run --rm -it --pod web --share network,pid --rootfs ./tools -- sh
+  gcsctl pod stats web
+  gcsctl delete --force web
+"""
+
+
 class Parser(argparse.ArgumentParser):
     """Errors in one line and with gcsctl's own exit code: 2 could be the command's."""
 
@@ -254,7 +264,7 @@ def _add_checkpoint_commands(commands: _Subparsers) -> None:
 
 def _add_pod_commands(commands: _Subparsers) -> None:
     about = "limit and measure a pod, which `run --sandbox` begins and `run --pod` adds to"
-    group = commands.add_parser("pod", help=about, description=about)
+    group = commands.add_parser("pod", help=about, description=about, epilog=_POD_EXAMPLES)
     verbs = group.add_subparsers(metavar="COMMAND", required=True)
     parser = _add(
         verbs, "update", pods.update, "change what a whole pod may use", "gcsctl pod update --memory 256M web"

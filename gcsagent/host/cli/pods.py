@@ -32,7 +32,9 @@ NOTHING = "none"
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """For run and create."""
-    group = parser.add_argument_group("pods")
+    group = parser.add_argument_group(
+        "pods", "a sandbox first, then what joins it; `gcsctl pod --help` shows how"
+    )
     add = group.add_argument
     add("--sandbox", action="store_true", help="make it the sandbox that a pod begins and ends with")
     add("--pod", type=_typed(_identifier), metavar="ID", help="put it into the pod of this sandbox")
