@@ -30,9 +30,9 @@ while [ $# -gt 0 ]; do
 done
 
 # Beside the essential packages (bash, coreutils, dpkg, util-linux and their like).
-PACKAGES=(python3 sqlite3 procps)
+PACKAGES=(python3 sqlite3 procps redis-server)
 # Programs that the demo and the tests call.
-PROGRAMS=(bash sh cat head dd sleep ps stty sha256sum python3 sqlite3 id env true false tee mkfifo)
+PROGRAMS=(redis-server redis-benchmark redis-cli bash sh cat head dd sleep ps stty sha256sum python3 sqlite3 id env true false tee mkfifo)
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-0}
 
 need apt-get mmdebstrap mkfs.erofs flock

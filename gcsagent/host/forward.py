@@ -50,9 +50,9 @@ class ForwardStream:
     """One connection to a target. One task may read while another writes."""
 
     def __init__(self, client: Client, stream: Stream, opened: ForwardOpened) -> None:
-        """Use :meth:`open`."""
-        self.to = opened.to
-        self._client, self._stream, self._forward = client, stream, opened.forward
+        """Use :meth:`open`. ``ident`` is the agent's name for it."""
+        self.to, self.ident = opened.to, opened.forward
+        self._client, self._stream = client, stream
         self._waiting = asyncio.ensure_future(self._wait())
 
     @classmethod
@@ -77,11 +77,13 @@ class ForwardStream:
 
     @classmethod
     async def _open(cls, client: Client, target: OpenForward) -> Self:
-        async for attempt in despite_losses():
+        agents: list[int] = []  # those that were met; each may be killed over it
+        async for attempt in despite_losses(lambda: agents[-1] if agents else None):
             with attempt:
-                dialogue, _ = await greet(
+                dialogue, welcome = await greet(
                     client.address, timeout=client.timeout, client_name=client.client_name
                 )
+                agents.append(welcome.generation)
                 try:
                     opened: ForwardOpened = await dialogue.ask(_OPEN, target)
                     first = dialogue.connection.stream_bytes()
@@ -111,12 +113,12 @@ class ForwardStream:
 
     async def close_write(self) -> None:
         """Ends what the target receives; returns when it has all of it, or takes no more."""
-        params = CloseWrite(self._forward, self._stream.sent)
+        params = CloseWrite(self.ident, self._stream.sent)
         await self._client.call("forward.close_write", params)
 
     async def _wait(self) -> ForwardEnd:
         try:
-            end: ForwardEnd = await self._client.call("forward.wait", ForwardRef(self._forward))
+            end: ForwardEnd = await self._client.call("forward.wait", ForwardRef(self.ident))
         except BaseException:
             self._stream.finish_at(0)
             raise
