@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,9 @@ T = TypeVar("T")
 MAX_FILE = 1 << 20
 """Bytes of an env file or a seccomp profile; a message to the agent has no more."""
 GUEST_MACHINE = "x86_64"
+
+NETWORKS = ("none", "host", "bridge")
+RESOLV_CONF = "/etc/resolv.conf"
 
 _NAMES: dict[str, str] = {}
 """Destinations of the options below, and how they are written."""
@@ -130,7 +134,11 @@ def _add_namespaces(parser: argparse.ArgumentParser) -> None:
     _one(parser, "--hostname", _name, metavar="NAME", help="default: the id")
     _one(parser, "--domainname", _name, metavar="NAME", help="its NIS domain name")
     _option(
-        parser, "--network", choices=("none", "host"), default="none", help="none: only lo; host: the guest's"
+        parser,
+        "--network",
+        choices=NETWORKS,
+        default="none",
+        help="none: only lo; host: the guest's; bridge: an address of its own behind the guest's",
     )
     for kind, what in (("pid", "processes"), ("ipc", "shared memory"), ("uts", "host name")):
         _option(parser, f"--{kind}", choices=("host",), help=f"share the guest's {what}")
@@ -210,6 +218,20 @@ def options_of(args: argparse.Namespace, container: str, resolve: Callable[[str,
         shm_size=args.shm_size,
         oom_score_adj=args.oom_score_adj,
     )
+
+
+def on_network(options: SpecOptions, network: str) -> SpecOptions:
+    """With the guest's network namespace for ``host``, and name servers where there is somebody to ask."""
+    if network == "none":
+        return options
+    shared = options.shared
+    if network == "host" and "network" not in shared:
+        shared = (*shared, "network")
+    mounts = options.mounts
+    if all(mount["destination"] != RESOLV_CONF for mount in mounts):
+        bind = {"destination": RESOLV_CONF, "type": "bind", "source": RESOLV_CONF}
+        mounts = (*mounts, {**bind, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]})
+    return replace(options, shared=shared, mounts=mounts)
 
 
 def _mounts(args: argparse.Namespace, resolve: Callable[[str, str], str]) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ def _add_run_commands(commands: _Subparsers) -> None:
         commands,
         "run",
         run.run_command,
-        "create, start and wait for a container; its only network is lo, or the guest's with --network host",
+        "create, start and wait for a container; its only network is lo, unless --network says otherwise",
         "gcsctl run --rm -it --rootfs ./rootfs -- sh",
     )
     parser.add_argument("--rm", action="store_true", help="delete the container when it has ended")

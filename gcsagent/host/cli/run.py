@@ -11,7 +11,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gcsagent.host import terminal
+from gcsagent.host import network, terminal
 from gcsagent.host.bridge import LocalStdio, bridge
 from gcsagent.host.cli import container_options, pods, stdio
 from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json, report_oom
@@ -25,6 +25,7 @@ from gcsagent.host.spool import SpoolStream
 from gcsagent.host.transport import Address
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
+from protocol.families.network import AttachNetwork
 from protocol.families.process import Exec
 from protocol.types import ExitRecord
 
@@ -40,6 +41,8 @@ class RunPlan:
     detach: bool = False
     interactive: bool = False
     as_json: bool = False
+    bridge: bool = False
+    """Give it an interface on the guest's bridge before it starts."""
 
 
 # -- the commands ---------------------------------------------------------------------------------
@@ -56,6 +59,11 @@ async def create_command(args: argparse.Namespace) -> int:
         async with await connect(args) as client:
             plan = run_plan(args, client.address)
             process = await RemoteProcess.create(client, plan.params, attached=False)
+            try:
+                await _connect(client, plan)
+            except BaseException:
+                await _discard(client, process.container)
+                raise
     _announce({"container": process.container, "pid": process.pid}, process.container, args.json)
     return 0
 
@@ -107,6 +115,7 @@ async def run_container(client: Client, plan: RunPlan, signals: Signals) -> int:
     keep = False
     try:
         async with process:
+            await _connect(client, plan)
             await process.start()
             keep = plan.detach or not plan.remove
             if plan.detach:
@@ -118,6 +127,11 @@ async def run_container(client: Client, plan: RunPlan, signals: Signals) -> int:
         if not keep:
             await _discard(client, container)
     return _report(record, plan.as_json, container)
+
+
+async def _connect(client: Client, plan: RunPlan) -> None:
+    if plan.bridge:
+        await network.attach(client, AttachNetwork(plan.params.container))
 
 
 # -- from the command line to the contract --------------------------------------------------------
@@ -154,7 +168,10 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
             groups=args.group_add,
             terminal=args.tty,
         )
-        spec = apply(made, container_options.options_of(args, container, resolve))
+        options = container_options.options_of(args, container, resolve)
+        if not getattr(args, "sandbox", False):  # a pod's resolv.conf is the agent's to make
+            options = container_options.on_network(options, _network(args))
+        spec = apply(made, options)
     params = CreateContainer(
         container=container,
         spec=spec,
@@ -168,7 +185,15 @@ def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
         sandbox=pods.sandbox_of(args),
         pod=pods.member_of(args),
     )
-    return RunPlan(params, remove, detach, args.interactive, args.json)
+    return RunPlan(params, remove, detach, args.interactive, args.json, bridge=_network(args) == "bridge")
+
+
+def _network(args: argparse.Namespace) -> str:
+    """What is to be seen to beside the spec's namespaces; in a pod that is done once, for its sandbox."""
+    chosen = getattr(args, "network", "none")
+    if chosen == "bridge" and getattr(args, "pod", None):
+        raise UsageError("--network bridge goes with --sandbox: a pod's containers share its network")
+    return str(getattr(args, "vm_network", "none" if chosen == "host" else chosen))
 
 
 def exec_params(args: argparse.Namespace, address: Address) -> Exec:

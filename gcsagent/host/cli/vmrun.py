@@ -49,6 +49,7 @@ def vm_plan(args: argparse.Namespace) -> RunPlan:
         "allow_vsock": False,
         "rm": True,
         "quiet": False,
+        "vm_network": "host" if args.net == "user" else "none",
     }
     return run_plan(argparse.Namespace(**{**vars(args), **own}), HybridAddress("in the guest"))
 
