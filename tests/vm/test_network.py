@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from gcsagent.host import network
 from gcsagent.host.client import Client
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.console import scan
+from gcsagent.host.vm.errors import PlugError
 from gcsagent.host.vm.launcher import VirtualMachine
 from protocol.errors import Code
 from protocol.families.network import ApplyNetwork, AttachNetwork, Interface, Route
@@ -23,8 +27,9 @@ from tests.cases.target import Target, connect, refused, run, running
 # The first test boots the VM, and may build its image.
 pytestmark = pytest.mark.timeout(1300)
 ROOTFS = "/run/gcs/disks/rootfs"
+REPO = Path(__file__).resolve().parents[2]
 BOOT_SECONDS, SECONDS, END_SECONDS = 240.0, 180.0, 90.0
-MAC = "52:54:00:aa:bb:01"
+MAC, LATER = "52:54:00:aa:bb:01", "52:54:00:aa:bb:02"
 PAGE = b"served by the host\n"
 
 
@@ -151,3 +156,67 @@ def test_a_card_moves_into_a_container_and_comes_back(wired: Booted) -> None:
             assert (back.name, back.addresses[0]) == ("eth0", "10.0.2.15/24")
 
     _run(wired, work())
+
+
+def test_a_card_that_is_plugged_in_later_is_taken_when_it_comes(wired: Booted) -> None:
+    async def work() -> None:
+        machine, target = wired.machine, _target(wired)
+        async with await connect(target) as client, _serving() as port, running(target, client) as web:
+            params = ApplyNetwork(
+                web.container,
+                (Interface("net0", mac=LATER, addresses=("10.0.2.15/24",)),),
+                routes=(Route("default", "10.0.2.2"),),
+                wait_ms=60_000,
+            )
+            applying = asyncio.create_task(network.apply(client, params))
+            await client.ping()
+            assert await machine.plug_nic(LATER) == LATER
+            done = await applying
+            assert [(each.name, each.mac) for each in done.interfaces] == [("net0", LATER)]
+            fetched = await run(client, web.container, *_fetch(port))
+            assert (fetched.stdout, fetched.exit.exit_code) == (PAGE, 0), fetched.stderr
+            await machine.unplug_nic(LATER)
+            left = await network.state(client, web.container)
+            assert [each.name for each in left.interfaces] == ["lo"]
+        for mac, problem in ((MAC, "since the boot"), (LATER, "does not exist")):
+            with pytest.raises(PlugError, match=problem):
+                await machine.unplug_nic(mac)
+
+    _run(wired, work())
+
+
+async def _gcsctl(*words: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gcsagent.host", *words, stdout=PIPE, stderr=PIPE, cwd=REPO
+    )
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+def test_gcsctl_runs_a_container_on_a_bridge(wired: Booted) -> None:
+    async def work() -> None:
+        address = ("--address", wired.machine.address)
+        async with _serving() as port:
+            script = f"cat /etc/resolv.conf && {shlex.join(_fetch(port))}"
+            where = ("--rm", "--overlay", "--rootfs", ROOTFS)
+            ran = await _gcsctl(*address, "run", "--network", "bridge", *where, "--", "sh", "-c", script)
+            assert ran[0] == 0, ran
+            assert ran[1].splitlines() == ["nameserver 10.0.2.3", PAGE.decode().strip()]
+        shown = await _gcsctl(*address, "network", "show")
+        assert shown[0] == 0, shown
+        assert "10.0.2.15/24" in shown[1]
+        assert "route default via 10.0.2.2 dev eth0" in shown[1]
+        assert "masquerade 10.88.0.0/16" in shown[1]
+        assert (await _gcsctl(*address, "network", "remove", "gcs0"))[0] == 0
+
+    _run(wired, work())
+
+
+def test_gcsctl_vm_run_has_the_network_it_is_asked_for(built_image: Path, rootfs_image: Path) -> None:
+    async def work() -> None:
+        async with _serving() as port:
+            options = ("--net", "user", "--image", str(built_image), "--rootfs", str(rootfs_image))
+            ran = await _gcsctl("vm", "run", *options, "--", *_fetch(port))
+            assert (ran[0], ran[1]) == (0, PAGE.decode()), ran
+
+    asyncio.run(asyncio.wait_for(work(), BOOT_SECONDS))

@@ -11,6 +11,9 @@ from typing import Any
 
 from gcsagent.host import network
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.vm.hotplug import HotPlug
+from gcsagent.host.vm.nicplug import NicPlug
+from gcsagent.host.vm.vmcli import vm_monitor
 from protocol import checks, netchecks
 from protocol.families.network import (
     Applied,
@@ -26,6 +29,7 @@ from protocol.schema import SchemaError, from_wire
 
 Add = Callable[..., argparse.ArgumentParser]
 MAX_FILE = 1 << 20
+_UNPLUG_SECONDS = 30.0
 
 
 def add_network_commands(commands: Any, add: Add) -> None:
@@ -63,6 +67,26 @@ def add_network_commands(commands: Any, add: Add) -> None:
     )
     _add_container(parser)
     parser.add_argument("interface", type=_checked(netchecks.ifname), metavar="NAME")
+
+
+def add_nic_commands(commands: Any, add: Add) -> None:
+    """`vm net`, below `vm`."""
+    parser = commands.add_parser("net", help="plug network cards into a running VM, unplug and list them")
+    below = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser = add(
+        below,
+        "add",
+        nic_add,
+        "plug in a card that reaches what this host reaches; prints its address for `network set --mac`",
+        "gcsctl vm net add dev",
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--mac", type=_checked(netchecks.mac), metavar="MAC", help="default: a random one")
+    parser = add(below, "rm", nic_rm, "unplug a card", "gcsctl vm net rm dev 52:54:00:12:34:56")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("mac", type=_checked(netchecks.mac), metavar="MAC")
+    parser = add(below, "ls", nic_ls, "list a VM's network cards", "gcsctl vm net ls dev")
+    parser.add_argument("name", metavar="NAME")
 
 
 _SET_EXAMPLE = (
@@ -185,6 +209,34 @@ async def remove(args: argparse.Namespace) -> int:
         await network.remove(client, args.interface, args.container)
     if args.json:
         print_json({"removed": args.interface, "container": args.container})
+    return 0
+
+
+async def nic_add(args: argparse.Namespace) -> int:
+    async with HotPlug.at(vm_monitor(args.name)) as ports:
+        mac = await NicPlug(ports).plug(args.mac)
+    print_json({"mac": mac}) if args.json else print(mac)
+    return 0
+
+
+async def nic_rm(args: argparse.Namespace) -> int:
+    async with HotPlug.at(vm_monitor(args.name)) as ports:
+        await NicPlug(ports).unplug(args.mac, _UNPLUG_SECONDS)
+    if args.json:
+        print_json({"mac": args.mac})
+    return 0
+
+
+async def nic_ls(args: argparse.Namespace) -> int:
+    async with HotPlug.at(vm_monitor(args.name)) as ports:
+        found = await NicPlug(ports).all()
+    if args.json:
+        print_json(found)
+    else:
+        print_table(
+            ("MAC", "REMOVABLE"),
+            [(each.mac, "plugged" if each.removable else "since boot") for each in found],
+        )
     return 0
 
 

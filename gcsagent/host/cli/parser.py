@@ -13,7 +13,7 @@ from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.copy import add_copy_command
 from gcsagent.host.cli.forward import add_forward_command
 from gcsagent.host.cli.guest import add_guest_commands
-from gcsagent.host.cli.network import add_network_commands
+from gcsagent.host.cli.network import add_network_commands, add_nic_commands
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
 from gcsagent.host.cli.vmrun import vm_run
@@ -79,6 +79,7 @@ def build() -> argparse.ArgumentParser:
     vm_commands = add_vm_parser(commands)
     _add_vm_run(vm_commands)
     add_disk_commands(vm_commands, _add)
+    add_nic_commands(vm_commands, _add)
     return parser
 
 

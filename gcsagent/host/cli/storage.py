@@ -11,7 +11,8 @@ from gcsagent.host import storage
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
 from gcsagent.host.cli.resources import parse_size, size
 from gcsagent.host.vm.diskplug import DiskPlug
-from gcsagent.host.vm.named import VmStore
+from gcsagent.host.vm.hotplug import HotPlug
+from gcsagent.host.vm.vmcli import vm_monitor
 from protocol import checks, mountchecks
 from protocol.families.storage import Device, Format, FsType, MountKind, MountState, MountStorage, Verity
 
@@ -153,23 +154,23 @@ async def thaw(args: argparse.Namespace) -> int:
 
 async def disk_add(args: argparse.Namespace) -> int:
     serial = args.serial or args.path.stem[:20]
-    async with DiskPlug.at(_monitor(args.name)) as disks:
-        await disks.plug(args.path, serial, read_only=args.read_only)
+    async with HotPlug.at(vm_monitor(args.name)) as ports:
+        await DiskPlug(ports).plug(args.path, serial, read_only=args.read_only)
     print_json({"serial": serial, "path": str(args.path)}) if args.json else print(serial)
     return 0
 
 
 async def disk_rm(args: argparse.Namespace) -> int:
-    async with DiskPlug.at(_monitor(args.name)) as disks:
-        await disks.unplug(args.serial, _UNPLUG_SECONDS)
+    async with HotPlug.at(vm_monitor(args.name)) as ports:
+        await DiskPlug(ports).unplug(args.serial, _UNPLUG_SECONDS)
     if args.json:
         print_json({"serial": args.serial})
     return 0
 
 
 async def disk_ls(args: argparse.Namespace) -> int:
-    async with DiskPlug.at(_monitor(args.name)) as disks:
-        found = await disks.all()
+    async with HotPlug.at(vm_monitor(args.name)) as ports:
+        found = await DiskPlug(ports).all()
     if args.json:
         print_json(found)
         return 0
@@ -184,12 +185,6 @@ async def disk_ls(args: argparse.Namespace) -> int:
     ]
     print_table(("SERIAL", "MODE", "REMOVABLE", "FILE"), rows)
     return 0
-
-
-def _monitor(name: str) -> str:
-    store = VmStore()
-    store.address(name)  # refuses a VM that does not run
-    return store.get(name).qmp
 
 
 # -- the command line ---------------------------------------------------------------------------------

@@ -59,6 +59,10 @@ class ReplugError(VmError):
         super().__init__(f"cannot replug the vsock device: {reason} (it is {state})")
 
 
+class PlugError(VmError):
+    """A device cannot be plugged in, or unplugged."""
+
+
 class BootError(VmError):
     """The guest did not become ready.
 

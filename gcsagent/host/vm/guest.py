@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from gcsagent.host.vm.config import VmExit
 from gcsagent.host.vm.console import ConsoleMonitor, sanitize
-from gcsagent.host.vm.diskplug import DiskPlug
 from gcsagent.host.vm.errors import BootError, LaunchError, QmpError
+from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.process import Child, PipeReader, Tail
 from gcsagent.host.vm.qemu import QemuConfig, qemu_argv
 from gcsagent.host.vm.qmp import QmpClient, QmpEvent
@@ -54,7 +54,7 @@ class Guest:
         self._qemu: Child | None = None
         self._qmp: QmpClient | None = None
         self._plug: VsockPlug | None = None
-        self._disks: DiskPlug | None = None
+        self._ports: HotPlug | None = None
         self._replugging = asyncio.Lock()
         self._daemon_watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,10 +148,10 @@ class Guest:
                     self._watch_daemon()
 
     @property
-    def disks(self) -> DiskPlug:
-        """Its disks, to be listed, plugged and unplugged."""
-        assert self._disks is not None
-        return self._disks
+    def ports(self) -> HotPlug:
+        """Where devices are plugged into it."""
+        assert self._ports is not None
+        return self._ports
 
     def kill(self, why: str) -> None:
         """Ends QEMU at once; `exited` then gives `why` as the reason."""
@@ -199,7 +199,7 @@ class Guest:
         try:
             self._qmp = await QmpClient.open(ours, self._on_event)
             self._plug = VsockPlug(self._qmp, self.device)
-            self._disks = DiskPlug(self._qmp)
+            self._ports = HotPlug(self._qmp)
         except QmpError as error:
             ours.close()
             raise LaunchError(f"QEMU did not start: {await self._why_no_monitor(error)}") from error
@@ -243,8 +243,8 @@ class Guest:
     def _conclude(self) -> None:
         if self._plug is not None:
             self._plug.abandon()
-        if self._disks is not None:
-            self._disks.abandon()
+        if self._ports is not None:
+            self._ports.abandon()
         self.console.end()
         if not self._exit.done():
             self._exit.set_result(self._make_exit())
@@ -316,8 +316,8 @@ class Guest:
     def _on_event(self, event: QmpEvent) -> None:
         if self._plug is not None:
             self._plug.on_event(event)
-        if self._disks is not None:
-            self._disks.on_event(event)
+        if self._ports is not None:
+            self._ports.on_event(event)
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
         elif event.name == "STOP":

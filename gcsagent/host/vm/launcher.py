@@ -24,10 +24,11 @@ from gcsagent.host.vm.config import DEFAULT_PORT, VmConfig, VmExit
 from gcsagent.host.vm.console import ConsoleMonitor
 from gcsagent.host.vm.consolelog import ConsoleLog
 from gcsagent.host.vm.disk import Disk, rootfs_disk
-from gcsagent.host.vm.diskplug import PluggedDisk
+from gcsagent.host.vm.diskplug import DiskPlug, PluggedDisk
 from gcsagent.host.vm.errors import BootError, LaunchError, QmpClosed, QmpError, VmError
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, new_mac
+from gcsagent.host.vm.nicplug import NicPlug
 from gcsagent.host.vm.process import interrupts_held
 from gcsagent.host.vm.qemu import QemuConfig
 from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
@@ -68,7 +69,7 @@ class VirtualMachine:
         self.config = config
         self.accel = AccelChoice("tcg", "not chosen yet")
         self.vsock = VsockChoice("vhost-user-vsock", "not chosen yet")
-        self.nics = (Nic(config.mac or new_mac()),) if config.net == "user" else ()
+        self.nics = (Nic((config.mac or new_mac()).lower()),) if config.net == "user" else ()
         self.boot_seconds = 0.0
         self._progress = progress or (lambda text: None)
         self._directories: list[PrivateDirectory] = []
@@ -175,7 +176,7 @@ class VirtualMachine:
             InvalidVmConfig, DiskError: it cannot be a disk of this VM.
             QmpError: QEMU refused.
         """
-        await self._running.disks.plug(path, serial, read_only=read_only)
+        await DiskPlug(self._running.ports).plug(path, serial, read_only=read_only)
 
     async def unplug_disk(self, serial: str, timeout: float = 30.0) -> None:
         """Takes a disk away again; unmount it in the guest first.
@@ -187,11 +188,32 @@ class VirtualMachine:
             DiskError: it was not plugged in.
             QmpError: the guest or QEMU refused.
         """
-        await self._running.disks.unplug(serial, timeout)
+        await DiskPlug(self._running.ports).unplug(serial, timeout)
 
     async def disks(self) -> list[PluggedDisk]:
         """All disks it has, by serial number. Raises QmpError."""
-        return await self._running.disks.all()
+        return await DiskPlug(self._running.ports).all()
+
+    async def plug_nic(self, mac: str | None = None) -> str:
+        """Gives the running guest a network card with the user-mode network; returns its address.
+
+        Raises:
+            InvalidVmConfig, PlugError: it cannot be a card of this VM.
+            QmpError: QEMU refused.
+        """
+        return await NicPlug(self._running.ports).plug(mac)
+
+    async def unplug_nic(self, mac: str, timeout: float = 30.0) -> None:
+        """Takes a network card away again.
+
+        Args:
+            timeout: seconds the guest may take to let go of it.
+
+        Raises:
+            PlugError: it was not plugged in.
+            QmpError: the guest or QEMU refused.
+        """
+        await NicPlug(self._running.ports).unplug(mac, timeout)
 
     async def kill(self, why: str = "killed") -> VmExit:
         """Ends the VM at once, as pulling the plug does."""

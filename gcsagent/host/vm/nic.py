@@ -20,19 +20,31 @@ USER_GATEWAY = "10.0.2.2"
 """The host, too: its services on localhost are reached there."""
 USER_DNS = "10.0.2.3"
 
+NIC = "nic-"
+
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """One card, known by its MAC address; ``name`` is its place in QEMU."""
+    """One card, known by its MAC address, in QEMU too."""
 
     mac: str
-    name: str = "nic0"
 
     def __post_init__(self) -> None:
         if not _MAC.match(self.mac) or int(self.mac[:2], 16) & 1:
             raise InvalidVmConfig(f"{self.mac!r} must be one card's MAC address, like 52:54:00:12:34:56")
+
+    @classmethod
+    def named(cls, name: str) -> Nic:
+        """The card whose device in QEMU has this id."""
+        digits = name.removeprefix(NIC)
+        return cls(":".join(digits[at : at + 2] for at in range(0, len(digits), 2)))
+
+    @property
+    def name(self) -> str:
+        """The id of its device."""
+        return NIC + self.mac.replace(":", "")
 
     @property
     def backend(self) -> str:

@@ -126,6 +126,17 @@ def vm_address(name: str) -> str:
     return VmStore().address(name)
 
 
+def vm_monitor(name: str) -> str:
+    """Where the named VM's QEMU monitor listens.
+
+    Raises:
+        VmNotFound, VmNotRunning: there is none.
+    """
+    store = VmStore()
+    store.address(name)  # refuses a VM that does not run
+    return store.get(name).qmp
+
+
 def print_progress(text: str) -> None:
     """Progress goes to standard error: standard output belongs to results."""
     print(text, file=sys.stderr, flush=True)
