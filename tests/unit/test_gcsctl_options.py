@@ -292,7 +292,7 @@ def test_execs() -> None:
         ["--security-opt", "seccomp"],
         ["--security-opt", "systempaths=unconfined"],
         ["--no-new-privileges", "yes"],
-        ["--network", "bridge"],
+        ["--network", "tunnel"],
         ["--pid", "container:x"],
         ["--memory", "lots"],
         ["--cpus", "0"],

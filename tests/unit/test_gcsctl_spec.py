@@ -157,6 +157,15 @@ def test_vm_run_uses_the_disk_under_a_layer() -> None:
     assert str(args.rootfs) == "/host/dir"
 
 
+def test_vm_run_with_a_network_is_in_the_guest_s() -> None:
+    args = parser.parse(["vm", "run", "--net", "user", "--rootfs", "/host/dir", "--", "ls"])
+    spec = vm_plan(args).params.spec
+    assert spec is not None
+    assert {"type": "network"} not in spec["linux"]["namespaces"]
+    [dns] = [mount for mount in spec["mounts"] if mount["destination"] == "/etc/resolv.conf"]
+    assert "ro" in dns["options"]
+
+
 def test_the_environment_is_given_or_taken_from_here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HERE", "yes")
     monkeypatch.delenv("NOWHERE", raising=False)

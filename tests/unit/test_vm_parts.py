@@ -18,9 +18,11 @@ from gcsagent.host.vm import accel, tools, vsockdev
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.disk import Disk, detect_fstype
 from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, LaunchError, ToolMissing, UnsuitableTool
+from gcsagent.host.vm.nic import Nic
 from gcsagent.host.vm.qemu import QemuConfig, kernel_cmdline, qemu_argv
 from tests.fakes.vm import script
 
+MAC = "52:54:00:12:34:56"
 QEMU = QemuConfig(
     qemu=Path("/q"),
     accelerator="tcg",
@@ -91,6 +93,23 @@ def test_disks_are_named_by_serial_and_on_the_kernel_command_line() -> None:
     assert "gcs.disk.data=ext4" in words
 
 
+def test_a_network_card_is_named_by_its_address() -> None:
+    argv = qemu_argv(dataclasses.replace(QEMU, nics=(Nic(MAC),)))
+    assert [json.loads(text) for text in values(argv, "-netdev")] == [
+        {"type": "user", "id": "net-nic-525400123456"}
+    ]
+    [card] = [text for text in values(argv, "-device") if "virtio-net" in text]
+    assert json.loads(card) == {
+        "driver": "virtio-net-pci",
+        "id": "nic-525400123456",
+        "netdev": "net-nic-525400123456",
+        "mac": MAC,
+        "romfile": "",
+    }
+    assert Nic.named("nic-525400123456") == Nic(MAC)
+    assert values(qemu_argv(QEMU), "-netdev") == []
+
+
 def test_the_callers_words_come_last() -> None:
     words = kernel_cmdline(dataclasses.replace(QEMU, cmdline=("loglevel=7", "gcs.port=5"))).split()
     assert words[:3] == ["console=ttyS0", "panic=-1", "loglevel=5"]
@@ -121,7 +140,12 @@ def test_impossible_disk_names_are_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"port": 0}, {"port": 1 << 32}, {"boot_timeout": 0}, {"boot_timeout": -1}]
+    "change",
+    [
+        *({"port": 0}, {"port": 1 << 32}, {"boot_timeout": 0}, {"boot_timeout": -1}),
+        *({"net": "tap"}, {"mac": MAC}, {"net": "user", "mac": "01:00:5e:00:00:01"}),
+        {"net": "user", "mac": "52:54:00:12:34"},
+    ],
 )
 def test_impossible_configurations_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InvalidVmConfig):
@@ -130,7 +154,9 @@ def test_impossible_configurations_are_refused(change: dict[str, Any]) -> None:
 
 def test_a_configuration_survives_json() -> None:
     disk = Disk(Path("/d"), "d", "ext4")
-    config = VmConfig(rootfs=Path("/r"), disks=(disk,), cmdline=("a=1",), boot_timeout=2.5)
+    config = VmConfig(
+        rootfs=Path("/r"), disks=(disk,), cmdline=("a=1",), boot_timeout=2.5, net="user", mac=MAC
+    )
     assert VmConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from gcsagent.host.vm.console import Finding
 from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import InvalidVmConfig
-from gcsagent.host.vm.nic import NETWORKS
+from gcsagent.host.vm.nic import NETWORKS, Nic
 
 DEFAULT_PORT = 1024
 DEFAULT_MEMORY_MIB = 1024
@@ -60,6 +60,10 @@ class VmConfig:
             raise InvalidVmConfig(f"vsock port {self.port} must be 1 to 4294967294")
         if self.net not in NETWORKS:
             raise InvalidVmConfig(f"network {self.net!r} must be one of {', '.join(NETWORKS)}")
+        if self.mac is not None:
+            Nic(self.mac.lower())
+            if self.net == "none":
+                raise InvalidVmConfig("a MAC address goes with a network: give --net user, too")
         if self.boot_timeout is not None and not self.boot_timeout > 0:
             raise InvalidVmConfig(f"boot timeout {self.boot_timeout} must be a positive number of seconds")
 
