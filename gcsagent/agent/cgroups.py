@@ -50,6 +50,10 @@ class CgroupMounts:
         """Where ``path`` (as in the OCI spec's cgroupsPath) exists, in every hierarchy."""
         return _existing(self._v2 + self._v1, path)
 
+    def places(self, path: str) -> list[str]:
+        """Where it would be in every hierarchy: enough to open a file there, which says whether it is."""
+        return [point + path for point in self._v2 + self._v1]
+
     def v2_directories(self, path: str) -> list[str]:
         return _existing(self._v2, path)
 
@@ -149,7 +153,7 @@ class Cgroup:
     def read(self, name: str) -> list[str]:
         """The text of this file in every hierarchy that has it, v2 first."""
         found = []
-        for directory in self._mounts.directories(self.path):
+        for directory in self._mounts.places(self.path):
             with (
                 contextlib.suppress(OSError),
                 open(os.path.join(directory, name), encoding="ascii", errors="replace") as file,
@@ -160,7 +164,7 @@ class Cgroup:
     def write(self, name: str, text: str) -> None:
         """To this file in every hierarchy that has it. Raises OSError; FileNotFoundError when none has."""
         found = False
-        for directory in self._mounts.directories(self.path):
+        for directory in self._mounts.places(self.path):
             path = os.path.join(directory, name)
             if os.path.exists(path):
                 found = True
@@ -179,7 +183,7 @@ class Cgroup:
 
     def file(self, name: str) -> str | None:
         """Where this file of it is, in the first hierarchy that has it."""
-        for directory in self._mounts.directories(self.path):
+        for directory in self._mounts.places(self.path):
             path = os.path.join(directory, name)
             if os.path.exists(path):
                 return path
