@@ -11,7 +11,7 @@ from typing import Any
 from gcsagent.archiver.job import NOTE_FD, ROOT_FD, Job
 from gcsagent.archiver.peer import Peer
 from gcsagent.tarball import pack, places, unpack
-from gcsagent.tarball.attributes import Keep
+from gcsagent.tarball.attributes import Keep, outside
 from gcsagent.tarball.errors import ArchiveError
 from gcsagent.tarball.source import Source
 from gcsagent.tarball.tree import Tree, split
@@ -37,7 +37,7 @@ def carry_out(job: Job, peer: Peer) -> Archived:
 
 
 def put(job: Job, peer: Peer, params: PutArchive) -> Archived:
-    tree = Tree(ROOT_FD)
+    tree = Tree(ROOT_FD, owner=(outside(0, job.uids, "/"), outside(0, job.gids, "/")))
     place = _place(tree, params)
     rules = unpack.Rules(
         keep=Keep(uids=job.uids, gids=job.gids),

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from gcsagent.host.client import Client
-from gcsagent.host.dialogue import Dialogue, answer, decode_result, greet
+from gcsagent.host.dialogue import Dialogue, answer, decode_result, despite_losses, greet
 from gcsagent.host.errors import AgentSilent, HostError
 from protocol.errors import RemoteProtocolError
 from protocol.families.archive import (
@@ -25,7 +25,7 @@ from protocol.families.archive import (
     GetArchive,
     PutArchive,
 )
-from protocol.framing import Response
+from protocol.framing import Notification, Response
 from protocol.schema import SchemaError, from_wire, to_wire
 
 CHUNK = 1 << 18
@@ -52,29 +52,39 @@ async def put_archive(
     Cancelled, or when ``source`` raises, the connection is closed, and what is not whole in the guest is
     dropped there. Raises RpcError, ConnectionLost, RemoteProtocolError.
     """
-    dialogue, _ = await greet(client.address, timeout=client.timeout, client_name=client.client_name)
+    dialogue, first = await _begin(client, "archive.put", params, deadline)
     try:
-        await dialogue.send("archive.put", params, deadline=deadline)
-        early = await _until_ready(dialogue)
-        if early is not None:
-            return _result("archive.put", early)
+        if isinstance(first, Response):
+            return _result("archive.put", first)
         return await _carry(dialogue, source, digest)
     finally:
         dialogue.close()
 
 
-async def _until_ready(dialogue: Dialogue) -> Response | None:
-    """The response, if it comes first."""
-    try:
-        async with asyncio.timeout(READY_SECONDS):
-            while True:
-                message = await dialogue.message()
-                if isinstance(message, Response):
-                    return message
-                if message.method == READY:
-                    return None
-    except TimeoutError:
-        raise AgentSilent("archive.put", READY_SECONDS) from None
+async def _begin(
+    client: Client, method: str, params: PutArchive | GetArchive, deadline: float | None
+) -> tuple[Dialogue, Response | Notification]:
+    """A connection, and the first that counts on it; what is lost before that is tried again."""
+    async for attempt in despite_losses():
+        with attempt:
+            dialogue, _ = await greet(client.address, timeout=client.timeout, client_name=client.client_name)
+            try:
+                async with asyncio.timeout(READY_SECONDS):
+                    await dialogue.send(method, params, deadline=deadline)
+                    return dialogue, await _first(dialogue)
+            except BaseException as error:
+                dialogue.close()
+                if isinstance(error, TimeoutError):
+                    raise AgentSilent(method, READY_SECONDS) from None
+                raise
+    raise AssertionError("ends only by returning or raising")
+
+
+async def _first(dialogue: Dialogue) -> Response | Notification:
+    while True:
+        message = await dialogue.message()
+        if isinstance(message, Response) or message.method in (READY, DATA):
+            return message
 
 
 async def _carry(dialogue: Dialogue, source: AsyncIterator[bytes], digest: bool) -> Archived:
@@ -123,21 +133,19 @@ async def get_archive(
     Raises RpcError, ConnectionLost, RemoteProtocolError; ArchiveBroken: it is not what the guest has sent.
     """
     total, size = hashlib.sha256(), 0
-    dialogue, _ = await greet(client.address, timeout=client.timeout, client_name=client.client_name)
+    dialogue, message = await _begin(client, "archive.get", params, deadline)
     try:
-        await dialogue.send("archive.get", params, deadline=deadline)
         while True:
-            message = await dialogue.message()
             if isinstance(message, Response):
                 result = _result("archive.get", message)
                 break
-            if message.method != DATA:
-                continue
-            data = _data(message.params)
-            size += len(data)
-            if params.digest:
-                total.update(data)
-            await sink(data)
+            if message.method == DATA:
+                data = _data(message.params)
+                size += len(data)
+                if params.digest:
+                    total.update(data)
+                await sink(data)
+            message = await dialogue.message()
     finally:
         dialogue.close()
     if result.bytes != size or (params.digest and result.sha256 != total.hexdigest()):

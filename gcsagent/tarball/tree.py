@@ -36,9 +36,9 @@ class Tree:
     ``barred`` are symlinks, by device and inode, that nothing may go through: those an archive made itself.
     """
 
-    def __init__(self, root: int, *, follow: bool = True) -> None:
-        """``root`` stays the caller's."""
-        self.root, self._follow = root, follow
+    def __init__(self, root: int, *, follow: bool = True, owner: tuple[int, int] | None = None) -> None:
+        """``root`` stays the caller's; ``owner`` is whose directories are that are made on the way."""
+        self.root, self._follow, self._owner = root, follow, owner
         self.barred: set[tuple[int, int]] = set()
 
     def lookup(self, parts: Sequence[str], *, make: bool = False, last: bool = True) -> int:
@@ -62,7 +62,7 @@ class Tree:
                         os.close(walked.pop())
                         names.pop()
                     continue
-                walked.append(_step(walked[-1], part, make and given))
+                walked.append(self._step(walked[-1], part, make and given))
                 names.append(part)
                 info = os.fstat(walked[-1])
                 if not stat.S_ISLNK(info.st_mode) or (not ahead and not last):
@@ -112,13 +112,14 @@ class Tree:
         finally:
             os.close(fd)
 
-
-def _step(directory: int, name: str, make: bool) -> int:
-    try:
+    def _step(self, directory: int, name: str, make: bool) -> int:
+        try:
+            return os.open(name, _STEP, dir_fd=directory)
+        except FileNotFoundError:
+            if not make:
+                raise
+        with contextlib.suppress(FileExistsError):  # somebody was faster
+            os.mkdir(name, NEW_DIRECTORY, dir_fd=directory)
+            if self._owner is not None:
+                os.chown(name, *self._owner, dir_fd=directory, follow_symlinks=False)
         return os.open(name, _STEP, dir_fd=directory)
-    except FileNotFoundError:
-        if not make:
-            raise
-    with contextlib.suppress(FileExistsError):  # somebody was faster
-        os.mkdir(name, NEW_DIRECTORY, dir_fd=directory)
-    return os.open(name, _STEP, dir_fd=directory)

@@ -12,7 +12,20 @@ from gcsagent.host.archive import get_archive, put_archive
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
 from protocol.families.archive import Archived, GetArchive, PutArchive
-from tests.cases.target import Target, case, connect, created, executing, expect, name, refused, run, running
+from tests.cases.oci import mapped
+from tests.cases.target import (
+    Target,
+    case,
+    connect,
+    created,
+    executing,
+    expect,
+    name,
+    raw_answers,
+    refused,
+    run,
+    running,
+)
 
 
 def tar(*members: tuple[str, bytes, dict[str, Any]]) -> bytes:
@@ -112,6 +125,28 @@ async def files_come_and_go_with_the_container_created_paused_and_stopped(target
 
 
 @case
+async def in_a_user_namespace_files_belong_to_whom_they_say(target: Target) -> None:
+    """Running, by what its init has; stopped, by what its spec has. So do directories that are missing."""
+    data = tar(("deep/new/file", b"x", {"uid": 33, "gid": 34}))
+    async with await connect(target) as client, running(target, client, spec=mapped) as init:
+        await put(client, init.container, "/srv", data)
+        script = "cd /srv/deep; stat -c %u:%g . new new/file"
+        seen = (await run(client, init.container, "sh", "-c", script)).stdout
+        assert seen.split() == [b"0:0", b"0:0", b"33:34"]
+        with refused(Code.INVALID_ARGUMENT):
+            await put(client, init.container, "/srv", tar(("nobody", b"", {"uid": 70_000})))
+        assert await owners(client, init.container) == [(0, 0), (0, 0), (33, 34)]
+        await client.kill_container(init.container, "SIGKILL")
+        await client.wait_container(init.container)
+        assert await owners(client, init.container) == [(0, 0), (0, 0), (33, 34)]
+
+
+async def owners(client: Client, container: str) -> list[tuple[int, int]]:
+    found = members((await get(client, container, "/srv/deep"))[0])
+    return [(each.uid, each.gid) for each in found.values()]
+
+
+@case
 async def no_name_leads_out_of_a_container(target: Target) -> None:
     async with await connect(target) as client, running(target, client) as init:
         await run(client, init.container, "ln", "-s", "../../../../../../srv", "/srv/up")
@@ -168,6 +203,13 @@ async def outcome(work: Awaitable[object]) -> Code | None:
     except RpcError as error:
         return error.code
     return None
+
+
+@case
+async def an_archive_wants_a_connection_of_its_own(target: Target) -> None:
+    waiting = ("container.wait", {"container": target.box})
+    response = await raw_answers(target, [waiting, ("archive.get", {"path": "/etc"})])
+    assert (response.msgid, response.error["code"]) == (101, Code.FAILED_PRECONDITION.value)
 
 
 @case

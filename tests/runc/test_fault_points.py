@@ -37,6 +37,7 @@ from protocol.pods import Dns, PodLimits, PodMember, PodNamespace, Sandbox
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
 from tests.cases.agents import RunningAgent, frozen, stopped_clean
 from tests.cases.fifos import LOCATION, SIDE_CAR
+from tests.cases.files import get, members, put, tar
 from tests.cases.target import (
     MIB,
     OUTPUT,
@@ -328,6 +329,15 @@ async def update(bench: Bench, arm: Act) -> None:
         assert (found.pids.limit, found.cpu.limit) == (78, 0.5)
 
 
+async def put_files(bench: Bench, arm: Act) -> None:
+    """Until the archiver has it, the connection is the agent's; afterwards its death is nothing to it."""
+    async with _box(bench) as box:
+        data = tar(("file", b"f" * 200_000, {}))
+        await arm()
+        await put(bench.client, box, "/srv", data)
+        assert set(members((await get(bench.client, box, "/srv/."))[0])) == {".", "./file"}
+
+
 async def create_sandbox(bench: Bench, arm: Act) -> None:
     """With everything there is to make for a pod: files, a mount, limits."""
     sandbox = Sandbox(dns=Dns(("10.0.0.1",)), limits=PodLimits(pids=70))
@@ -487,6 +497,7 @@ def test_killed_at_each_step(
         pause,
         resume,
         update,
+        put_files,
         create_sandbox,
         create_in_pod,
         delete_pod,
