@@ -50,6 +50,9 @@ MAX_PAGE = 4096
 MAX_COMMAND = 4096
 """Bytes of a command line in it; a longer one is cut off."""
 
+MAX_METRICS_PAGE = 256
+"""Containers in one answer of agent.metrics; a page that grows long before has fewer."""
+
 MAX_MOUNTS = 512
 """Mounts made by storage.mount that there may be at once."""
 

@@ -12,6 +12,7 @@ from protocol.families import (
     archive,
     checkpoint,
     container,
+    diagnostics,
     events,
     forward,
     guest,
@@ -25,6 +26,7 @@ from protocol.method import Method
 
 FAMILIES = (
     agent,
+    diagnostics,
     events,
     container,
     checkpoint,

@@ -16,6 +16,7 @@ import os
 import select
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gcsagent.agent.counters import CounterSlots, queued
@@ -49,6 +50,14 @@ class Keeper:
         self.counters = counters
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What waits in a stream's pipes, in bytes, and for how many seconds nobody has taken it."""
+
+    queued: int = 0
+    blocked: float = 0.0
+
+
 class Stream(Protocol):
     """What the method table sees of a stream."""
 
@@ -65,6 +74,7 @@ class Stream(Protocol):
     def close_input(self, offset: int | None) -> None: ...
     def closing_at(self) -> int | None: ...
     def state(self) -> StreamState: ...
+    def load(self) -> Load: ...
     def produced(self) -> int | None:
         """Bytes through the process's end so far; None where nobody counts."""
         ...
@@ -113,6 +123,9 @@ class NullStream:
 
     def state(self) -> StreamState:
         return StreamState(mode=StreamMode.NULL, ended=True)
+
+    def load(self) -> Load:
+        return Load()
 
     def produced(self) -> int:
         return 0

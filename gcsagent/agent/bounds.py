@@ -41,11 +41,12 @@ def calls_by_cpus() -> int:
 
 
 class Bounds:
-    """The limits, and the counts that are nobody's own: requests in flight, bytes of unfinished messages."""
+    """The limits, and the counts that are nobody's own: requests in flight, bytes of unfinished messages,
+    connections that have said hello."""
 
     def __init__(self, limits: Limits | None = None) -> None:
         self.limits = limits or Limits()
-        self.in_flight = self.unfinished = 0
+        self.in_flight = self.unfinished = self.sessions = 0
 
     def check_request(self, outstanding: int) -> None:
         """Whether one more may begin on a connection that has ``outstanding``. Raises RESOURCE_EXHAUSTED."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ class Call:
     result stands, however late it comes."""
 
     def __init__(self, method: str, deadline_ms: int | None, log: ContextLogger) -> None:
-        self.method, self.log = method, log
+        self.method, self.log, self.started = method, log, time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._deadline = None if deadline_ms is None else self._loop.time() + deadline_ms / 1000
         self._timer: asyncio.TimerHandle | None = None

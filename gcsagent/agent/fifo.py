@@ -25,7 +25,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.attachable import Keeper, Load
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamState
 
@@ -93,6 +93,9 @@ class FifoStream:
     def state(self) -> StreamState:
         ended = self._over or (self._is_input and self._fd < 0)
         return StreamState(StreamMode.FIFO, ended=ended, path=self._path)
+
+    def load(self) -> Load:
+        return Load()
 
     def produced(self) -> int | None:
         return None

@@ -38,7 +38,7 @@ _log = logging.getLogger("agent.info")
 class AgentService:
     def __init__(self, settings: Settings, registry: Registry, generation: int, supervisor_pid: int) -> None:
         self._settings, self._registry = settings, registry
-        self._supervisor_pid = supervisor_pid
+        self.supervisor_pid = supervisor_pid
         self._started = time.monotonic()
         self.stopping = False
         self.generation = generation
@@ -58,7 +58,7 @@ class AgentService:
     async def info(self, params: AskInfo, _call: Call) -> Info:
         runtimes = await self._runtimes.all(params.features)
         containers = self._registry.containers
-        memory = _meminfo()
+        memory = read_meminfo()
         return Info(
             agent_version=__version__,
             generation=self.generation,
@@ -74,11 +74,11 @@ class AgentService:
             processes=sum(
                 process.alive for container in containers.values() for process in container.processes.values()
             ),
-            supervisor_pid=self._supervisor_pid,
+            supervisor_pid=self.supervisor_pid,
             agent_pid=os.getpid(),
             state_dir=self._settings.state,
             time_ns=time.time_ns(),
-            uptime_ms=int(float(_read("/proc/uptime").split()[0]) * 1000),
+            uptime_ms=int(read_uptime() * 1000),
             memory_total_kib=memory.get("MemTotal", 0),
             memory_available_kib=memory.get("MemAvailable", 0),
             cpus=len(os.sched_getaffinity(0)),
@@ -159,7 +159,13 @@ def _os_name() -> str:
         return ""
 
 
-def _meminfo() -> dict[str, int]:
+def read_uptime() -> float:
+    """Seconds since the kernel started."""
+    return float(_read("/proc/uptime").split()[0])
+
+
+def read_meminfo() -> dict[str, int]:
+    """/proc/meminfo, in KiB."""
     pairs = (line.partition(":") for line in _read("/proc/meminfo").splitlines())
     return {key: int(value.split()[0]) for key, _, value in pairs if value.strip()}
 

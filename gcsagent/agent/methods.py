@@ -27,6 +27,7 @@ from gcsagent.agent.processes import ProcessService
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.restoring import RestoreService
 from gcsagent.agent.runtime_view import StateService
+from gcsagent.agent.seeing import table as seeing
 from gcsagent.agent.signals import SignalService
 from gcsagent.agent.spools import SpoolService
 from gcsagent.agent.takeover import Opener
@@ -87,6 +88,7 @@ def build(registry: Registry, agent: AgentService, forwards: Forwards) -> dict[s
         "stream.find": spools.find,
         "forward.wait": forwards.wait,
         "forward.close_write": forwards.close_write,
+        **seeing.handlers(registry, agent),
         **guest.handlers(registry),
         **registry.storage.handlers(),
         **network.handlers(registry),

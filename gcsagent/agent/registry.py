@@ -28,6 +28,7 @@ from gcsagent.agent.process import UNCLAIMED_SECONDS, Process
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.runtime import Launched, Runtime
 from gcsagent.agent.runtimes import Runtimes
+from gcsagent.agent.seeing.traffic import Traffic
 from gcsagent.agent.turns import ASKED_BY
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
@@ -72,7 +73,7 @@ class Registry:
         own = "" if guest else "-" + hashlib.sha256(state.encode()).hexdigest()[:8]
         self.cgroup_tree = CgroupTree(cgroups, f"/gcs{own}")
         self._background: set[asyncio.Task[None]] = set()
-        self.journal = Journal(state)
+        self.journal, self.traffic = Journal(state), Traffic()
         self.archives = Archives(self, state)
         self.tear_down: Callable[[Container, float], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
         self.storage: StorageService  # likewise

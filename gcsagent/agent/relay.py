@@ -21,6 +21,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from gcsagent.agent.counters import CounterSlots, queued
+from gcsagent.agent.stopwatch import Stopwatch
 
 CHUNK = 1 << 20
 """Bytes asked of one splice; what comes is at most what the pipes hold."""
@@ -77,6 +78,7 @@ class Pump:
         "_slot",
         "_source",
         "_watching_sink",
+        "blocked",
         "state",
     )
 
@@ -96,7 +98,7 @@ class Pump:
         self._on_source_end, self._on_sink_broken = on_source_end, on_sink_broken
         self._on_progress = on_progress
         self._source = self._sink = -1
-        self._watching_sink = False
+        self._watching_sink, self.blocked = False, Stopwatch()
         self._pending = queued(middle.read_end)  # bytes in the middle pipe, kept without asking each time
         self._mark = counters.delivered(slot, self._pending) + self._pending
         self.state = PumpState.IDLE
@@ -192,10 +194,12 @@ class Pump:
     def _watch_sink(self) -> None:
         self._unwatch()
         self._watching_sink = True
+        self.blocked.start()
         self._loop.add_writer(self._sink, self._run)
 
     def _unwatch(self) -> None:
         if self._watching_sink:
+            self.blocked.stop()
             self._loop.remove_writer(self._sink)
         elif self._source >= 0:
             self._loop.remove_reader(self._source)

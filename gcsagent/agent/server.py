@@ -53,10 +53,12 @@ class Server:
             raise self._bounds.exhausted("max_connections", "connections are open: close some, or try again")
         self._strangers.pop(session, None)
         self._guests.add(session)
+        self._bounds.sessions = len(self._guests)
 
     def gone(self, session: Session) -> None:
         self._strangers.pop(session, None)
         self._guests.discard(session)
+        self._bounds.sessions = len(self._guests)
 
     def serve(self, listener: socket.socket) -> None:
         listener.setblocking(False)

@@ -141,19 +141,25 @@ class Session:
                 ) from error
             self._begin(request, params, envelope)
         except RpcError as error:
+            self._registry.traffic.count(request.method, error)
             self._answer(request.msgid, error)
 
     def _begin(self, request: Request, params: Any, envelope: Envelope) -> None:
         match params:
             case Hello():
                 self._connection.next_message()  # raises when something has come behind it
-                self._answer(request.msgid, self._hello(params))
+                result = self._hello(params)
+                self._registry.traffic.count(request.method, result)
+                self._answer(request.msgid, result)
             case Attach():
                 self._attach(request.msgid, params)
+                self._registry.traffic.count(request.method)
             case Subscribe():
                 self._subscribe(request.msgid, params)
+                self._registry.traffic.count(request.method)
             case PutArchive() | GetArchive():
                 self._start_lending(request, params, envelope)
+                self._registry.traffic.count(request.method)
             case _ if request.method in STREAMING:
                 self._check_alone()
                 call = self._new_call(request, params, envelope)
@@ -193,6 +199,8 @@ class Session:
             self._bounds.in_flight -= 1
             if call.reserved:
                 self._room.release(call.reserved)
+            self._registry.traffic.count(call.method, result)
+            self._registry.traffic.took(call.method, call.started)
             if call.afterwards is not None:
                 call.afterwards()
 
@@ -268,8 +276,10 @@ class Session:
         if isinstance(found, RpcError):
             self._finish(msgid, found)
             return
-        del self._calls[msgid]
+        call = self._calls.pop(msgid)
         self._bounds.in_flight -= 1
+        self._registry.traffic.count(call.method)
+        self._registry.traffic.took(call.method, call.started)
         if self._closing:
             found.drop()
         else:

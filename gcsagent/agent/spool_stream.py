@@ -17,10 +17,11 @@ import socket
 import time
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Attachable, Keeper
+from gcsagent.agent.attachable import Attachable, Keeper, Load
 from gcsagent.agent.counters import queued
 from gcsagent.agent.spool import Spool
 from gcsagent.agent.spool_index import SpoolIndex
+from gcsagent.agent.stopwatch import Stopwatch
 from protocol.errors import Code, RpcError
 from protocol.limits import DEFAULT_SPOOL
 from protocol.types import StreamMode, StreamSpec, StreamState, WhenFull
@@ -139,6 +140,7 @@ class SpoolStream:
         self._last_reader = 0
         self._retry: asyncio.TimerHandle | None = None
         self._filling = self._closed = False
+        self._full = Stopwatch()
         self.ended = self._told = fd < 0
         if fd >= 0:
             os.set_blocking(fd, False)
@@ -214,6 +216,10 @@ class SpoolStream:
     def produced(self) -> int:
         return self.spool.written + (queued(self._fd) if self._fd >= 0 else 0)
 
+    def load(self) -> Load:
+        """Blocked is while it is full."""
+        return Load(queued(self._fd) if self._fd >= 0 else 0, self._full.seconds)
+
     def fill_now(self) -> None:
         """Takes what is in the pipe without waiting to be woken, as far as there is room."""
         if self._fd >= 0 and self._room() > 0:
@@ -261,9 +267,14 @@ class SpoolStream:
 
     def _resume(self) -> None:
         """Watches the pipe, if there is one and there is room."""
-        if self._fd >= 0 and not self._filling and self._retry is None and self._room() > 0:
+        if self._fd < 0 or self._filling or self._retry is not None:
+            return
+        if self._room() > 0:
             self._filling = True
+            self._full.stop()
             self._loop.add_reader(self._fd, self._fill)
+        else:
+            self._full.start()
 
     def _pause(self) -> None:
         if self._filling:
@@ -297,6 +308,7 @@ class SpoolStream:
             room = self._room()
             if room <= 0:
                 self._pause()
+                self._full.start()
                 break
             try:
                 moved = self.spool.take(self._fd, room)
@@ -346,6 +358,7 @@ class SpoolStream:
             self._retry.cancel()
             self._retry = None
         self._pause()
+        self._full.stop()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Attachable, Keeper, drained
+from gcsagent.agent.attachable import Attachable, Keeper, Load, drained
 from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import CHUNK, MiddlePipe, Pump
 from protocol.errors import Code, RpcError
@@ -60,6 +60,9 @@ class _PipeStream(Attachable):
     def _offset(self) -> int:
         return self._pump.delivered if self._pump else self._keeper.counters.delivered(self._slot, 0)
 
+    def _blocked(self) -> float:
+        return self._pump.blocked.seconds if self._pump else 0.0
+
     def _stop(self) -> None:
         if self._pump is not None:
             self._pump.detach()
@@ -91,6 +94,9 @@ class OutputStream(_PipeStream):
     def waiting(self) -> int:
         """Bytes the process has written that have not reached a client."""
         return self.produced() - self._offset()
+
+    def load(self) -> Load:
+        return Load(self.waiting(), self._blocked())
 
     def move_rest(self, file: int) -> None:
         """Moves what waits to ``file``; to the client who comes it has never been there.
@@ -163,6 +169,10 @@ class InputStream(_PipeStream):
     def end_at(self, offset: int) -> None:
         """The input is to end at ``offset``; :meth:`close_input` makes it so."""
         self._close_at = offset
+
+    def load(self) -> Load:
+        in_middle = self._pump.in_middle if self._pump else 0
+        return Load(in_middle + (queued(self._fd) if self._fd >= 0 else 0), self._blocked())
 
     def consumed(self) -> int:
         """Bytes the process has read."""

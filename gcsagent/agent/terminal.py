@@ -8,7 +8,7 @@ import socket
 import termios
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Attachable, Keeper, NullStream, drained
+from gcsagent.agent.attachable import Attachable, Keeper, Load, NullStream, drained
 from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
 from protocol.errors import Code, RpcError
@@ -56,6 +56,10 @@ class TtyStream(Attachable):
         """Bytes the process has written that have not reached a client."""
         unread = queued(self._fd) if self._fd >= 0 else 0
         return unread + (self._output.in_middle if self._output else 0)
+
+    def load(self) -> Load:
+        """Of its output."""
+        return Load(self.waiting(), self._output.blocked.seconds if self._output else 0.0)
 
     def size(self) -> tuple[int, int] | None:
         """Rows and columns now; None when the terminal has ended."""
@@ -237,6 +241,9 @@ class DiscardedTty:
 
     def state(self) -> StreamState:
         return StreamState(StreamMode.NULL, self.tty.state().bytes, False, self.tty.ended)
+
+    def load(self) -> Load:
+        return Load()
 
     def produced(self) -> int:
         return self.tty.produced()

@@ -82,6 +82,7 @@ class Reaper:
         self._loop, self._exits = loop, exits
         self._call_ended, self._process_ended = call_ended, process_ended
         self._numbers = itertools.count(1)
+        self.started = 0  # calls, ever
         self._held: dict[int, int] = {}  # zombie pid -> number of the newest call that may still name it
         self.own: set[int] = set()  # children somebody else here waits for: the agent
         self.calls: dict[str, Call] = {}
@@ -104,6 +105,7 @@ class Reaper:
         """Raises OSError when the program cannot be started. ``process`` is the key to claim its child by."""
         call = Call(key, next(self._numbers), pid_file, process, console)
         call.pid = spawn(argv, env, fds)
+        self.started += 1
         _share_no_protection(call.pid)
         try:
             call.pidfd = os.pidfd_open(call.pid)

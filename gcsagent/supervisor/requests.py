@@ -9,6 +9,7 @@
     ready    the agent serves
     upgrade  the next agent is to run other code; upgrade_status
     stop     end: nothing of the agent's is left to do
+    stats    how much of everything is kept, by the names agent.metrics has for it
 
 Nothing here trusts the agent: arguments are checked for type and bound before they are used, and whatever
 goes wrong is an answer. Descriptors that came with a packet and were not stored are closed.
@@ -274,6 +275,22 @@ def _stop(
     return Reply()
 
 
+def _stats(
+    supervisor: Supervisor, _ident: int, _args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    reaper = supervisor.reaper
+    return Reply(
+        {
+            "held_fds": len(supervisor.store),
+            "max_held_fds": supervisor.store.limit,
+            "calls": len(reaper.calls),
+            "calls_total": reaper.started,
+            "processes": len(reaper.processes),
+            "exit_records": len(supervisor.exits.records),
+        }
+    )
+
+
 MAX_TRIAL_SECONDS = 3600.0
 
 
@@ -312,6 +329,7 @@ _OPERATIONS: dict[str, Callable[[Supervisor, int, dict[str, Any], list[int], set
     "upgrade": _upgrade,
     "upgrade_status": _upgrade_status,
     "stop": _stop,
+    "stats": _stats,
 }
 
 

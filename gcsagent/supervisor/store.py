@@ -29,7 +29,7 @@ class FdStore:
     def __init__(self, limit: int = MAX_HELD) -> None:
         """``limit`` leaves room below RLIMIT_NOFILE for what the supervisor itself opens."""
         self._held: dict[str, int] = {}
-        self._limit = min(limit, MAX_HELD)
+        self.limit = min(limit, MAX_HELD)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -41,9 +41,9 @@ class FdStore:
                 raise StoreError(f"a name is 1 to {MAX_NAME} characters")
             if name in self._held:
                 raise StoreError(f"{name} is already held")
-        if len(self._held) + len(names) > self._limit:
+        if len(self._held) + len(names) > self.limit:
             raise StoreError(
-                f"at most {self._limit} descriptors are held, and {len(self._held)} are", errno.EMFILE
+                f"at most {self.limit} descriptors are held, and {len(self._held)} are", errno.EMFILE
             )
 
     def put(self, name: str, fd: int) -> None:

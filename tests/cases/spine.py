@@ -25,6 +25,7 @@ from tests.cases import (
     pslist,
     requests,
     security,
+    seeing,
     spools,
     storage,
     terminals,
@@ -52,6 +53,7 @@ MODULES = (
     hooks,
     files,
     storage,
+    seeing,
 )
 NAMES = {function.__name__: function for function in CASES}
 assert len(NAMES) == len(CASES), "two cases have one name"

@@ -234,7 +234,7 @@ def test_calls_nobody_forgets_are_bounded(agentless: Agentless) -> None:
 
 
 def test_one_descriptor_too_many_is_told_from_a_wrong_name(agentless: Agentless) -> None:
-    agentless.supervisor.store._limit = 1
+    agentless.supervisor.store.limit = 1
     answers = agentless.exchange([([1, "hold", {"hold": {"a": 0}}], 1), ([2, "hold", {"hold": {"b": 0}}], 1)])
     assert (answers[0][1], answers[1][1]["errno"]) == (None, errno.EMFILE)
     ((_, error, _),) = agentless.exchange([([3, "hold", {"hold": {"a": 0}}], 1)])

@@ -14,6 +14,7 @@ from gcsagent.host.cli.copy import add_copy_command
 from gcsagent.host.cli.forward import add_forward_command
 from gcsagent.host.cli.guest import add_guest_commands
 from gcsagent.host.cli.network import add_network_commands, add_nic_commands
+from gcsagent.host.cli.seeing import add_seeing_commands
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
 from gcsagent.host.cli.vmrun import vm_run
@@ -75,6 +76,7 @@ def build() -> argparse.ArgumentParser:
     add_copy_command(commands, _add)
     add_guest_commands(commands, _add)
     add_network_commands(commands, _add)
+    add_seeing_commands(commands, _add)
     add_storage_commands(commands, _add)
     vm_commands = add_vm_parser(commands)
     _add_vm_run(vm_commands)

@@ -1,0 +1,81 @@
+"""The metrics there are: what each means, and of which type it is."""
+
+from __future__ import annotations
+
+from gcsagent.agent.seeing.exposition import Families
+
+_C, _G = "counter", "gauge"
+
+AGENT: Families = {
+    "gcs_agent_info": (_G, "Always 1; the labels say what runs."),
+    "gcs_agent_generation": (_G, "How many agents this supervisor has started."),
+    "gcs_agent_uptime_seconds": (_G, "Since this agent process started."),
+    "gcs_agent_cpu_seconds_total": (_C, "CPU time this agent process has used."),
+    "gcs_agent_resident_memory_bytes": (_G, "Resident memory of the agent."),
+    "gcs_agent_open_fds": (_G, "Descriptors the agent has open."),
+    "gcs_agent_event_loop_lag_seconds": (_G, "How long the event loop took to come round just now."),
+    "gcs_agent_tasks": (_G, "Tasks of the event loop."),
+    "gcs_agent_sessions": (_G, "Control connections that have said hello."),
+    "gcs_agent_requests_in_flight": (_G, "Requests being worked on, this one included."),
+    "gcs_agent_requests_total": (_C, "Requests answered since this agent started, by method and code."),
+    "gcs_agent_request_duration_seconds": (
+        "histogram",
+        "From a request's arrival to its answer; waits are as long as what is waited for.",
+    ),
+    "gcs_agent_containers": (_G, "Containers, by status."),
+    "gcs_agent_processes": (_G, "Live processes that were created or executed."),
+    "gcs_agent_events_total": (_C, "Events published since the supervisor started."),
+    "gcs_supervisor_held_fds": (_G, "Descriptors kept for the agent."),
+    "gcs_supervisor_max_held_fds": (_G, "How many may be kept."),
+    "gcs_supervisor_calls": (_G, "Calls of programs running or not forgotten yet."),
+    "gcs_supervisor_calls_total": (_C, "Programs started on the agent's behalf."),
+    "gcs_supervisor_processes": (_G, "Live processes of containers."),
+    "gcs_supervisor_exit_records": (_G, "Exits kept until the agent has taken them."),
+    "gcs_supervisor_agent_restarts_total": (_C, "Agents started after the first."),
+    "gcs_supervisor_resident_memory_bytes": (_G, "Resident memory of the supervisor."),
+    "gcs_supervisor_open_fds": (_G, "Descriptors the supervisor has open."),
+    "gcs_guest_uptime_seconds": (_G, "Since the kernel started."),
+    "gcs_guest_memory_total_bytes": (_G, "MemTotal of /proc/meminfo."),
+    "gcs_guest_memory_available_bytes": (_G, "MemAvailable of /proc/meminfo."),
+    "gcs_guest_cpus": (_G, "Online CPUs."),
+}
+
+CONTAINER: Families = {
+    "gcs_container_up": (_G, "1 while its init runs, 0 otherwise."),
+    "gcs_container_processes": (_G, "Its live processes that were created or executed."),
+    "gcs_container_memory_usage_bytes": (_G, "Memory charged to its cgroup."),
+    "gcs_container_memory_working_set_bytes": (_G, "The same without page cache not used lately."),
+    "gcs_container_memory_limit_bytes": (_G, "Its memory limit; absent: none."),
+    "gcs_container_memory_peak_bytes": (_G, "The most it has used."),
+    "gcs_container_memory_anon_bytes": (_G, "Anonymous memory."),
+    "gcs_container_memory_file_bytes": (_G, "Page cache."),
+    "gcs_container_memory_kernel_bytes": (_G, "Kernel memory."),
+    "gcs_container_memory_swap_bytes": (_G, "In swap."),
+    "gcs_container_page_faults_total": (_C, "Page faults."),
+    "gcs_container_major_page_faults_total": (_C, "Page faults that took I/O."),
+    "gcs_container_oom_kills_total": (_C, "Processes killed in it for want of memory."),
+    "gcs_container_cpu_usage_seconds_total": (_C, "CPU time."),
+    "gcs_container_cpu_user_seconds_total": (_C, "CPU time in user mode."),
+    "gcs_container_cpu_system_seconds_total": (_C, "CPU time in the kernel."),
+    "gcs_container_cpu_limit_cpus": (_G, "CPUs it may use; absent: no limit."),
+    "gcs_container_cpu_periods_total": (_C, "Periods in which its CPU limit was enforced."),
+    "gcs_container_cpu_throttled_periods_total": (_C, "Periods in which its CPU limit was hit."),
+    "gcs_container_cpu_throttled_seconds_total": (_C, "For how long it was held back."),
+    "gcs_container_pids": (_G, "Processes and threads in its cgroup."),
+    "gcs_container_pids_limit": (_G, "How many there may be; absent: no limit."),
+    "gcs_container_io_read_bytes_total": (_C, "Read from block devices."),
+    "gcs_container_io_written_bytes_total": (_C, "Written to block devices."),
+    "gcs_container_io_reads_total": (_C, "Reads from block devices."),
+    "gcs_container_io_writes_total": (_C, "Writes to block devices."),
+    "gcs_container_pressure_waiting_seconds_total": (_C, "In which something waited for the resource."),
+    "gcs_container_pressure_stalled_seconds_total": (_C, "In which everything waited for the resource."),
+    "gcs_container_streams_left_out": (_G, "Streams of it that are not shown: those of processes beyond 32."),
+    "gcs_stream_bytes_total": (_C, "Moved to or from clients; of a spool, taken into it."),
+    "gcs_stream_queued_bytes": (_G, "Waiting in pipes for whoever is to take it."),
+    "gcs_stream_spooled_bytes": (_G, "Kept by a spool."),
+    "gcs_stream_blocked_seconds_total": (
+        _C,
+        "In which its receiver took nothing though there was something, since this agent started.",
+    ),
+    "gcs_stream_attached": (_G, "1 while a client is attached."),
+}
