@@ -9,13 +9,13 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gcsagent.tarball.attributes import IdMap
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the agent has no use for tarfile
     from gcsagent.agent.container import Container
     from gcsagent.agent.process import Process
+    from gcsagent.tarball.attributes import IdMap
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _ALL_IDS = (0, 0, (1 << 32) - 1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gcsagent.tarball.attributes import IdMap
+if TYPE_CHECKING:  # the agent has no use for tarfile
+    from gcsagent.tarball.attributes import IdMap
 
 CONNECTION_FD, ROOT_FD, NOTE_FD = 0, 3, 4
 """Descriptors an archiver is given: the host's connection, the root directory, where it writes down the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import tarfile
 from collections.abc import AsyncIterator, Awaitable
@@ -12,8 +13,10 @@ from gcsagent.host.archive import get_archive, put_archive
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
 from protocol.families.archive import Archived, GetArchive, PutArchive
+from tests.cases import pattern
 from tests.cases.oci import mapped
 from tests.cases.target import (
+    MIB,
     Target,
     case,
     connect,
@@ -203,6 +206,22 @@ async def outcome(work: Awaitable[object]) -> Code | None:
     except RpcError as error:
         return error.code
     return None
+
+
+@case
+async def sixteen_mib_go_in_and_come_out_the_same(target: Target) -> None:
+    size = 16 * MIB
+    async with await connect(target) as client, running(target, client) as init:
+        data = tar(("large", pattern.take(8, 0, size), {}))
+        sent = await put(client, init.container, "/srv", data)
+        assert sent.sha256 == hashlib.sha256(data).hexdigest()
+        seen = (await run(client, init.container, "sha256sum", "/srv/large")).stdout.split()[0].decode()
+        assert seen == pattern.digest(8, size)
+        back, _ = await get(client, init.container, "/srv/large")
+        with tarfile.open(fileobj=io.BytesIO(back)) as archive:
+            large = archive.extractfile("large")
+            assert large is not None
+            assert hashlib.sha256(large.read()).hexdigest() == pattern.digest(8, size)
 
 
 @case
