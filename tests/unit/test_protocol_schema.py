@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol import checks
+from protocol import checks, mountchecks, netchecks
 from protocol.checks import Between
 from protocol.errors import RpcError
 from protocol.framing import Response, decode, encode
@@ -192,7 +192,23 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     bool: st.booleans(),
     dict[str, Any]: st.dictionaries(st.text(max_size=4), st.none() | st.integers(0, 9), max_size=2),
 }
-VALID: dict[Any, st.SearchStrategy[Any]] = {checks.device: st.sampled_from(["8:0", "/dev/vdb"])}
+VALID: dict[Any, st.SearchStrategy[Any]] = {
+    checks.absolute_path: st.sampled_from(["/", "/mnt/a b"]),
+    checks.identifier: st.sampled_from(["web", "c.1_2-x"]),
+    checks.host_name: st.just("web"),
+    checks.device: st.sampled_from(["8:0", "/dev/vdb"]),
+    checks.ip_address: st.sampled_from(["10.0.0.1", "fe80::1"]),
+    checks.sha256: st.just("0" * 64),
+    mountchecks.exact_path: st.just("/run/a"),
+    mountchecks.pci_path: st.just("0000:00:02.0"),
+    mountchecks.root_hash: st.just("0" * 64),
+    mountchecks.virtio_name: st.just("virtio3"),
+    netchecks.ifname: st.just("eth0"),
+    netchecks.mac: st.just("02:00:00:00:00:01"),
+    netchecks.interface_address: st.sampled_from(["10.0.0.1/24", "fd00::1/64"]),
+    netchecks.subnet: st.sampled_from(["10.0.0.0/24", "fd00::/64"]),
+    netchecks.destination: st.sampled_from(["default", "10.0.0.0/24"]),
+}
 """For checks that values made at random hardly ever pass."""
 
 

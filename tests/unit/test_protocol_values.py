@@ -277,8 +277,12 @@ def test_every_method_is_well_formed(name: str) -> None:
         assert hasattr(cls, "__slots__"), cls
 
 
-def test_only_waiting_is_unbounded() -> None:
+def test_only_waiting_and_moving_bytes_is_unbounded() -> None:
     assert {name for name, method in METHODS.items() if method.deadline_ms is None} == {
+        "archive.get",
+        "archive.put",
+        "forward.close_write",
+        "forward.wait",
         "agent.upgrade_status",
         "container.wait",
         "process.wait",
