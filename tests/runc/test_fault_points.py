@@ -26,11 +26,13 @@ from gcsagent.host.checkpoints import (
     restore_container,
 )
 from gcsagent.host.client import Client
+from gcsagent.host.forward import ForwardStream
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
 from protocol.families.checkpoint import MakeCheckpoint, Restore
 from protocol.families.container import CreateContainer
+from protocol.families.forward import OpenForward
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
 from protocol.pods import Dns, PodLimits, PodMember, PodNamespace, Sandbox
@@ -281,6 +283,27 @@ async def close_stdin(bench: Bench, arm: Act) -> None:
         await remove(bench.client, params.container)
 
 
+async def forward(bench: Bench, arm: Act) -> None:
+    """Opened and given its end; the target may have seen an attempt that came to nothing."""
+    answered = asyncio.Event()
+
+    async def turn_round(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(await reader.read())
+            writer.close()
+        answered.set()
+
+    server = await asyncio.start_server(turn_round, "127.0.0.1", 0)
+    async with server:
+        await arm()
+        to = OpenForward(port=server.sockets[0].getsockname()[1])
+        async with await ForwardStream.open(bench.client, to) as stream:
+            await stream.write(PIECE)
+            await stream.close_write()
+            assert await stream.read(100) + await stream.read(100) == PIECE
+        await answered.wait()
+
+
 async def delete(bench: Bench, arm: Act) -> None:
     params = creation(bench.target, name("c"), ("sleep", "100000"), stdio=PIPES)
     await bench.client.create_container(params)
@@ -478,7 +501,7 @@ async def _is_gone(bench: Bench, params: CreateContainer) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("attempt", [create, start, exec_once, attach, close_stdin, delete])
+@pytest.mark.parametrize("attempt", [create, start, exec_once, attach, close_stdin, forward, delete])
 def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
 ) -> None:

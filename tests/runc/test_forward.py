@@ -137,6 +137,9 @@ def test_a_server_that_never_answers_meets_the_deadline(own: Target) -> None:
                     with refused(Code.DEADLINE_EXCEEDED):
                         await _open_within(client, OpenForward(port=port), 500)
                     assert (await client.ping()).generation
+                    with pytest.raises(TimeoutError):  # and the attempt of a client that leaves is ended
+                        async with asyncio.timeout(0.2):
+                            await ForwardStream.open(client, OpenForward(port=port))
 
     asyncio.run(body())
 
