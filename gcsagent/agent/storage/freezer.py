@@ -36,7 +36,7 @@ class Freezer:
         if again:
             return
         try:
-            argv = ["fsfreeze", "-f", entry.target]
+            argv = ["fsfreeze", "--freeze", entry.target]
             await self._tools.run(entry, argv, seconds, what=f"freeze {entry.target}")
         except BaseException as error:
             await asyncio.shield(self.thaw(entry, THAW_SECONDS, sure=False))
@@ -52,7 +52,7 @@ class Freezer:
         """Raises RpcError; without ``sure`` it may be thawed already."""
         try:
             await self._tools.run(
-                entry, ["fsfreeze", "-u", entry.target], seconds, what=f"thaw {entry.target}"
+                entry, ["fsfreeze", "--unfreeze", entry.target], seconds, what=f"thaw {entry.target}"
             )
         except RpcError:
             if sure:

@@ -154,7 +154,10 @@ class Mounter:
         await self._tools.run(entry, ["modprobe", "-a", "dm-mod", "dm-verity"], seconds, what=what)
         argv = ["dmsetup", "create", entry.mapping, "--readonly", "--noudevsync", "--noudevrules"]
         await self._tools.run(entry, [*argv, "--table", table], seconds, what=what)
-        return f"/dev/mapper/{entry.mapping}"
+        node = _mapped(entry.mapping)
+        if node is None:
+            raise RpcError(Code.INTERNAL, f"cannot {what}: dmsetup has made no device of it")
+        return node
 
     # -- taking back ----------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ class Mounter:
         else:
             for mount in reversed(self._ours(entry)):
                 await self._tools.run(entry, ["umount", mount.point], seconds, what=f"unmount {mount.point}")
-        if entry.asked.verity is not None and _mapped(entry.mapping):
+        if entry.asked.verity is not None and _mapped(entry.mapping) is not None:
             argv = ["dmsetup", "remove", "--noudevsync", "--noudevrules", entry.mapping]
             await self._tools.run(entry, argv, seconds, what=f"remove {entry.mapping}")
         if entry.formatting:
@@ -231,12 +234,13 @@ def _swaps_to(device: str) -> bool:
         return any(line.split()[:1] == [device] for line in file)
 
 
-def _mapped(name: str) -> bool:
+def _mapped(name: str) -> str | None:
+    """The node of a device-mapper device: devtmpfs makes it by its number, names are udev's business."""
     for path in glob.glob("/sys/block/dm-*/dm/name"):
         try:
             with open(path, encoding="utf-8") as file:
                 if file.read().strip() == name:
-                    return True
+                    return f"/dev/{path.split('/')[3]}"
         except FileNotFoundError:
             continue
-    return False
+    return None
