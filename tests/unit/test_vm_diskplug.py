@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -31,12 +32,16 @@ class Monitor:
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writer = writer
         self._send({"QMP": {}})
-        while line := await reader.readline():
-            message = json.loads(line)
-            self._answer(message["execute"], message["arguments"], message["id"])
-        writer.close()
-        await writer.wait_closed()
-        self.over.set()
+        try:
+            with contextlib.suppress(ConnectionError):
+                while line := await reader.readline():
+                    message = json.loads(line)
+                    self._answer(message["execute"], message["arguments"], message["id"])
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+            self.over.set()
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self._writer is not None
