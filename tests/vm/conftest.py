@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-from collections.abc import Awaitable, Generator, Iterator
+from collections.abc import Awaitable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ import pytest
 
 from gcsagent.host.client import Client
 from gcsagent.host.vm.config import VmConfig
-from gcsagent.host.vm.console import scan
+from gcsagent.host.vm.console import Finding, scan
 from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.tools import cache_dir
 from tests.cases.machines import Booted
@@ -65,7 +65,7 @@ def vm(
         try:
             yield Booted(machine, runner)
             runner.run(_within(END_SECONDS, _power_off(machine)))
-            assert scan(log.read_text(errors="replace")) == []
+            assert _trouble(scan(log.read_text(errors="replace"))) == []
         finally:
             machine.destroy()
 
@@ -79,7 +79,12 @@ async def _power_off(machine: VirtualMachine) -> None:
     async with await Client.connect(machine.address) as client:
         await client.shutdown()
         ended = await machine.wait()
-    assert (ended.clean, ended.status, ended.findings) == (True, 0, ()), ended
+    assert (ended.clean, ended.status, _trouble(ended.findings)) == (True, 0, []), ended
+
+
+def _trouble(findings: Iterable[Finding]) -> list[Finding]:
+    """What nobody meant to happen. A dm-verity disk that does not fit its hash is read with errors."""
+    return [each for each in findings if "Buffer I/O error on dev dm-" not in each.line]
 
 
 @pytest.hookimpl(wrapper=True)
