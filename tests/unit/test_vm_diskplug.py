@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gcsagent.host.vm.diskplug import DiskPlug, PluggedDisk
-from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, QmpError
+from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, PlugError, QmpError
+from gcsagent.host.vm.hotplug import HotPlug
 
 SECONDS = 10.0
 
@@ -101,9 +102,10 @@ class Monitor:
 def with_monitor(tmp_path: Path, body: Callable[[Monitor, DiskPlug], Awaitable[None]]) -> None:
     async def scenario() -> None:
         monitor = Monitor()
-        server = await asyncio.start_unix_server(monitor.serve, tmp_path / "qmp")
-        async with server, asyncio.timeout(SECONDS), DiskPlug.at(str(tmp_path / "qmp")) as plug:
-            await body(monitor, plug)
+        async with await asyncio.start_unix_server(monitor.serve, tmp_path / "qmp"), asyncio.timeout(SECONDS):
+            async with HotPlug.at(str(tmp_path / "qmp")) as ports:
+                await body(monitor, DiskPlug(ports))
+            await monitor.over.wait()
 
     asyncio.run(scenario())
 
@@ -153,7 +155,7 @@ def test_what_fails_leaves_no_node(tmp_path: Path, image: Path) -> None:
         with pytest.raises(QmpError, match="no device_add"):
             await plug.plug(image, "data0")
         monitor.ports = dict.fromkeys(monitor.ports, "something")
-        with pytest.raises(DiskError, match="all ports"):
+        with pytest.raises(PlugError, match="all ports"):
             await plug.plug(image, "data0")
         assert set(monitor.nodes) == {"disk-rootfs"}
 
@@ -180,7 +182,7 @@ def test_disks_that_do_not_go(tmp_path: Path, image: Path) -> None:
 def test_no_monitor(tmp_path: Path) -> None:
     async def scenario() -> None:
         with pytest.raises(QmpError, match="does not answer"):
-            async with DiskPlug.at(str(tmp_path / "qmp")):
+            async with HotPlug.at(str(tmp_path / "qmp")):
                 pass
 
     asyncio.run(scenario())
