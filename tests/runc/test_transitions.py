@@ -12,6 +12,8 @@ import pytest
 from gcsagent.agent.container import ALLOWED, REQUESTS
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
+from protocol.families.archive import GetArchive, PutArchive
+from protocol.families.checkpoint import MakeCheckpoint
 from protocol.families.container import (
     ContainerRef,
     DeleteContainer,
@@ -19,22 +21,36 @@ from protocol.families.container import (
     ListProcesses,
     UpdateContainer,
 )
+from protocol.families.forward import OpenForward
 from protocol.families.network import ApplyNetwork, Interface, NetworkRef
+from protocol.families.pod import PodRef, UpdatePod
 from protocol.families.process import Exec
+from protocol.pods import PodMember, Sandbox
+from protocol.schema import to_wire
 from protocol.types import Status
-from tests.cases.target import connect, creation, name, remove
+from tests.cases.target import connect, creation, name, raw_call, remove
 from tests.fakes.slow_runc import Slow
 
+ELSEWHERE = {"archive.put", "archive.get", "forward.open", "container.checkpoint"}
+"""Allowed, they need more than this runtime, or a connection of their own; they have tests of their own."""
 
-def _request(request: str, box: str) -> tuple[str, Any]:
+
+def _request(slow: Slow, request: str, box: str) -> tuple[str, Any]:
     method, _, how = request.partition(" with ")
     arguments = {
+        "container.create": creation(slow.target, name("c"), ("true",), pod=PodMember(box)),
+        "pod.update": UpdatePod(box, pids=50),
+        "pod.stats": PodRef(box),
         "process.exec": Exec(box, name("p"), {"args": ["true"]}),
         "container.kill": KillContainer(box, "CONT"),
         "container.update": UpdateContainer(box, pids=50),
         "container.processes": ListProcesses(box),
+        "archive.put": PutArchive(box),
+        "archive.get": GetArchive("/", box),
+        "forward.open": OpenForward(box, port=1),
         "network.apply": ApplyNetwork(box, (Interface("lo"),)),
         "network.state": NetworkRef(box),
+        "container.checkpoint": MakeCheckpoint(box, name("k"), leave_running=bool(how)),
         "container.delete": DeleteContainer(box, force=how == "force"),
     }
     return method, arguments.get(method, ContainerRef(box))
@@ -43,7 +59,7 @@ def _request(request: str, box: str) -> tuple[str, Any]:
 @contextlib.asynccontextmanager
 async def _in_status(slow: Slow, client: Client, status: Status) -> AsyncIterator[str]:
     """A container that has this status for as long as the body runs."""
-    params = creation(slow.target, name("c"), ("sleep", "100000"))
+    params = creation(slow.target, name("c"), ("sleep", "100000"), sandbox=Sandbox())
     box = params.container
     work: list[asyncio.Future[Any]] = []
     async with contextlib.AsyncExitStack() as stack:
@@ -80,16 +96,17 @@ async def _every_request(slow: Slow, status: Status) -> None:
         async with _in_status(slow, client, status) as box:
             for request, (action, _) in REQUESTS.items():
                 if status not in ALLOWED[action]:
-                    await _refused(client, request, box, status)
+                    await _refused(slow, request, box, status)
             assert (await client.container_state(box)).status is status
         for request, (action, leads_to) in REQUESTS.items():
-            if status in ALLOWED[action]:
+            if status in ALLOWED[action] and request.partition(" with ")[0] not in ELSEWHERE:
                 await _carried_out(slow, client, request, status, leads_to)
 
 
-async def _refused(client: Client, request: str, box: str, status: Status) -> None:
+async def _refused(slow: Slow, request: str, box: str, status: Status) -> None:
+    method, params = _request(slow, request, box)
     with pytest.raises(RpcError, match=f"it is {status.value}") as caught:
-        await client.call(*_request(request, box))
+        await raw_call(slow.target, method, to_wire(params))
     assert (caught.value.code, caught.value.details["status"]) == (Code.FAILED_PRECONDITION, status.value)
 
 
@@ -97,7 +114,7 @@ async def _carried_out(
     slow: Slow, client: Client, request: str, status: Status, leads_to: Status | None
 ) -> None:
     async with _in_status(slow, client, status) as box:
-        asking = asyncio.ensure_future(client.call(*_request(request, box)))
+        asking = asyncio.ensure_future(client.call(*_request(slow, request, box)))
         if status is not Status.DELETING:
             await asking
         if leads_to is not Status.DELETING:
