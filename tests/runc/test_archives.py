@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from protocol.errors import Code, RpcError
 from protocol.families.archive import Archived, PutArchive
 from protocol.families.container import CreateContainer
 from tests.cases.agents import RunningAgent, children, eventually, stopped_clean
-from tests.cases.files import get, tar
+from tests.cases.files import get, put, tar
 from tests.cases.target import Target, creation, name, refused, remove
 
 BIG = tar(("small", b"whole", {}), ("big", b"b" * 2_000_000, {}))
@@ -168,6 +169,26 @@ def test_deleting_a_container_breaks_its_archives_off(
 
     asyncio.run(attempt())
     assert eventually(lambda: not archivers(own))
+
+
+@pytest.mark.parametrize(
+    "options, code", [("size=1m", Code.RESOURCE_EXHAUSTED), ("ro", Code.PERMISSION_DENIED)]
+)
+def test_a_file_system_that_is_full_or_read_only(
+    agent: RunningAgent, tmp_path: Path, options: str, code: Code
+) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path], check=True, timeout=20)
+    try:
+
+        async def attempt() -> None:
+            async with await Client.connect(agent.address) as client:
+                with refused(code):
+                    await put(client, None, str(tmp_path), BIG)
+
+        asyncio.run(attempt())
+        assert os.listdir(tmp_path) == (["small"] if code is Code.RESOURCE_EXHAUSTED else [])
+    finally:
+        subprocess.run(["umount", tmp_path], check=True, timeout=20)
 
 
 def test_there_are_at_most_sixteen(own: RunningAgent, tmp_path: Path) -> None:

@@ -217,11 +217,20 @@ WHOLE = tar(
 )
 
 
+@pytest.fixture
+def nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With False: as on a file system whose files need a name: open says EISDIR."""
+    if not request.param:
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)
+
+
 END = WHOLE.rindex(b"d/three") + 512
 
 
+@pytest.mark.parametrize("nameless", [True, False], indirect=True)
 @pytest.mark.parametrize("cut", range(0, END, 512))
 @pytest.mark.parametrize("beside", [0, 1, 511])
+@pytest.mark.usefixtures("nameless")
 def test_cut_off_anywhere_nothing_half_is_left(cut: int, beside: int, world: Path) -> None:
     inside = world / "inside"
     (inside / "d").mkdir()
@@ -236,6 +245,29 @@ def test_cut_off_anywhere_nothing_half_is_left(cut: int, beside: int, world: Pat
 
 class Broken(Exception):
     """What a source raises that is not the archive's fault."""
+
+
+@pytest.mark.parametrize("nameless", [True, False], indirect=True)
+@pytest.mark.usefixtures("nameless")
+def test_temporary_names_are_noted_before_they_are_there_and_until_they_are_gone(world: Path) -> None:
+    inside, noted = world / "inside", list[str]()
+    (inside / "one").write_text("old")
+
+    def note(path: str) -> None:
+        there = [name for name in os.listdir(inside) if name.startswith(TEMPORARY)]
+        assert not there, "it was there before it was noted, or is when that is forgotten"
+        noted.append(path)
+
+    members = (file("one"), file("two"), member("link", tarfile.SYMTYPE, linkname="one"))
+    data = [tar(*members)]
+    fd = os.open(inside, os.O_PATH)
+    rules = Rules(keep=OWN)
+    Unpacker(Tree(fd), [], rules, note=note).run(Source(lambda: data.pop() if data else b""))
+    os.close(fd)
+    assert noted[-1] == ""
+    assert all(path.startswith(TEMPORARY) for path in noted[::2])
+    assert sorted(os.listdir(inside)) == ["link", "one", "two"]
+    assert (inside / "one").read_text() == "data"
 
 
 def test_a_connection_that_breaks_leaves_nothing_half(world: Path) -> None:
