@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import tarfile
@@ -170,6 +171,40 @@ def test_archive_mode_keeps_owners_and_set_id_bits_and_the_other_does_not(
         guest = (world / "dst" / "guest").stat()
         assert (guest.st_uid, guest.st_gid) == owner
         assert os.listxattr(world / "dst" / "guest") == (["user.note"] if option == "-a" else [])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing_half_on_either_side(
+    agent: RunningAgent, world: Path, number: signal.Signals
+) -> None:
+    """Standing still in the middle: the archive's own end does not come; nobody takes it."""
+    large = world / "src" / "large"
+    large.write_bytes(os.urandom(8 << 20))
+    with tarfile.open(world / "large.tar", "w") as archive:
+        archive.add(large, "large")
+    half = (world / "large.tar").read_bytes()[: 4 << 20]
+    command = [sys.executable, "-m", "gcsagent.host", "--address", agent.address, "cp"]
+    before = agent.holdings()
+    for arguments in (("-", f":{world}/dst"), (f":{large}", "-")):
+        with subprocess.Popen(
+            [*command, *arguments],
+            cwd=REPO,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as copying:
+            assert copying.stdin is not None
+            assert copying.stdout is not None
+            assert copying.stderr is not None
+            if arguments[0] == "-":
+                copying.stdin.write(half)
+            else:
+                assert copying.stdout.read(1 << 20)
+            copying.send_signal(number)
+            assert copying.wait(20) == 128 + number
+            assert copying.stderr.read() == b""
+        agent.assert_holds(before)
+    assert seen(world / "dst") == BEFORE
 
 
 # -- a guest that means harm ----------------------------------------------------------------------

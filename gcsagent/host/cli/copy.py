@@ -14,6 +14,7 @@ from typing import Any
 from gcsagent.host import copy
 from gcsagent.host.cli.common import UsageError, complain, connect, print_json
 from gcsagent.host.cli.resources import parse_size, size
+from gcsagent.host.cli.signals import Signals
 from gcsagent.host.copy import Manner
 from gcsagent.host.localio import LocalReader, LocalWriter
 from protocol import checks
@@ -80,7 +81,7 @@ async def cp(args: argparse.Namespace) -> int:
     manner = Manner(
         archive=args.archive, follow=args.follow_link, max_bytes=args.max_size, progress=meter.add
     )
-    with meter:
+    with Signals(), meter:
         if isinstance(source, str) and isinstance(target, Remote):
             found = await _to_guest(args, source, target, manner)
         elif isinstance(source, Remote) and isinstance(target, str):
