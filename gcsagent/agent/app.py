@@ -75,6 +75,7 @@ async def _run(settings: Settings, generation: int) -> int:
     registry.archives.resume()
     await recover_storage(registry, registry.storage)
     await forwards.restore(supervisor, held)
+    await registry.pressure.take_up(held)
     table = methods.build(registry, agent, forwards)
     dispatcher = Dispatcher(table, registry.journal, lambda: agent.stopping, methods.openers(forwards))
 

@@ -50,7 +50,7 @@ class EventLog:
         """The oldest number that is still there; one more than the last when none is."""
         return self.last + 1 - len(self._places[0]) - len(self._places[1])
 
-    def publish(self, kind: str, container: str = "", process: str = "", **data: Any) -> None:
+    def publish(self, kind: str, /, container: str = "", process: str = "", **data: Any) -> None:
         self.last += 1
         event = Event(self.last, kind, time.time_ns(), container, process, data)
         self._append(event)

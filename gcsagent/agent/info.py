@@ -95,6 +95,9 @@ class AgentService:
         if action is not ShutdownAction.EXIT and not self._settings.guest:
             action = ShutdownAction.EXIT  # outside a guest this machine is not ours to switch off
         call.commit()
+        # It has a deadline of its own from here on, and asks a successor should this agent die over it.
+        asked = {"action": action.value, "grace_ms": params.grace_ms}
+        self._registry.keeper.supervisor.tell("stopping", asked)
         self.begin_shutdown(action.value, params.grace_ms)
         return Empty()
 

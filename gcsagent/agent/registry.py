@@ -20,6 +20,7 @@ from gcsagent.agent.cgroup_tree import CgroupTree
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import EventLog
+from gcsagent.agent.guest.pressure import PressureWatches
 from gcsagent.agent.journal import Journal
 from gcsagent.agent.logs import context
 from gcsagent.agent.oom import OomWatch
@@ -67,6 +68,7 @@ class Registry:
             oom,
         )
         self.state = state
+        self.pressure = PressureWatches(keeper.supervisor, events)
         self.directory = os.path.join(state, "containers")
         self.pipes = os.path.join(state, "pipes")
         # Two agents on one machine (development, tests) must not share cgroups; in a guest there is one.

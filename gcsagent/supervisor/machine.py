@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from gcsagent.supervisor.log import boot_stage, log
 from gcsagent.supervisor.loop import Loop
+from gcsagent.supervisor.unmount import unmount_all
 
 _EVENT = struct.Struct("llHHi")  # struct input_event, linux/input.h, 64-bit
 _EV_KEY, _KEY_POWER = 1, 116
@@ -46,12 +47,16 @@ class PowerButton:
 
 
 def end(action: str) -> None:
-    """Powers off or reboots. PID 1 must never return from this: the kernel panics when it exits."""
-    os.sync()
+    """Unmounts, syncs, powers off or reboots.
+
+    PID 1 must never return from this: the kernel panics when it exits.
+    """
+    unmount_all()
     program = "reboot" if action == "reboot" else "poweroff"
     try:
-        # -f: reboot(2) at once; there is no init system to tell, we are it.
-        os.execv("/bin/busybox", ["busybox", program, "-f"])
+        # -f: reboot(2) at once; there is no init system to tell, we are it. -n: a second sync could hang
+        # where the first one, which is done, was given up.
+        os.execv("/bin/busybox", ["busybox", program, "-f", "-n"])
     except OSError as error:
         boot_stage("shutdown", f"cannot {program}: {error}")
         raise

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from typing import Any
 
 from gcsagent.common import channel
@@ -26,8 +27,8 @@ from gcsagent.supervisor.upgrade import Upgrade, UpgradeError
 GRACE_SECONDS = 10.0
 """Between TERM and KILL for containers when the supervisor is told to stop."""
 
-STOP_SECONDS = GRACE_SECONDS + 20.0
-"""After that the agent is taken to be stuck, and what is left is killed from here."""
+CLEANUP_SECONDS = 20.0
+"""Behind the grace; after that the agent is taken to be stuck, and what is left is killed from here."""
 
 KILL_SECONDS = 10.0
 BURST = 64
@@ -54,6 +55,7 @@ class Supervisor:
         self._exit_code = 0
         self._stopping = ""
         self._stop_timer: Timer | None = None
+        self._stop_at = 0.0
         self._channel: socket.socket | None = None
         self._outbox: list[tuple[bytes, tuple[int, ...]]] = []
         self.loop = Loop()
@@ -284,23 +286,37 @@ class Supervisor:
             reboot = self._guest and signal.SIGINT in numbers
             self.ask_to_stop("reboot" if reboot else "poweroff" if self._guest else "exit")
 
-    def ask_to_stop(self, action: str) -> None:
-        """Has the agent stop the containers; it answers with ``stop``, or time runs out."""
-        if self._stopping or self._action:
+    def ask_to_stop(self, action: str, grace: float = GRACE_SECONDS) -> None:
+        """Has the agent stop the containers; it answers with ``stop``, or time runs out.
+
+        Asked again, with less grace than is left, time runs out sooner.
+        """
+        stop_at = time.monotonic() + grace + CLEANUP_SECONDS
+        if self._action or (self._stopping and stop_at >= self._stop_at):
             return
-        log("info", "stopping", action=action)
+        if self._stopping:
+            self._finish_at(stop_at)
+            return
+        log("info", "stopping", action=action, grace=grace)
         self.notify.stopping()
         if not self.agent.ready and not self.reaper.processes:
             self.finish(action)
             return
         self._stopping = action
-        self._stop_timer = self.loop.after(STOP_SECONDS, lambda: self.finish(action))
+        self._finish_at(stop_at)
         if self.agent.ready:
             self._ask_agent_to_stop()
 
+    def _finish_at(self, stop_at: float) -> None:
+        if self._stop_timer is not None:
+            self._stop_timer.cancel()
+        self._stop_at = stop_at
+        self._stop_timer = self.loop.after(stop_at - time.monotonic(), lambda: self.finish(self._stopping))
+
     def _ask_agent_to_stop(self) -> None:
-        grace_ms = int(GRACE_SECONDS * 1000)
-        self._send([None, "shutdown", {"action": self._stopping, "grace_ms": grace_ms}])
+        """The grace is what is left of it: an agent may have been killed over it."""
+        grace = max(0.0, self._stop_at - time.monotonic() - CLEANUP_SECONDS)
+        self._send([None, "shutdown", {"action": self._stopping, "grace_ms": round(grace * 1000)}])
 
     def finish(self, action: str) -> None:
         """Kills the agent and every process still alive, then ends as ``action`` says."""

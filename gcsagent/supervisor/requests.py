@@ -8,6 +8,7 @@
     list     everything kept: names, calls, processes, exit records
     ready    the agent serves
     upgrade  the next agent is to run other code; upgrade_status
+    stopping an end has begun: what is not through it in time is ended from here
     stop     end: nothing of the agent's is left to do
     stats    how much of everything is kept, by the names agent.metrics has for it
 
@@ -268,11 +269,28 @@ def _ready(
 def _stop(
     supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
 ) -> Reply:
+    supervisor.finish(_action(args))
+    return Reply()
+
+
+MAX_GRACE_MS = 600_000
+
+
+def _stopping(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    action, grace_ms = _action(args), args.get("grace_ms")
+    if type(grace_ms) is not int or not 0 <= grace_ms <= MAX_GRACE_MS:
+        raise RequestError(f"grace_ms is a number from 0 to {MAX_GRACE_MS}")
+    supervisor.ask_to_stop(action, grace_ms / 1000)
+    return Reply()
+
+
+def _action(args: dict[str, Any]) -> str:
     action = _text(args, "action")
     if action not in ("poweroff", "reboot", "exit"):
         raise RequestError("action is poweroff, reboot or exit")
-    supervisor.finish(action)
-    return Reply()
+    return action
 
 
 def _stats(
@@ -330,6 +348,7 @@ _OPERATIONS: dict[str, Callable[[Supervisor, int, dict[str, Any], list[int], set
     "upgrade_status": _upgrade_status,
     "stop": _stop,
     "stats": _stats,
+    "stopping": _stopping,
 }
 
 

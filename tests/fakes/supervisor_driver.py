@@ -23,7 +23,8 @@ def run(state: str, puppet: str, guest: bool) -> int:
     machine.end = end
     agentproc.END_SECONDS = 0.2
     watchdog.DUMP_SECONDS = 0.5
-    main.STOP_SECONDS = float(os.environ.get("DRIVER_STOP_SECONDS", "0.2"))
+    # Together with the usual grace, which agents are still told of.
+    main.CLEANUP_SECONDS = float(os.environ.get("DRIVER_STOP_SECONDS", "0.2")) - main.GRACE_SECONDS
     log.set_level("debug")
     main.keep_descriptors_to_ourselves()
     main.raise_limits()

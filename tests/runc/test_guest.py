@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
 from gcsagent.host import clock
 from protocol.errors import Code, RpcError
-from protocol.families.guest import AddEntropy, Entropy
+from protocol.families.guest import (
+    AddEntropy,
+    Entropy,
+    Online,
+    PressureRef,
+    PressureResource,
+    Resources,
+    WatchPressure,
+)
 from protocol.method import Empty
-from tests.cases.agents import RunningAgent
-from tests.cases.target import Target, connect
+from tests.cases.agents import RunningAgent, greeted
+from tests.cases.target import Target, connect, event, refused
 
 
 def test_it_measures_and_leaves_the_machine_alone(agent: RunningAgent, rootfs: str) -> None:
@@ -31,3 +44,50 @@ def test_it_measures_and_leaves_the_machine_alone(agent: RunningAgent, rootfs: s
             assert 0 < entropy.available_bits <= entropy.pool_bits
 
     asyncio.run(body())
+
+
+BUSY = "while True: pass"
+
+
+def test_pressure_is_told_by_a_successor(agent: RunningAgent, rootfs: str) -> None:
+    """CPUs that are all wanted twice. Without CAP_SYS_RESOURCE a window must be a multiple of 2 s."""
+    wanted = WatchPressure("busy", PressureResource.CPU, stall_us=1000, window_us=2_000_000)
+    target = Target(agent.address, rootfs, box="", pace=1.0, execs=1)
+
+    async def begin() -> None:
+        async with await connect(target) as client:
+            await client.call("guest.watch_pressure", wanted)
+            await client.call("guest.watch_pressure", wanted)
+            with refused(Code.ALREADY_EXISTS):
+                await client.call("guest.watch_pressure", WatchPressure("busy"))
+            with refused(Code.INVALID_ARGUMENT, field="window_us"):
+                await client.call(
+                    "guest.watch_pressure", WatchPressure("x", stall_us=2_000_001, window_us=2_000_000)
+                )
+            with refused(Code.NOT_FOUND):
+                await client.call("guest.watch_pressure", WatchPressure("x", container="nobody"))
+
+    async def go_on() -> None:
+        async with await connect(target) as client, await client.events(after=0) as events:
+            told = await asyncio.wait_for(event(events, "cpu.pressure", ""), 30)
+            assert (told.data["watch"], told.data["kind"]) == ("busy", "some")
+            assert told.data["some_total_us"] >= 1000
+            found: Resources = await client.call("guest.resources", Empty())
+            assert found.pressure_watches == (wanted,)
+            assert found.cpus.online
+            assert found.memory.total_kib > found.memory.available_kib > 0
+            await client.call("guest.unwatch_pressure", PressureRef("busy"))
+            with refused(Code.NOT_FOUND):
+                await client.call("guest.unwatch_pressure", PressureRef("busy"))
+            with refused(Code.FAILED_PRECONDITION):
+                await client.call("guest.online", Online())
+
+    with contextlib.ExitStack() as stack:
+        asyncio.run(begin())
+        with greeted(agent.socket_path, 10) as generation:
+            os.kill(agent.agent_pid, signal.SIGKILL)
+        agent.wait_for_generation(generation + 1)
+        for _ in range(2 * (os.cpu_count() or 1)):
+            busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
+            stack.callback(busy.kill)
+        asyncio.run(go_on())

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
 from protocol.errors import Code
-from protocol.families.guest import AddEntropy, ClockChange, Entropy, GuestTime, SetTime, TimeSet
+from protocol.families.events import Subscribed
+from protocol.families.guest import (
+    AddEntropy,
+    ClockChange,
+    CpuLists,
+    Entropy,
+    GuestTime,
+    MemoryBlocks,
+    PressureRef,
+    Resources,
+    SetTime,
+    TimeSet,
+    WatchPressure,
+)
+from protocol.method import Empty
+from protocol.types import Event
 from tests.fakes.fake_agent import FakeAgent
 from tests.unit import test_gcsctl
 from tests.unit.test_gcsctl import gcsctl, refusing, with_agent
@@ -99,6 +116,80 @@ def test_entropy_shows_and_feeds(tmp_path: Path) -> None:
     with_agent(tmp_path, body)
 
 
+HAS = Resources(
+    CpuLists("0-3", "0-2", "0-1"),
+    MemoryBlocks(1000, 900, 128 << 20, "0-7", "32"),
+    (WatchPressure("w-1", container="web"),),
+)
+
+
+def test_resources_and_online(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers |= {"guest.resources": lambda params: HAS, "guest.online": lambda params: HAS}
+        shown = await gcsctl(agent, "resources")
+        assert [line.split(None, 2)[-1] for line in shown.out.splitlines()[:3]] == ["0-1", "0-2", "0-3"]
+        assert "900 KiB available of 1000 KiB" in shown.out
+        assert "of 128 MiB, online 0-7" in shown.out
+        assert "watch w-1:      memory, some, 150 ms in 1000 ms in web" in shown.out
+        assert json.loads((await gcsctl(agent, "--json", "resources")).out)["cpus"]["possible"] == "0-3"
+        assert (await gcsctl(agent, "online")).out == shown.out
+        await gcsctl(agent, "online", "--cpus", "2", "--memory=32-33")
+        assert agent.named("guest.online")[1] == {"cpus": "2", "memory": "32-33", "wait_ms": 5000}
+
+    with_agent(tmp_path, body)
+
+
+def test_pressure_shows_its_own_watch_until_interrupted(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        ended = asyncio.Event()
+
+        def watch(params: WatchPressure) -> Empty:
+            for number, ident in enumerate(("another", params.watch), 1):
+                data = {"watch": ident, "kind": "full", "full_avg10": 1.5, "some_avg10": 2.0}
+                agent.publish(Event(number, "memory.pressure", 1, "web", "", data))
+            return Empty()
+
+        def unwatch(_params: PressureRef) -> Empty:
+            ended.set()
+            return Empty()
+
+        agent.handlers |= {"guest.watch_pressure": watch, "guest.unwatch_pressure": unwatch}
+        agent.handlers["events.subscribe"] = lambda params: Subscribed(0, 0)
+        words = ("pressure", "--full", "--stall", "20", "--window", "500", "web")
+        async with asyncio.timeout(test_gcsctl.SECONDS), test_gcsctl.running(agent, *words) as process:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"full full_avg10=1.5 some_avg10=2.0\n"
+            process.send_signal(signal.SIGINT)
+            await process.wait()
+            await ended.wait()
+        [asked] = agent.named("guest.watch_pressure")
+        assert (asked["stall_us"], asked["window_us"], asked["container"]) == (20_000, 500_000, "web")
+        assert agent.named("guest.unwatch_pressure") == [{"watch": asked["watch"]}]
+
+    with_agent(tmp_path, body)
+
+
+def test_shutdown(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers["agent.shutdown"] = lambda params: Empty()
+        assert (await gcsctl(agent, "shutdown")).code == 0
+        shown = json.loads((await gcsctl(agent, "--json", "shutdown", "--reboot", "--grace", "1.5")).out)
+        assert shown == {"action": "reboot", "grace_ms": 1500}
+        assert agent.named("agent.shutdown") == [{"action": "poweroff", "grace_ms": 10_000}, shown]
+
+    with_agent(tmp_path, body)
+
+
+def test_a_vm_that_is_not_there_does_not_grow(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        shown = await gcsctl(agent, "vm", "grow", "nobody-has-this", "--cpus", "1")
+        assert (shown.code, shown.out) == (125, "")
+        assert "nobody-has-this" in shown.err
+        assert "give --cpus or --memory" in (await gcsctl(agent, "vm", "grow", "x")).err
+
+    with_agent(tmp_path, body)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -106,18 +197,24 @@ def test_entropy_shows_and_feeds(tmp_path: Path) -> None:
         ("clock", "--samples", "0"),
         ("entropy", "--add", "4097"),
         ("entropy", "--add", "0"),
+        ("online", "--cpus", "all"),
+        ("pressure", "--window", "0"),
+        ("vm", "grow", "x", "--cpus", "0"),
+        ("shutdown", "--grace", "601"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(tmp_path: Path, words: tuple[str, ...]) -> None:
     async def body(agent: FakeAgent) -> None:
         shown = await gcsctl(agent, *words)
         assert (shown.code, shown.out) == (125, "")
-        assert words[1] in shown.err
+        assert words[-2] in shown.err
         assert "--help" in shown.err
 
     with_agent(tmp_path, body)
 
 
-@pytest.mark.parametrize("command", ["clock", "entropy"])
+@pytest.mark.parametrize(
+    "command", ["clock", "entropy", "resources", "online", "pressure", "shutdown", "vm grow"]
+)
 def test_help_has_an_example(command: str) -> None:
     test_gcsctl.test_help_has_an_example(command)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gcsagent.common import channel
-from tests.fakes.supervised import Puppet, Supervised, eventually, state_of
+from tests.fakes.supervised import Puppet, Refused, Supervised, eventually, state_of
 
 
 @pytest.fixture
@@ -253,6 +253,36 @@ def test_an_agent_that_dies_while_stopping_has_a_successor_that_is_asked(tmp_pat
         assert successor.note("shutdown")["action"] == "exit"
         channel.send(successor.channel, channel.pack([9, "stop", {"action": "exit"}]))
         assert supervised.wait() == 0
+
+
+def test_an_end_that_an_agent_has_begun_goes_on_with_its_successor(tmp_path: Path) -> None:
+    with Supervised(tmp_path, env={"DRIVER_STOP_SECONDS": "30"}) as supervised:
+        puppet = supervised.agent()
+        for wrong in (
+            {"action": "sleep", "grace_ms": 1},
+            {"action": "exit"},
+            {"action": "exit", "grace_ms": -1},
+        ):
+            with pytest.raises(Refused):
+                puppet.ask("stopping", wrong)
+        puppet.ask("stopping", {"action": "exit", "grace_ms": 300_000})
+        assert puppet.note("shutdown")["action"] == "exit"
+        puppet.end()
+        successor = supervised.agent()
+        asked = successor.note("shutdown")
+        assert asked["action"] == "exit"
+        assert 200_000 < asked["grace_ms"] <= 300_000
+        channel.send(successor.channel, channel.pack([9, "stop", {"action": "exit"}]))
+        assert supervised.wait() == 0
+
+
+def test_whoever_asks_again_with_less_grace_has_it_sooner(supervised: Supervised) -> None:
+    """An agent that hangs in a shutdown of ten minutes, and then the power button."""
+    puppet = supervised.agent()
+    puppet.ask("stopping", {"action": "exit", "grace_ms": 600_000})
+    supervised.process.terminate()
+    assert supervised.wait() == 0
+    assert puppet.ended()
 
 
 def test_a_container_is_not_killed_because_the_agent_was_just_restarting(tmp_path: Path) -> None:

@@ -1,16 +1,33 @@
-"""The commands about the guest as a machine: its clock, its random numbers."""
+"""The commands about the guest as a machine: its clock, its random numbers, its CPUs and memory."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host import clock as clocks
-from gcsagent.host.cli.common import connect, print_json, print_pairs
+from gcsagent.host.cli import pressure
+from gcsagent.host.cli.common import (
+    CLIENT_NAME,
+    CONNECT_SECONDS,
+    UsageError,
+    connect,
+    print_json,
+    print_pairs,
+)
+from gcsagent.host.client import Client
 from gcsagent.host.clock import ClockOffset
-from protocol.families.guest import MAX_ENTROPY, AddEntropy, ClockChange, Entropy
+from gcsagent.host.grow import grow
+from gcsagent.host.vm.errors import QmpError
+from gcsagent.host.vm.named import VmStore
+from gcsagent.host.vm.qmp import QmpClient
+from protocol import checks
+from protocol.address import parse_dial
+from protocol.families.agent import ShutdownAction
+from protocol.families.guest import MAX_ENTROPY, AddEntropy, ClockChange, Entropy, Online, Resources
 from protocol.method import Empty
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -48,6 +65,51 @@ def add_guest_commands(commands: Any, add: Add) -> None:
     parser.add_argument(
         "--add", type=_bytes, metavar="BYTES", help="this many random bytes, credited, then reseed; 1 to 4096"
     )
+    add(
+        commands,
+        "resources",
+        resources,
+        "show the CPUs and the memory of the guest, plugged in and in use",
+        "gcsctl --vm dev resources",
+    )
+    parser = add(
+        commands,
+        "online",
+        online,
+        "put plugged-in CPUs and memory to use; without options all there are",
+        "gcsctl --vm dev online --cpus 2-3",
+    )
+    parser.add_argument("--cpus", type=_list, metavar="LIST", help="these, waited for: 2-3,5")
+    parser.add_argument("--memory", type=_list, metavar="LIST", help="blocks by number, waited for")
+    pressure.add_command(commands, add)
+    parser = add(
+        commands,
+        "shutdown",
+        shutdown,
+        "stop the containers, unmount, and power the guest off; outside a VM, end the agent",
+        "gcsctl --vm dev shutdown --reboot --grace 5",
+    )
+    parser.add_argument("--reboot", action="store_true", help="begin anew; what launched the VM may end it")
+    parser.add_argument(
+        "--grace",
+        type=_grace,
+        default=10.0,
+        metavar="SECONDS",
+        help="between TERM and KILL, default: %(default)g",
+    )
+
+
+def add_vm_grow(vm_commands: Any, add: Add) -> None:
+    parser = add(
+        vm_commands,
+        "grow",
+        vm_grow,
+        "plug CPUs and memory into a running VM, as far as its --max-cpus and --max-memory go",
+        "gcsctl vm grow dev --cpus 1 --memory 512",
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--cpus", type=_count, default=0, metavar="N", help="how many more")
+    parser.add_argument("--memory", type=_count, default=0, metavar="M", help="how many MiB more")
 
 
 async def clock(args: argparse.Namespace) -> int:
@@ -80,6 +142,78 @@ async def entropy(args: argparse.Namespace) -> int:
     return 0
 
 
+async def resources(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        found: Resources = await client.call("guest.resources", Empty())
+    _show(found, args.json)
+    return 0
+
+
+async def online(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        found: Resources = await client.call("guest.online", Online(args.cpus, args.memory))
+    _show(found, args.json)
+    return 0
+
+
+async def shutdown(args: argparse.Namespace) -> int:
+    """Returns once it is under way: soon nobody will be there to answer."""
+    action = ShutdownAction.REBOOT if args.reboot else ShutdownAction.POWEROFF
+    async with await connect(args) as client:
+        await client.shutdown(action, grace=args.grace)
+    if args.json:
+        print_json({"action": action.value, "grace_ms": round(args.grace * 1000)})
+    return 0
+
+
+async def vm_grow(args: argparse.Namespace) -> int:
+    if not args.cpus and not args.memory:
+        raise UsageError("nothing to grow by: give --cpus or --memory")
+    store = VmStore()
+    address, path = parse_dial(store.address(args.name)), store.get(args.name).qmp
+    async with await Client.connect(address, timeout=CONNECT_SECONDS, client_name=CLIENT_NAME) as client:
+        monitor = await _monitor(path)
+        try:
+            found = await grow(monitor, client, cpus=args.cpus, memory_mib=args.memory)
+        finally:
+            monitor.close()
+    _show(found, args.json)
+    return 0
+
+
+async def _monitor(path: str) -> QmpClient:
+    """The second monitor of a named VM, which takes one at a time."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+        sock.setblocking(False)
+        return await QmpClient.open(sock, lambda event: None)
+    except OSError as error:
+        sock.close()
+        raise QmpError(f"QEMU's monitor {path} cannot be reached: {error}") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _show(found: Resources, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    cpus, memory = found.cpus, found.memory
+    print_pairs(
+        [
+            ("cpus online", cpus.online or "none"),
+            ("cpus present", cpus.present),
+            ("cpus possible", cpus.possible),
+            ("memory", f"{memory.available_kib} KiB available of {memory.total_kib} KiB"),
+            ("blocks", f"of {memory.block_bytes >> 20} MiB, online {memory.online or 'none'}"),
+            ("blocks offline", memory.offline or "none"),
+            *(("watch " + each.watch, pressure.describe(each)) for each in found.pressure_watches),
+        ]
+    )
+
+
 def describe(found: ClockOffset) -> str:
     """Offset ± error, and what it was got from."""
     slewing = f", {_milliseconds(found.slewing_ns)} left to slew" if found.slewing_ns else ""
@@ -100,6 +234,27 @@ def _samples(text: str) -> int:
 
 def _bytes(text: str) -> int:
     return _number(text, 1, MAX_ENTROPY)
+
+
+def _grace(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 600:
+        raise argparse.ArgumentTypeError(f"seconds from 0 to 600, not {text!r}")
+    return value
+
+
+def _count(text: str) -> int:
+    return _number(text, 1, 1 << 20)
+
+
+def _list(text: str) -> str:
+    problem = checks.cpuset(text)
+    if problem is not None:
+        raise argparse.ArgumentTypeError(f"{text!r} {problem}")
+    return text
 
 
 def _number(text: str, low: int, high: int) -> int:

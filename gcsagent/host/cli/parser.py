@@ -12,7 +12,7 @@ from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.copy import add_copy_command
 from gcsagent.host.cli.forward import add_forward_command
-from gcsagent.host.cli.guest import add_guest_commands
+from gcsagent.host.cli.guest import add_guest_commands, add_vm_grow
 from gcsagent.host.cli.network import add_network_commands, add_nic_commands
 from gcsagent.host.cli.seeing import add_seeing_commands
 from gcsagent.host.cli.stdio import FIFOS
@@ -82,6 +82,7 @@ def build() -> argparse.ArgumentParser:
     _add_vm_run(vm_commands)
     add_disk_commands(vm_commands, _add)
     add_nic_commands(vm_commands, _add)
+    add_vm_grow(vm_commands, _add)
     return parser
 
 

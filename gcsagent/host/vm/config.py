@@ -37,6 +37,7 @@ class VmConfig:
         boot_timeout: seconds until the guest must be ready; None: 60 under KVM, 180 under TCG.
         console_log: file that gets the console's raw bytes, bounded by rotation to `console_log`.1.
         qmp_path: where an additional QEMU monitor listens, for people.
+        max_cpus, max_memory_mib: what it can be grown to while it runs (`gcsagent.host.grow`).
     """
 
     name: str = "gcs"
@@ -54,6 +55,8 @@ class VmConfig:
     boot_timeout: float | None = None
     console_log: Path | None = None
     qmp_path: Path | None = None
+    max_cpus: int | None = None
+    max_memory_mib: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 0xFFFFFFFF:

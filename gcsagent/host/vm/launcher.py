@@ -31,6 +31,7 @@ from gcsagent.host.vm.nic import Nic, new_mac
 from gcsagent.host.vm.nicplug import NicPlug
 from gcsagent.host.vm.process import interrupts_held
 from gcsagent.host.vm.qemu import QemuConfig
+from gcsagent.host.vm.qmp import QmpClient
 from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
 from gcsagent.host.vm.tools import GuestImage
 from gcsagent.host.vm.vsockdev import VsockChoice, VsockDevice
@@ -117,6 +118,11 @@ class VirtualMachine:
         daemon = self._running.device.daemon
         return None if daemon is None else daemon.pid
 
+    @property
+    def monitor(self) -> QmpClient:
+        """QEMU's monitor."""
+        return self._running.qmp
+
     def describe(self) -> str:
         """Accelerator and vsock device with the reasons for both, on one line."""
         return f"{self.accel}, {self.vsock}"
@@ -159,7 +165,7 @@ class VirtualMachine:
         Raises:
             QmpError: QEMU did not do it.
         """
-        await self._running.qmp.execute("stop")
+        await self.monitor.execute("stop")
 
     async def resume(self) -> None:
         """Lets a paused guest go on, its clock behind by the pause: `gcsagent.host.clock.sync` sets it.
@@ -167,7 +173,7 @@ class VirtualMachine:
         Raises:
             QmpError: QEMU did not do it.
         """
-        await self._running.qmp.execute("cont")
+        await self.monitor.execute("cont")
 
     async def plug_disk(self, path: Path, serial: str, *, read_only: bool = False) -> None:
         """Gives the running guest a raw image file or block device as a disk; `storage.mount` waits for it.
@@ -329,6 +335,8 @@ class VirtualMachine:
             disks=parts.disks,
             nics=self.nics,
             qmp_path=config.qmp_path,
+            max_cpus=config.max_cpus,
+            max_memory_mib=config.max_memory_mib,
         )
 
     def _on_stage(self, stage: str) -> None:

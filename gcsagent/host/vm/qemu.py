@@ -24,6 +24,9 @@ _HOTPLUG_SLOT = 0x10
 
 MIN_MEMORY_MIB = 128
 MAX_CPUS = 64
+MAX_MEMORY_MIB = 1 << 20
+MEMORY_SLOTS = 16
+"""Pieces of memory that can be plugged in, each of any size."""
 
 # console: the first serial port, there from the first instruction of the kernel on. panic=-1 resets at
 # once, which -no-reboot turns into an exit. loglevel=5 shows warnings and worse: each console character
@@ -44,6 +47,7 @@ class QemuConfig:
         vsock_fd: descriptor QEMU inherits: the vhost device, or the connected vhost-user socket.
         qmp_fd: descriptor QEMU inherits: a connected socket for its monitor.
         qmp_path: where a second monitor listens, for people.
+        max_cpus, max_memory_mib: what the VM can grow to while it runs; None: what it begins with.
     """
 
     qemu: Path
@@ -61,12 +65,15 @@ class QemuConfig:
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
     qmp_path: Path | None = None
+    max_cpus: int | None = None
+    max_memory_mib: int | None = None
 
     def __post_init__(self) -> None:
         if self.memory_mib < MIN_MEMORY_MIB:
             raise InvalidVmConfig(f"{self.memory_mib} MiB of memory is too little: at least {MIN_MEMORY_MIB}")
         if not 1 <= self.cpus <= MAX_CPUS:
             raise InvalidVmConfig(f"{self.cpus} cpus: must be 1 to {MAX_CPUS}")
+        self._check_growth()
         for word in self.cmdline:
             if not word or not word.isprintable() or " " in word:
                 raise InvalidVmConfig(
@@ -75,6 +82,15 @@ class QemuConfig:
         names = [disk.name for disk in self.disks]
         if len(set(names)) != len(names):
             raise InvalidVmConfig(f"disk names must differ: {', '.join(names)}")
+
+    def _check_growth(self) -> None:
+        if self.max_cpus is not None and not self.cpus <= self.max_cpus <= MAX_CPUS:
+            raise InvalidVmConfig(f"max_cpus {self.max_cpus}: must be {self.cpus} (cpus) to {MAX_CPUS}")
+        if self.max_memory_mib is not None and not self.memory_mib <= self.max_memory_mib <= MAX_MEMORY_MIB:
+            raise InvalidVmConfig(
+                f"max_memory_mib {self.max_memory_mib}: must be {self.memory_mib} (memory_mib)"
+                f" to {MAX_MEMORY_MIB}"
+            )
 
 
 def qemu_argv(config: QemuConfig) -> list[str]:
@@ -93,6 +109,8 @@ def qemu_argv(config: QemuConfig) -> list[str]:
         *("-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy"),
         # A restored guest sees another id, and its kernel reseeds before anybody asks it for a random number.
         *("-device", "vmgenid,guid=auto"),
+        # Memory the guest has freed goes back to this host by itself, 2 MiB and more at a time.
+        *("-device", "virtio-balloon-pci,free-page-reporting=on"),
         *_vsock(config),
         *_hotplug_ports(),
         *(word for nic in config.nics for word in _nic(nic)),
@@ -102,7 +120,9 @@ def qemu_argv(config: QemuConfig) -> list[str]:
 
 def kernel_cmdline(config: QemuConfig) -> str:
     """The kernel's command line: defaults, disks, then the caller's words; the last of a kind wins."""
-    emulated = _TCG_CMDLINE if config.accelerator == "tcg" else ()
+    emulated: tuple[str, ...] = _TCG_CMDLINE if config.accelerator == "tcg" else ()
+    if _parks_cpus(config):
+        emulated += (f"maxcpus={config.cpus}",)
     disks = (f"gcs.disk.{disk.name}={disk.fstype}" for disk in config.disks)
     return " ".join((*_BASE_CMDLINE, *emulated, *disks, *config.cmdline))
 
@@ -118,8 +138,29 @@ def _machine(config: QemuConfig) -> list[str]:
         memory = ["-object", f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"]
     return [
         *("-machine", machine, "-accel", accel, "-cpu", cpu),
-        *("-smp", str(config.cpus), "-m", f"{config.memory_mib}M", *memory),
+        *("-smp", _cpus(config), "-m", _memory(config), *memory),
     ]
+
+
+def _cpus(config: QemuConfig) -> str:
+    if config.max_cpus is None:
+        return str(config.cpus)
+    return str(config.max_cpus) if _parks_cpus(config) else f"{config.cpus},maxcpus={config.max_cpus}"
+
+
+def _parks_cpus(config: QemuConfig) -> bool:
+    """Whether CPUs to grow to are there from the start, for the guest to leave alone until it is told.
+
+    Since 2025 (acpi_is_processor_usable, arch/x86/kernel/acpi/boot.c) Linux has CPUs plugged in only under a
+    hypervisor that it knows, and TCG is none.
+    """
+    return config.accelerator == "tcg" and config.max_cpus is not None
+
+
+def _memory(config: QemuConfig) -> str:
+    if config.max_memory_mib in (None, config.memory_mib):
+        return f"{config.memory_mib}M"
+    return f"{config.memory_mib}M,slots={MEMORY_SLOTS},maxmem={config.max_memory_mib}M"
 
 
 def _monitors(config: QemuConfig) -> list[str]:

@@ -70,6 +70,8 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
         "--memory", type=int, default=DEFAULT_MEMORY_MIB, metavar="M", help="MiB (default: %(default)s)"
     )
     parser.add_argument("--cpus", type=int, default=DEFAULT_CPUS, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-cpus", type=int, metavar="N", help="what `vm grow` can bring them to")
+    parser.add_argument("--max-memory", type=int, metavar="M", help="MiB that `vm grow` can bring it to")
     parser.add_argument(
         "--image", type=Path, metavar="DIR", help="guest image (default: GCS_IMAGE, else the built one)"
     )
@@ -114,6 +116,8 @@ def config_from_args(args: argparse.Namespace) -> VmConfig:
         accel=args.accel,
         vsock=args.vsock,
         boot_timeout=args.boot_timeout,
+        max_cpus=args.max_cpus,
+        max_memory_mib=args.max_memory,
     )
 
 

@@ -1,0 +1,94 @@
+"""The last thing a guest does before its end: what is still mounted is unmounted, and all is written out.
+
+An agent that is well has unmounted everything by then. This is for one that was not: last mounted, first
+unmounted; what is busy becomes read-only, which writes it out and marks it clean as well. A child does it,
+with a limit on its time, since a file system whose device or server is gone can keep its caller for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+
+from gcsagent.supervisor.log import log
+
+UNMOUNT_SECONDS = 20.0
+MOUNTINFO = "/proc/self/mountinfo"
+
+_KERNELS_OWN = frozenset(
+    (
+        "autofs",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nsfs",
+        "proc",
+        "pstore",
+        "ramfs",
+        "rootfs",
+        "securityfs",
+        "selinuxfs",
+        "sysfs",
+        "tmpfs",
+        "tracefs",
+    )
+)
+"""File systems with nothing behind them to write to."""
+
+# Each by itself: one that hangs for good is the last, one that fails is not.
+_SCRIPT = (
+    'for m; do busybox umount "$m" 2>/dev/null || busybox mount -o remount,ro "$m" || echo "busy: $m"; done'
+    "; busybox sync"
+)
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+def mounted(mountinfo: str = MOUNTINFO) -> list[str]:
+    """What has something behind it, in the order to unmount it in (proc_pid_mountinfo(5))."""
+    with open(mountinfo, "rb") as file:
+        lines = [line.split() for line in file]
+    points = [
+        _ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), fields[4])
+        for fields in lines
+        if os.fsdecode(fields[fields.index(b"-") + 1]) not in _KERNELS_OWN
+    ]
+    return [os.fsdecode(point) for point in reversed(points) if point != b"/"]
+
+
+def unmount_all(busybox: str = "/bin/busybox", seconds: float = UNMOUNT_SECONDS) -> bool:
+    """Whether it came to its end in time; raises nothing that would keep a machine from ending."""
+    try:
+        points = mounted()
+        if points:
+            log("info", "unmounting what is left", mounts=points)
+        pid = os.posix_spawn(busybox, ["busybox", "sh", "-c", _SCRIPT, "sh", *points], os.environ)
+    except OSError as error:
+        log("error", "what is mounted cannot be unmounted", error=str(error))
+        os.sync()
+        return False
+    return _ended(pid, seconds)
+
+
+def _ended(pid: int, seconds: float) -> bool:
+    """Waits for a child, which is killed and left alone if that takes too long."""
+    fd = os.pidfd_open(pid)
+    try:
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if poll.poll(seconds * 1000):
+            os.waitpid(pid, 0)
+            return True
+        log("error", "unmounting takes too long; the machine ends without it", seconds=seconds)
+        signal.pidfd_send_signal(fd, signal.SIGKILL)
+        return False
+    finally:
+        os.close(fd)

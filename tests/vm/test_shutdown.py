@@ -1,0 +1,155 @@
+"""How a VM ends: containers in order and in time, disks written out, whatever state the agent is in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gcsagent.host import storage
+from gcsagent.host.client import Client
+from gcsagent.host.errors import AgentSilent
+from gcsagent.host.vm.config import VmConfig, VmExit
+from gcsagent.host.vm.launcher import VirtualMachine
+from protocol.families.storage import Device, Format, MountKind, MountStorage
+from protocol.method import Empty
+from tests.cases.machines import PACE
+from tests.cases.target import MIB, Target, connect, creation, run
+from tests.vm.test_guest import gcsctl
+
+# The first test boots the VM, and may build its image.
+pytestmark = pytest.mark.timeout(1300)
+ROOTFS = "/run/gcs/disks/rootfs"
+BOOT_SECONDS, SECONDS = 240.0, 180.0
+GRACE = 3.0
+DEAF = "trap '' TERM; echo deaf > /data/deaf; while :; do sleep 0.1; done"
+TIDY = "trap 'echo tidy > /data/tidy; exit 0' TERM; echo up > /data/up; while :; do sleep 0.1; done"
+
+
+def needs_recovery(disk: Path) -> bool:
+    """Whether ext4 was not unmounted (s_feature_incompat, INCOMPAT_RECOVER)."""
+    with disk.open("rb") as file:
+        file.seek(1024 + 0x60)
+        return bool(struct.unpack("<I", file.read(4))[0] & 0x4)
+
+
+def files(disk: Path) -> set[str]:
+    listing = subprocess.run(
+        ["debugfs", "-R", "ls -p /", disk], capture_output=True, text=True, timeout=60, check=True
+    ).stdout
+    return {line.split("/")[5] for line in listing.splitlines() if line.startswith("/")}
+
+
+@contextlib.asynccontextmanager
+async def machine_with(config: VmConfig, disk: Path) -> AsyncIterator[tuple[VirtualMachine, Target, Client]]:
+    """A VM with a disk mounted at /run/gcs/mounts/data."""
+    with disk.open("wb") as file:
+        file.truncate(64 * MIB)
+    async with asyncio.timeout(BOOT_SECONDS):
+        machine = await VirtualMachine.launch(config)
+    try:
+        target = Target(machine.address, ROOTFS, box="", pace=PACE[machine.accel.name], execs=1)
+        async with await connect(target) as client, asyncio.timeout(SECONDS):
+            await machine.plug_disk(disk, "data0")
+            wanted = MountStorage(
+                "data", MountKind.BLOCK, device=Device(serial="data0"), format=Format.ON_FIRST_USE
+            )
+            await storage.mount(client, wanted)
+            assert needs_recovery(disk)
+            yield machine, target, client
+    finally:
+        print("\n".join(machine.console.lines()[-40:]))
+        machine.destroy()
+
+
+async def start(client: Client, target: Target, ident: str, script: str) -> None:
+    """A container with the disk at /data that is not going to be removed by anybody but the shutdown."""
+
+    def bind(spec: dict[str, Any]) -> None:
+        bound = {
+            "destination": "/data",
+            "source": "/run/gcs/mounts/data",
+            "type": "bind",
+            "options": ["bind"],
+        }
+        spec["mounts"].append(bound)
+        if ident == "hand":
+            namespaces = spec["linux"]["namespaces"]
+            spec["linux"]["namespaces"] = [each for each in namespaces if each["type"] != "pid"]
+
+    await client.create_container(creation(target, ident, ("sh", "-c", script), spec=bind))
+    await client.start_container(ident)
+
+
+async def written(client: Client, container: str, name: str) -> None:
+    async with asyncio.timeout(60):
+        while (await run(client, container, "test", "-e", f"/data/{name}")).exit.exit_code != 0:
+            pass
+
+
+async def ping_for_ever(client: Client) -> None:
+    while True:
+        await client.call("agent.ping", Empty(), deadline=1.0)
+
+
+def vm_config(image: Path, rootfs: Path, tmp_path: Path, *words: str) -> VmConfig:
+    return VmConfig(
+        name="ending", image=image, rootfs=rootfs, console_log=tmp_path / "console", cmdline=words
+    )
+
+
+def test_containers_have_their_grace_and_a_reboot_is_seen(
+    built_image: Path, rootfs_image: Path, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+
+    async def story() -> tuple[VmExit, float]:
+        config = vm_config(built_image, rootfs_image, tmp_path)
+        async with machine_with(config, disk) as (machine, target, client):
+            await start(client, target, "deaf", DEAF)
+            await start(client, target, "tidy", TIDY)
+            await written(client, "deaf", "deaf")
+            await written(client, "tidy", "up")
+            begun = time.monotonic()
+            done = await gcsctl(target.address, "shutdown", "--reboot", "--grace", str(GRACE))
+            assert done == {"action": "reboot", "grace_ms": int(GRACE * 1000)}
+            return await machine.wait(), time.monotonic() - begun
+
+    ended, took = asyncio.run(story())
+    assert (ended.clean, ended.findings) == (True, ())
+    assert "rebooted" in ended.reason
+    assert GRACE <= took < SECONDS / 2
+    assert not needs_recovery(disk)
+    assert {"deaf", "tidy", "up"} <= files(disk)
+
+
+def test_the_power_button_works_though_the_agent_stands_still(
+    built_image: Path, rootfs_image: Path, tmp_path: Path
+) -> None:
+    """No watchdog: it is the supervisor's own time that runs out, and it unmounts what nobody else has."""
+    disk = tmp_path / "disk"
+
+    async def story() -> VmExit:
+        config = vm_config(built_image, rootfs_image, tmp_path, "gcs.watchdog=off")
+        async with machine_with(config, disk) as (machine, target, client):
+            await start(client, target, "hand", "sleep 100000")
+            agent = (await client.info()).agent_pid
+            stop = f"echo late > /data/late; (sleep 1; kill -STOP {agent}) & exit 0"
+            await run(client, "hand", "sh", "-c", stop)
+            with pytest.raises(AgentSilent):
+                await ping_for_ever(client)
+            return await machine.powerdown(150)
+
+    ended = asyncio.run(story())
+    assert (ended.clean, ended.reason, ended.findings) == (True, "the guest powered off", ())
+    console = (tmp_path / "console").read_text(errors="replace")
+    assert '"unmounting what is left"' in console
+    assert not needs_recovery(disk)
+    assert "late" in files(disk)
