@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from gcsagent.supervisor.log import boot_stage, log
 from gcsagent.supervisor.loop import Loop
-from gcsagent.supervisor.unmount import unmount_all
+from gcsagent.supervisor.unmount import kill_all, unmount_all
 
 _EVENT = struct.Struct("llHHi")  # struct input_event, linux/input.h, 64-bit
 _EV_KEY, _KEY_POWER = 1, 116
@@ -47,10 +47,11 @@ class PowerButton:
 
 
 def end(action: str) -> None:
-    """Unmounts, syncs, powers off or reboots.
+    """Kills all there is, unmounts, syncs, powers off or reboots.
 
     PID 1 must never return from this: the kernel panics when it exits.
     """
+    kill_all()
     unmount_all()
     program = "reboot" if action == "reboot" else "poweroff"
     try:

@@ -1,20 +1,22 @@
-"""The last thing a guest does before its end: what is still mounted is unmounted, and all is written out.
+"""The last a guest does: whatever still runs is killed, what is mounted unmounted, and all is written out.
 
-An agent that is well has unmounted everything by then. This is for one that was not: last mounted, first
-unmounted; what is busy becomes read-only, which writes it out and marks it clean as well. A child does it,
-with a limit on its time, since a file system whose device or server is gone can keep its caller for ever.
+An agent that is well has ended and unmounted everything by then. This is for one that was not: last mounted,
+first unmounted; what is busy becomes read-only, which writes it out and marks it clean as well. A child does
+it, with a limit on its time: a file system whose device or server is gone can keep its caller for ever.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
 import signal
+import time
 
 from gcsagent.supervisor.log import log
 
-UNMOUNT_SECONDS = 20.0
+KILL_SECONDS, UNMOUNT_SECONDS = 5.0, 20.0
 MOUNTINFO = "/proc/self/mountinfo"
 
 _KERNELS_OWN = frozenset(
@@ -62,6 +64,35 @@ def mounted(mountinfo: str = MOUNTINFO) -> list[str]:
         if os.fsdecode(fields[fields.index(b"-") + 1]) not in _KERNELS_OWN
     ]
     return [os.fsdecode(point) for point in reversed(points) if point != b"/"]
+
+
+def kill_all(seconds: float = KILL_SECONDS) -> None:
+    """Kills every process but this one, and waits for them: one left in a container keeps its mounts.
+
+    Only PID 1 may do that, whose machine it is.
+    """
+    if os.getpid() != 1:
+        raise AssertionError("not PID 1: these are other people's processes")
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGKILL)
+    reap_all(seconds)
+
+
+def reap_all(seconds: float) -> bool:
+    """Whether all children ended in time; to PID 1, every process is one in the end."""
+    deadline = time.monotonic() + seconds
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})  # so that none is missed between two looks
+    try:
+        while True:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            left = deadline - time.monotonic()
+            if not pid and (left <= 0 or signal.sigtimedwait({signal.SIGCHLD}, left) is None):
+                log("error", "some processes do not end; the machine ends without them", seconds=seconds)
+                return False
+    except ChildProcessError:
+        return True
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
 
 def unmount_all(busybox: str = "/bin/busybox", seconds: float = UNMOUNT_SECONDS) -> bool:

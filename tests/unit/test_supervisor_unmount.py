@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -74,3 +77,29 @@ def test_a_file_system_that_hangs_does_not_keep_the_machine(mountinfo: None, tmp
 
 def test_neither_does_a_missing_program(mountinfo: None, tmp_path: Path) -> None:
     assert not unmount.unmount_all(str(tmp_path / "none"), 20)
+
+
+CHILD = """
+import os, subprocess, sys, time
+from gcsagent.supervisor import unmount
+quick = subprocess.Popen(["sleep", "0.2"])
+assert unmount.reap_all(20)
+slow = subprocess.Popen(["sleep", "100"])
+begun = time.monotonic()
+assert not unmount.reap_all(0.1)
+assert time.monotonic() - begun < 10
+os.kill(slow.pid, 9)
+assert unmount.reap_all(20)
+try:
+    unmount.kill_all()
+except AssertionError as refused:
+    assert "not PID 1" in str(refused)
+else:
+    sys.exit("it would have killed everybody")
+"""
+
+
+def test_all_children_are_waited_for_but_not_for_ever() -> None:
+    """In a process of its own, whose children are nobody else's."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", CHILD], env=environment, timeout=60, check=True)

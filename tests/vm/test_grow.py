@@ -20,7 +20,7 @@ from protocol.families.guest import Online, PressureKind, PressureRef, Resources
 from protocol.method import Empty
 from tests.cases.agents import eventually
 from tests.cases.machines import PACE
-from tests.cases.target import Target, connect, event, run, running
+from tests.cases.target import OUTPUT, Target, connect, event, run, running
 
 # The first test boots the VM, and may build its image.
 pytestmark = pytest.mark.timeout(1300)
@@ -28,7 +28,8 @@ ROOTFS = "/run/gcs/disks/rootfs"
 BOOT_SECONDS, SECONDS, END_SECONDS = 240.0, 180.0, 90.0
 MIB = 1 << 20
 MEMORY_MIB, PIECE_MIB = 512, 256
-EAT = "food = b'x' * ({mib} << 20); print('full', flush=True); input()"
+EATEN_MIB = 200
+EAT = f"import time; food = b'x' * ({EATEN_MIB} << 20); print('full', flush=True); time.sleep(1000)"
 THRASH = (
     "import mmap\n"
     "with open('/t', 'wb') as file: file.truncate(64 << 20)\n"
@@ -99,15 +100,13 @@ async def _until_no_watch(client: Client) -> None:
 
 async def _give_back(machine: VirtualMachine, target: Target, client: Client) -> None:
     """What a container has used and let go of is this host's again."""
-    mib = 200
-    async with running(target, client, "python3", "-I", "-S", "-c", EAT.format(mib=mib)) as box:
-        del box
-        full = await asyncio.to_thread(
-            eventually, lambda: _used(machine) > mib * MIB and _used(machine), 60.0
-        )
-        assert full
-    less = await asyncio.to_thread(eventually, lambda: _used(machine) < full - mib * MIB // 2, 60.0)
-    print(f"QEMU had {full >> 20} MiB of the guest's memory, then {_used(machine) >> 20} MiB")
+    before = _used(machine)
+    async with running(target, client, "python3", "-I", "-S", "-c", EAT, stdio=OUTPUT) as box:
+        assert await box.streams["stdout"].read(5) == b"full\n"
+        full = _used(machine)
+    assert full > before
+    less = await asyncio.to_thread(eventually, lambda: _used(machine) < full - EATEN_MIB * MIB // 2, 60.0)
+    print(f"memory spent: {before >> 20} MiB, full {full >> 20} MiB, afterwards {_used(machine) >> 20} MiB")
     assert less
 
 
