@@ -48,14 +48,17 @@ class Dispatcher:
         """Calls ``answer`` once with the result or the RpcError, now or later."""
         mutating = METHODS[call.method].mutating
         if mutating and call.method != "agent.shutdown" and self._stopping():
-            answer(RpcError(Code.UNAVAILABLE, "the agent is going down: its containers are being stopped"))
+            answer(_going_down())
         elif envelope.request_id is not None and mutating:
             self._run_once(call, raw, params, envelope.request_id, answer)
         else:
             self._run(call, params, answer)
 
     def open(self, call: Call, params: Any, answer: Answer) -> None:
-        """Calls ``answer`` once, later, with the Takeover or the RpcError."""
+        """Calls ``answer`` once with the Takeover or the RpcError, now or later."""
+        if self._stopping():
+            answer(_going_down())
+            return
         opener = self._openers[call.method]
 
         async def handler(params: Any, _call: Call) -> Any:
@@ -141,6 +144,10 @@ def _answer_unbegun(call: Call, answer: Answer, task: asyncio.Task[Any]) -> None
     if task.cancelled() and call.aborted is not None:
         call.disarm()
         answer(call.aborted)
+
+
+def _going_down() -> RpcError:
+    return RpcError(Code.UNAVAILABLE, "the agent is going down: its containers are being stopped")
 
 
 def _digest(method: str, raw: dict[str, Any]) -> str:

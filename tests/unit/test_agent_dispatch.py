@@ -145,6 +145,9 @@ def test_nothing_is_begun_while_the_agent_goes_down(tmp_path: Path) -> None:
         assert desk.journal.find("r") is None
         desk.ask(method="container.state")
         assert (await desk.answered(2))[1] == Created(1)
+        call = Call("forward.open", 1000, context(logging.getLogger("test")))
+        desk.dispatcher.open(call, None, desk.answers.append)
+        assert (await desk.answered(3))[2].code is Code.UNAVAILABLE
 
     at_desk(tmp_path, handler, body)
 
