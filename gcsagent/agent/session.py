@@ -36,7 +36,7 @@ from protocol.method import Envelope
 from protocol.methods import CANCEL, METHODS, STREAMING, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
 
-FEATURES = ("archive", "events.replay", "fifo", "forward", "pods", "spool", "tee", "upgrade")
+FEATURES = ("archive", "events.replay", "fifo", "forward", "network", "pods", "spool", "tee", "upgrade")
 
 _log = logging.getLogger("agent.session")
 

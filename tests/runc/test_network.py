@@ -16,9 +16,11 @@ from gcsagent.host import network
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
 from protocol.families.network import ApplyNetwork, AttachNetwork, Interface, Route, Veth
+from protocol.pods import Dns, HostsEntry, PodMember, Sandbox
 from tests.cases.agents import RunningAgent, stopped_clean
 from tests.cases.network import REFUSED, reach
-from tests.cases.target import Target, connect, running
+from tests.cases.target import Target, connect, run, running
+from tests.runc.test_fault_points import FAULTS, Act, Bench, walk
 
 ALONE = ("unshare", "--net", "--")
 MAC = "02:00:00:00:00:51"
@@ -174,6 +176,63 @@ def test_an_agent_killed_at_any_step_is_gone_on_from(rootfs: str) -> None:
         asyncio.run(asyncio.wait_for(work(), 120))
     finally:
         agent.stop()
+
+
+@pytest.fixture(scope="module")
+def faulty(rootfs: str) -> Iterator[RunningAgent]:
+    agent = RunningAgent("--log-level", "debug", wrapper=ALONE, python_path=str(FAULTS))
+    yield from stopped_clean(agent)
+
+
+async def _configure(bench: Bench, arm: Act) -> None:
+    """On a bridge, and changed: addresses, routes, files, sysctls; killed at one step of either request."""
+    async with running(bench.target, bench.client) as box:
+        attach = AttachNetwork(box.container, subnets=SUBNETS, masquerade=False)
+        params = ApplyNetwork(
+            box.container,
+            (Interface("eth0", addresses=("10.88.7.7/16",), mtu=1400), Interface("br9", bridge=True)),
+            routes=(Route("default", "10.88.0.1"), Route("10.9.0.0/16", "192.0.2.1", "eth0")),
+            dns=Dns(("192.0.2.53",)),
+            sysctls={"net.ipv4.ip_forward": "1"},
+        )
+        await arm()
+        await network.attach(bench.client, attach)
+        await network.apply(bench.client, params)
+        assert (await network.apply(bench.client, params)).changes == ()
+        state = await network.state(bench.client, box.container)
+        assert [each.name for each in state.interfaces] == ["lo", "eth0", "br9"]
+        assert {(route.to, route.via) for route in state.routes if route.protocol == "71"} == {
+            ("default", "10.88.0.1"),
+            ("10.9.0.0/16", "192.0.2.1"),
+        }
+        assert state.dns == params.dns
+    await network.remove(bench.client, "gcs0")
+    assert await _names(bench.client) == ["lo"]
+
+
+def test_a_kill_at_any_step_that_is_told_or_written_is_gone_on_from(
+    faulty: RunningAgent, rootfs: str
+) -> None:
+    walk(faulty, rootfs, _configure, stride=5)
+
+
+def test_a_pod_s_files_follow_its_sandbox(alone: RunningAgent, target: Target) -> None:
+    async def work() -> None:
+        async with (
+            await connect(target) as client,
+            running(target, client, sandbox=Sandbox(dns=Dns(("192.0.2.1",)))) as pod,
+            running(target, client, pod=PodMember(pod.container)) as member,
+        ):
+            params = ApplyNetwork(
+                pod.container, dns=Dns(("192.0.2.53",)), hosts=(HostsEntry("192.0.2.9", ("db",)),)
+            )
+            assert len((await network.apply(client, params)).changes) == 2
+            seen = await run(client, member.container, "cat", "/etc/resolv.conf", "/etc/hosts")
+            assert seen.stdout.startswith(b"nameserver 192.0.2.53\n127.0.0.1\t")
+            assert seen.stdout.endswith(b"192.0.2.9\tdb\n")
+            assert (await network.apply(client, params)).changes == ()
+
+    asyncio.run(work())
 
 
 @pytest.fixture

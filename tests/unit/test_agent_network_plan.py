@@ -61,6 +61,24 @@ def test_addresses_come_before_others_go_and_spellings_are_one() -> None:
         ("address add 10.0.0.3/24 broadcast + dev eth0", "address del 10.0.0.3/24 dev eth0"),
         ("address del 10.0.0.2/24 dev eth0", "address add 10.0.0.2/24 broadcast + dev eth0"),
     ]
+    assert plan.settings(wanted, snapshot(ETH0)) == {"net/ipv4/conf/eth0/promote_secondaries": "1"}
+    same = ApplyNetwork(interfaces=(Interface("eth0", addresses=("FD00:0::2/64",)),))
+    assert lines(same, snapshot(link("eth0", "fd00::2/64"))) == []
+    assert plan.settings(same, snapshot(link("eth0", "fd00::2/64"))) == {}
+
+
+@pytest.mark.parametrize("source", ["", "10.0.0.2"])
+def test_a_route_that_would_go_with_an_address_goes_before_it(source: str) -> None:
+    route = RouteState("10.9.0.0/16", 4, "10.0.0.1", "eth0", source=source, protocol="static")
+    gone = ApplyNetwork(interfaces=(Interface("eth0", addresses=()),))
+    words = f"10.9.0.0/16 via 10.0.0.1 dev eth0{' src 10.0.0.2' if source else ''} protocol static"
+    assert lines(gone, snapshot(ETH0, routes=(route,))) == [
+        (f"route del {words}", f"route replace {words}"),
+        ("address del 10.0.0.2/24 dev eth0", "address add 10.0.0.2/24 broadcast + dev eth0"),
+    ]
+    other = ApplyNetwork(interfaces=(Interface("eth0", addresses=("10.0.0.3/24",)),))
+    firsts = [do for do, _ in lines(other, snapshot(ETH0, routes=(route,)))]
+    assert any(do.startswith("route del") for do in firsts) is bool(source)
 
 
 def test_addresses_of_the_kernel_s_own_stay() -> None:
@@ -102,10 +120,9 @@ def test_only_routes_of_our_own_go() -> None:
     ]
 
 
-def test_routes_are_made_again_when_an_address_goes() -> None:
+def test_routes_are_made_again_when_their_interface_goes_down() -> None:
     wanted = ApplyNetwork(
-        interfaces=(Interface("eth0", addresses=("10.0.0.3/24",)),),
-        routes=(Route("10.9.0.0/16", "10.0.0.1"),),
+        interfaces=(Interface("eth0", up=False),), routes=(Route("10.9.0.0/16", "10.0.0.1", "eth0"),)
     )
     assert lines(wanted, snapshot(ETH0, routes=(OWN,)))[-1][0].startswith("route replace 10.9.0.0/16")
 

@@ -115,12 +115,13 @@ def test_a_container_on_a_bridge_reaches_the_host(wired: Booted) -> None:
         async with await connect(target) as client, _serving() as port, running(target, client) as web:
             alone = await run(client, web.container, *_fetch(port))
             assert (alone.stdout, alone.exit.exit_code) == (b"", 1)
-            found = await network.attach(client, AttachNetwork(web.container))
+            subnets = ("10.88.0.0/16", "fd00:88::/64")
+            found = await network.attach(client, AttachNetwork(web.container, subnets=subnets))
             assert found.interface.addresses[0] == "10.88.0.2/16"
             done = await run(client, web.container, *_fetch(port))
             assert (done.stdout, done.exit.exit_code) == (PAGE, 0), done.stderr
             guest = await network.state(client)
-            assert guest.masquerade == ("10.88.0.0/16",)
+            assert guest.masquerade == subnets
             assert found.peer in [each.name for each in guest.interfaces]
         async with await connect(target) as client:
             guest = await network.state(client)

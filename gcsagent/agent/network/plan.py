@@ -8,7 +8,7 @@ nothing. A route is one by its network and metric; those this agent has made bea
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gcsagent.agent.network.kernel import IPV6_METRIC, Link, Snapshot, canonical, destination
 from protocol.errors import Code, RpcError
@@ -31,11 +31,46 @@ def steps(wanted: ApplyNetwork, now: Snapshot) -> list[Step]:
     made: list[Step] = []
     for index, interface in enumerate(wanted.interfaces):
         made += interface_steps(interface, now, f"interfaces[{index}]")
-    # Taking an address away, or an interface down, takes routes along.
-    disturbed = any(" del " in step.do or step.do.endswith(" down") for step in made)
-    made += _route_steps(wanted, now, disturbed)
-    made += _neighbour_steps(wanted, now)
-    return made
+    orphans = _orphans(wanted, now)
+    now = replace(now, routes=tuple(route for route in now.routes if route not in orphans))
+    # An interface that goes down takes its routes along.
+    disturbed = any(step.do.endswith(" down") for step in made)
+    first = [Step(_route_line("del", each), _route_line("replace", each), "interfaces") for each in orphans]
+    return [*first, *made, *_route_steps(wanted, now, disturbed), *_neighbour_steps(wanted, now)]
+
+
+def settings(wanted: ApplyNetwork, now: Snapshot) -> dict[str, str]:
+    """Sysctls to set before the steps: without them an IPv4 address takes the others of its subnet along,
+    and the last one all routes of its interface (ip-sysctl.rst)."""
+    return {
+        f"net/ipv4/conf/{name}/promote_secondaries": "1"
+        for name, (going, _) in _changed(wanted, now).items()
+        if any(":" not in each for each in going)
+    }
+
+
+def _orphans(wanted: ApplyNetwork, now: Snapshot) -> list[RouteState]:
+    """Routes that the kernel drops with an address: those that send from it, and with an interface's last
+    IPv4 address all of that family. Nothing would bring them back if the request failed."""
+    found = []
+    for name, (going, shall) in _changed(wanted, now).items():
+        gone = {each.split("/")[0] for each in going}
+        last = any(":" not in each for each in going) and all(":" in each for each in shall)
+        for each in now.routes:
+            flushed = last and (each.family, each.interface) == (4, name)
+            if each.protocol != "kernel" and (flushed or each.source in gone):
+                found.append(each)
+    return found
+
+
+def _changed(wanted: ApplyNetwork, now: Snapshot) -> dict[str, tuple[list[str], list[str]]]:
+    """By interface, the addresses that go and those there shall be."""
+    found = {}
+    for each in wanted.interfaces:
+        if each.addresses is not None and each.name in now.links:
+            shall = list(dict.fromkeys(canonical(address) for address in each.addresses))
+            found[each.name] = ([own for own in now.links[each.name].own if own not in shall], shall)
+    return found
 
 
 # -- interfaces -----------------------------------------------------------------------------------
@@ -71,17 +106,14 @@ def _is_made(wanted: Interface) -> bool:
 
 def _address_steps(wanted: Interface, link: Link, field: str) -> list[Step]:
     assert wanted.addresses is not None
-    shall = list(dict.fromkeys(canonical(each) for each in wanted.addresses))
-    made = []
-    for index, each in enumerate(shall):
-        if each not in link.state.addresses:
-            made.append(
-                Step(_add_address(each, wanted.name), _del_address(each, wanted.name), f"{field}[{index}]")
-            )
-    for each in link.own:
-        if each not in shall:
-            made.append(Step(_del_address(each, wanted.name), _add_address(each, wanted.name), field))
-    return made
+    shall, name = list(dict.fromkeys(canonical(each) for each in wanted.addresses)), wanted.name
+    made = [
+        Step(_add_address(each, name), _del_address(each, name), f"{field}[{index}]")
+        for index, each in enumerate(shall)
+        if each not in link.state.addresses
+    ]
+    going = [each for each in link.own if each not in shall]
+    return made + [Step(_del_address(each, name), _add_address(each, name), field) for each in going]
 
 
 def _add_address(each: str, name: str) -> str:

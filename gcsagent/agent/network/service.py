@@ -108,12 +108,13 @@ class NetworkService:
         await self._sysctls(changes, target, sysctls, call.timeout)
         now = Snapshot(
             links or await kernel.links(self.tools, target, LOOK_SECONDS),
-            await kernel.routes(self.tools, target, LOOK_SECONDS) if params.routes is not None else (),
+            await kernel.routes(self.tools, target, LOOK_SECONDS) if _touches_routes(params) else (),
             await kernel.neighbours(self.tools, target, LOOK_SECONDS)
             if params.neighbours is not None
             else (),
         )
         steps = plan.steps(params, now)
+        await self._sysctls(changes, target, plan.settings(params, now), call.timeout)
         await changes.ip(target, steps, call.timeout)
         if params.masquerade is not None:
             await self._masquerade(changes, target, params.masquerade, call.timeout)
@@ -264,6 +265,10 @@ class NetworkService:
                         **{**error.details, "left": left},
                     ) from error
                 raise
+
+
+def _touches_routes(params: ApplyNetwork) -> bool:
+    return params.routes is not None or any(each.addresses is not None for each in params.interfaces)
 
 
 def _write_back(target: Namespace, name: str, text: str | None) -> Callable[[], None]:

@@ -7,6 +7,7 @@ failed (ip(8)).
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -49,13 +50,13 @@ class Namespace:
 
 
 class ToolFailed(Exception):
-    """``line`` is that of a batch, from 1; 0 when it was none of them."""
+    """``lines`` are those of a batch that failed, from 1; ``line`` the first, 0 when it was none of them."""
 
     def __init__(self, program: str, outcome: Outcome) -> None:
         self.program, self.status, self.stderr = program, outcome.status, outcome.stderr
         self.timed_out = outcome.timed_out
-        found = _FAILED_LINE.search(outcome.stderr)
-        self.line = int(found[1]) if found else 0
+        self.lines = tuple(int(number) for number in _FAILED_LINE.findall(outcome.stderr))
+        self.line = self.lines[0] if self.lines else 0
         super().__init__(f"{program}: {self.reason}")
 
     @property
@@ -137,7 +138,7 @@ class Tools:
                 raise ToolFailed(argv[0], outcome)
             return os.pread(output, os.lseek(output, 0, os.SEEK_CUR), 0)
         except CannotStart as error:
-            raise missing(str(error), argv_in(namespace, argv)[0]) from error
+            raise _no_start(error, argv_in(namespace, argv)[0]) from error
         finally:
             if key:
                 self._caller.forget(key)
@@ -150,6 +151,12 @@ def _input(data: bytes) -> int:
     os.write(fd, data)
     os.lseek(fd, 0, os.SEEK_SET)
     return fd
+
+
+def _no_start(error: CannotStart, program: str) -> RpcError:
+    if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
+        return missing(str(error), program)
+    return RpcError(Code.UNAVAILABLE, f"{error}; try again", errno=error.errno)
 
 
 def missing(said: str, program: str) -> RpcError:
