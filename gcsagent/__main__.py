@@ -72,6 +72,11 @@ def _parse(arguments: list[str]) -> Settings:
     parser.add_argument(
         "--no-pivot", action="store_true", help="move and chroot instead of pivot_root, for a root in RAM"
     )
+    parser.add_argument(
+        "--own-network",
+        action="store_true",
+        help="let network.* change the network namespace this is started in, as in a guest",
+    )
     parser.add_argument("--log-level", default="info", choices=LOG_LEVELS)
     parser.add_argument(
         "--peer-cid",
@@ -112,6 +117,7 @@ def _parse(arguments: list[str]) -> Settings:
         runtimes=parse_runtimes(options.runtimes, "--runtimes "),
         runtime_args=tuple(options.runtime_arg),
         no_pivot=options.no_pivot,
+        own_network=options.own_network,
         limits=tuple(
             (name, parse_limit(name, text, f"{_option(name)} "))
             for name in LIMITS

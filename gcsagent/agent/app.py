@@ -117,6 +117,7 @@ def _assemble(
     )
     mounts = mounts_directory(settings.state, settings.guest)
     registry.storage = StorageService(registry, settings.state, mounts)
+    registry.own_network = settings.guest or settings.own_network
     registry.tear_down = functools.partial(teardown.tear_down, registry)
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
     return registry, agent

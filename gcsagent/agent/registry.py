@@ -59,6 +59,7 @@ class Registry:
         bounds: Bounds | None = None,
     ) -> None:
         self.bounds, self.guest = bounds or Bounds(), guest
+        self.own_network = guest  # whether that of the machine is ours to change; see gcsagent.agent.app
         self.runtimes, self.caller, self.keeper, self.events, self.cgroups, self.oom = (
             runtimes,
             caller,

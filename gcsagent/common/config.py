@@ -73,6 +73,7 @@ class Settings(NamedTuple):
     runtime_args: tuple[str, ...] = ()
     """Of ``runtime``, before its command."""
     no_pivot: bool = False
+    own_network: bool = False
     limits: tuple[tuple[str, int], ...] = ()
     """Those of LIMITS that are not the default."""
 

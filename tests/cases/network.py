@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tenacity import AsyncRetrying, retry_if_not_result, stop_after_delay, wait_exponential
 
 from gcsagent.host import network
 from gcsagent.host.client import Client
@@ -31,6 +32,23 @@ REFUSED = b"111\n"
 async def reach(client: Client, container: str, address: str) -> bytes:
     """What connecting to a port where nobody listens comes to."""
     return (await run(client, container, "python3", "-c", CONNECT, address)).stdout
+
+
+async def names_become(client: Client, *wanted: str) -> list[str]:
+    """The guest's interfaces, once they are those: the kernel takes a namespace down after its last process
+    has gone, and tells nobody when."""
+    attempts = AsyncRetrying(
+        retry=retry_if_not_result(lambda names: names == list(wanted)),
+        stop=stop_after_delay(20.0),
+        wait=wait_exponential(multiplier=0.01, max=0.5),
+        retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
+    )
+
+    async def look() -> list[str]:
+        return [each.name for each in (await network.state(client)).interfaces]
+
+    names: list[str] = await attempts(look)
+    return names
 
 
 def routes_of(state: NetworkState) -> set[tuple[str, str, str]]:

@@ -18,7 +18,7 @@ from protocol.errors import Code, RpcError
 from protocol.families.network import ApplyNetwork, AttachNetwork, Interface, Route, Veth
 from protocol.pods import Dns, HostsEntry, PodMember, Sandbox
 from tests.cases.agents import RunningAgent, stopped_clean
-from tests.cases.network import REFUSED, reach
+from tests.cases.network import REFUSED, names_become, reach
 from tests.cases.target import Target, connect, run, running
 from tests.runc.test_fault_points import FAULTS, Act, Bench, walk
 
@@ -31,7 +31,7 @@ SUBNETS = ("10.88.0.0/16", "fd00:88::/64")
 @pytest.fixture(scope="module")
 def alone() -> Iterator[RunningAgent]:
     """An agent in a network namespace of its own."""
-    yield from stopped_clean(RunningAgent("--log-level", "debug", wrapper=ALONE))
+    yield from stopped_clean(RunningAgent("--own-network", wrapper=ALONE))
 
 
 @pytest.fixture
@@ -70,14 +70,14 @@ def test_containers_on_a_bridge_reach_each_other_and_leave_nothing(
                     Code.FAILED_PRECONDITION,
                     "bridge",
                 )
-            assert await _names(client) == ["lo", "gcs0"]
+            assert await names_become(client, "lo", "gcs0") == ["lo", "gcs0"]
             async with running(target, client) as three:
                 again = await network.attach(
                     client, AttachNetwork(three.container, subnets=SUBNETS, masquerade=False)
                 )
                 assert again.interface.addresses[:2] == ("10.88.0.2/16", "fd00:88::2/64")
             await network.remove(client, "gcs0")
-            assert await _names(client) == ["lo"]
+            assert await names_become(client, "lo") == ["lo"]
 
     before = alone.holdings()
     asyncio.run(work())
@@ -146,7 +146,7 @@ def test_what_a_request_made_before_it_failed_is_gone_again(alone: RunningAgent,
 
 def test_an_agent_killed_at_any_step_is_gone_on_from(rootfs: str) -> None:
     """SIGKILL after growing delays; the client sends the request again, and what it says is so."""
-    agent = RunningAgent("--log-level", "debug", wrapper=ALONE)
+    agent = RunningAgent("--own-network", wrapper=ALONE)
     target = Target(agent.address, rootfs, box="", pace=1.0, execs=1)
 
     async def work() -> None:
@@ -170,7 +170,7 @@ def test_an_agent_killed_at_any_step_is_gone_on_from(rootfs: str) -> None:
         assert killed >= KILLS // 3
         async with await connect(target) as client:
             await network.remove(client, "gcs0")
-            assert await _names(client) == ["lo"]
+            assert await names_become(client, "lo") == ["lo"]
 
     try:
         asyncio.run(asyncio.wait_for(work(), 120))
@@ -180,7 +180,7 @@ def test_an_agent_killed_at_any_step_is_gone_on_from(rootfs: str) -> None:
 
 @pytest.fixture(scope="module")
 def faulty(rootfs: str) -> Iterator[RunningAgent]:
-    agent = RunningAgent("--log-level", "debug", wrapper=ALONE, python_path=str(FAULTS))
+    agent = RunningAgent("--own-network", wrapper=ALONE, python_path=str(FAULTS))
     yield from stopped_clean(agent)
 
 
@@ -207,7 +207,7 @@ async def _configure(bench: Bench, arm: Act) -> None:
         }
         assert state.dns == params.dns
     await network.remove(bench.client, "gcs0")
-    assert await _names(bench.client) == ["lo"]
+    assert await names_become(bench.client, "lo") == ["lo"]
 
 
 def test_a_kill_at_any_step_that_is_told_or_written_is_gone_on_from(
@@ -235,6 +235,30 @@ def test_a_pod_s_files_follow_its_sandbox(alone: RunningAgent, target: Target) -
     asyncio.run(work())
 
 
+def test_nobody_s_machine_is_touched(agent: RunningAgent, rootfs: str) -> None:
+    """An agent that is not a guest's, in the namespace of who started this machine."""
+
+    async def work() -> None:
+        target = Target(agent.address, rootfs, box="", pace=1.0, execs=1)
+        async with await connect(target) as client, running(target, client) as box:
+            before = await network.state(client)
+            for params in (
+                ApplyNetwork(interfaces=(Interface("gcs9", bridge=True),)),
+                ApplyNetwork(box.container, (Interface("eth0", veth=Veth("gcs9")),)),
+            ):
+                with pytest.raises(RpcError, match="--own-network") as caught:
+                    await network.apply(client, params)
+                assert caught.value.code is Code.FAILED_PRECONDITION
+            with pytest.raises(RpcError, match="--own-network"):
+                await network.attach(client, AttachNetwork(box.container, bridge="gcs9", masquerade=False))
+            with pytest.raises(RpcError, match="--own-network"):
+                await network.remove(client, "lo")
+            now = await network.state(client)
+            assert [each.name for each in now.interfaces] == [each.name for each in before.interfaces]
+
+    asyncio.run(work())
+
+
 @pytest.fixture
 def poor(tmp_path: Path) -> Iterator[RunningAgent]:
     """An agent whose machine has neither ip nor nft."""
@@ -243,7 +267,7 @@ def poor(tmp_path: Path) -> Iterator[RunningAgent]:
         assert found is not None
         (tmp_path / name).symlink_to(found)
     wrapper = (*ALONE, "env", f"PATH={tmp_path}")
-    yield from stopped_clean(RunningAgent("--log-level", "debug", wrapper=wrapper))
+    yield from stopped_clean(RunningAgent("--own-network", wrapper=wrapper))
 
 
 def test_a_tool_that_is_missing_is_named(poor: RunningAgent, tmp_path: Path, rootfs: str) -> None:

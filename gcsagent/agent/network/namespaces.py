@@ -25,6 +25,16 @@ def guest() -> Iterator[Namespace]:
         os.close(fd)
 
 
+def check_own(registry: Registry) -> None:
+    """Raises FAILED_PRECONDITION: nobody's machine is to lose its network to an agent under development."""
+    if not registry.own_network:
+        raise RpcError(
+            Code.FAILED_PRECONDITION,
+            "this agent does not run as a guest's (gcsagent --guest), and was not told that the network"
+            " namespace it is in is its own (--own-network): it changes those of containers only",
+        )
+
+
 @contextlib.contextmanager
 def of_container(registry: Registry, ident: str) -> Iterator[Namespace]:
     """The namespace of a container that has one of its own.

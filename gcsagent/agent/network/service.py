@@ -75,6 +75,8 @@ class NetworkService:
     async def remove(self, params: RemoveInterface, call: Call) -> Empty:
         name = params.interface
         with namespaces.guest() as guest, self.namespace(params.container, guest) as target:
+            if target.is_guest:
+                namespaces.check_own(self.registry)
             async with self.changing(guest) as changes:
                 links = await kernel.links(self.tools, target, LOOK_SECONDS)
                 step = _removal(name, links, target)
@@ -103,6 +105,8 @@ class NetworkService:
 
         Raises NotYet before anything has been changed, RpcError.
         """
+        if target.is_guest:
+            namespaces.check_own(self.registry)
         links = await self._place(params, target, guest, changes, call)
         sysctls = nat.forwarding(params.masquerade or ()) | params.sysctls
         await self._sysctls(changes, target, sysctls, call.timeout)
@@ -127,12 +131,19 @@ class NetworkService:
         """The target's interfaces, where nothing had to be moved or made."""
         if not params.interfaces:
             return None
+        names = [each.name for each in params.interfaces]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                field = f"interfaces[{index}].name"
+                raise RpcError(Code.INVALID_ARGUMENT, f"{field}: {name} is there twice", field=field)
         here = await kernel.links(self.tools, target, LOOK_SECONDS)
         out = here if target.is_guest else await kernel.links(self.tools, guest, LOOK_SECONDS)
         placings = [
             place.placing(each, here, out, target.is_guest, params.container or "", f"interfaces[{index}]")
             for index, each in enumerate(params.interfaces)
         ]
+        if any(each.steps and each.where == "guest" for each in placings):
+            namespaces.check_own(self.registry)
         moved = False
         for wanted, placing in zip(params.interfaces, placings, strict=True):
             if placing.steps:
