@@ -172,7 +172,7 @@ def test_disks_that_do_not_go(tmp_path: Path, image: Path) -> None:
         with pytest.raises(QmpError, match="guest refuses"):
             await plug.unplug("data0", SECONDS)
         monitor.silent = True
-        with pytest.raises(QmpError, match=r"did not let go of disk data0 within 0\.05 s"):
+        with pytest.raises(QmpError, match=r"did not let go of disk-data0 within 0\.05 s"):
             await plug.unplug("data0", 0.05)
         assert "disk-data0" in monitor.nodes
 
