@@ -77,7 +77,9 @@ class Mounter:
         target = entry.target
         entry.source, entry.fstype = plan.source, plan.fstype
         entry.before = [mount.ident for mount in mountinfo.at(target, mountinfo.read())]
-        entry.made = paths.missing(target, "target")
+        places = (("upper", entry.asked.upper), ("work", entry.asked.work), ("target", target))
+        missing = [made for field, place in places if place for made in paths.missing(place, field)]
+        entry.made = list(dict.fromkeys(missing))
         self._table.save(entry)
         paths.make(entry.made, "target", file=file)
         source = plan.source if plan.fd < 0 else "/proc/self/fd/4"
@@ -206,7 +208,6 @@ def _layers(entry: Entry, empty: str) -> tuple[str, ...]:
     options = [f"lowerdir={':'.join((*asked.lower, *([empty] if alone else [])))}"]
     for name, directory in (("upper", asked.upper), ("work", asked.work)):
         if directory is not None:
-            paths.make(paths.missing(directory, name), name, file=False)
             options.append(f"{name}dir={directory}")
     if sum(map(len, options)) > _OPTIONS_PAGE:
         raise RpcError(
