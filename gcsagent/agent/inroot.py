@@ -6,8 +6,7 @@ import errno
 import os
 import stat
 
-MAX_LINKS = 40
-"""Symlinks followed before giving up; the kernel's own bound (path_resolution(7))."""
+from gcsagent.tarball.tree import MAX_LINKS, Tree, split
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -67,31 +66,7 @@ def open_inside(root: int, path: str) -> int:
     Step by step from descriptor to descriptor, so that a tree that changes meanwhile cannot lead outside
     either. Raises OSError.
     """
-    parts = [part for part in reversed(path.split("/")) if part not in ("", ".")]
-    walked = [os.dup(root)]
-    links = 0
-    try:
-        while parts:
-            part = parts.pop()
-            if part == "..":
-                if len(walked) > 1:
-                    os.close(walked.pop())
-                continue
-            walked.append(os.open(part, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=walked[-1]))
-            if not stat.S_ISLNK(os.fstat(walked[-1]).st_mode):
-                continue
-            links += 1
-            if links > MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            target = os.readlink("", dir_fd=walked[-1])
-            for fd in walked[1:] if target.startswith("/") else walked[-1:]:
-                os.close(fd)
-                walked.remove(fd)
-            parts.extend(piece for piece in reversed(target.split("/")) if piece not in ("", "."))
-        return walked.pop()
-    finally:
-        for fd in walked:
-            os.close(fd)
+    return Tree(root).lookup(split(path))
 
 
 def read_inside(root: int, path: str, limit: int) -> bytes:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gcsagent.agent.inroot import MAX_LINKS, find_program, resolve
+from gcsagent.agent.inroot import find_program, resolve
+from gcsagent.tarball.tree import MAX_LINKS
 
 
 @pytest.fixture
