@@ -53,6 +53,9 @@ MAX_COMMAND = 4096
 MAX_METRICS_PAGE = 256
 """Containers in one answer of agent.metrics; a page that grows long before has fewer."""
 
+MAX_LOG_PAGE = 1000
+"""Entries in one answer of agent.logs; long ones fill a page earlier."""
+
 MAX_MOUNTS = 512
 """Mounts made by storage.mount that there may be at once."""
 

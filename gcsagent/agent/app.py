@@ -26,6 +26,7 @@ from gcsagent.agent.registry import Registry
 from gcsagent.agent.reload import reload
 from gcsagent.agent.runc import Runc
 from gcsagent.agent.runtimes import Runtimes
+from gcsagent.agent.seeing.logring import LogRing
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
 from gcsagent.agent.storage.recovery import recover as recover_storage
@@ -45,12 +46,15 @@ _log = logging.getLogger("agent")
 def main() -> int:
     settings = Settings.from_json(os.environ["GCS_SETTINGS"])
     generation = int(os.environ["GCS_GENERATION"])
-    logs.set_up(settings.log_level)
+    logs.set_up(os.environ.get("GCS_LOG_LEVEL") or settings.log_level)
     try:
         return asyncio.run(_run(settings, generation))
     except ListenError as error:
         _log.critical(str(error))
         return EX_CONFIG
+    except Exception:
+        _log.critical("a fault ends the agent", exc_info=True)
+        return 1
 
 
 async def _run(settings: Settings, generation: int) -> int:
@@ -64,9 +68,12 @@ async def _run(settings: Settings, generation: int) -> int:
     counters = CounterSlots(await _memory(supervisor, held, "counters"))
     bounds = Bounds(limits_of(settings.limits))
     events = EventLog(await _memory(supervisor, held, "events"), bounds.limits.max_event_bytes)
-    for name, fd in (("counters", counters.fd), ("events", events.fd)):
+    log = LogRing(await _memory(supervisor, held, "log"), generation)
+    logging.getLogger().addHandler(log)
+    for name, fd in (("counters", counters.fd), ("events", events.fd), ("log", log.ring.fd)):
         if name not in held:
             supervisor.hold(name, fd)
+    log.follow(supervisor)
     keeper = Keeper(supervisor, counters)
     registry, agent = _assemble(settings, generation, supervisor, keeper, events, bounds)
     await agent.upgrades.load()
@@ -76,7 +83,7 @@ async def _run(settings: Settings, generation: int) -> int:
     await recover_storage(registry, registry.storage)
     await forwards.restore(supervisor, held)
     await registry.pressure.take_up(held)
-    table = methods.build(registry, agent, forwards)
+    table = methods.build(registry, agent, forwards, log)
     dispatcher = Dispatcher(table, registry.journal, lambda: agent.stopping, methods.openers(forwards))
 
     def make_session(sock: socket.socket, peer: str, server: Server) -> Session:

@@ -20,7 +20,7 @@ import re
 from dataclasses import dataclass, replace
 
 KMSG = "/dev/kmsg"
-_RECORD = 8192
+RECORD = 8192
 _MOST_KILLS = 64
 _INITIAL_PID_NAMESPACE = 0xEFFFFFFC  # PROC_PID_INIT_INO, linux/proc_ns.h
 
@@ -48,6 +48,28 @@ class Kill:
     """The one the process was in."""
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One line of the log. ``micros`` since the kernel started; ``facility`` 0 is the kernel itself."""
+
+    priority: int
+    facility: int
+    number: int
+    micros: int
+    text: str
+
+
+def parse_record(record: bytes) -> Record | None:
+    """``record`` as one read of /dev/kmsg gives it; None for what is none."""
+    head, _, body = record.partition(b";")
+    words = head.split(b",")
+    if len(words) < 3 or not all(word.isdigit() for word in words[:3]):
+        return None
+    priority, number, micros = (int(word) for word in words[:3])
+    line = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), body.partition(b"\n")[0])
+    return Record(priority & 7, priority >> 3, number, micros, line.decode("utf-8", "replace"))
+
+
 class KillLog:
     """Puts lines of the log together. ``kills`` are those not taken yet by pid, oldest first, bounded."""
 
@@ -57,12 +79,9 @@ class KillLog:
 
     def take_record(self, record: bytes) -> None:
         """``record`` as one read of /dev/kmsg gives it."""
-        head, _, body = record.partition(b";")
-        priority = head.partition(b",")[0]
-        if not priority.isdigit() or int(priority) >> 3:
-            return
-        line = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), body.partition(b"\n")[0])
-        self._take_line(line.decode("utf-8", "replace"))
+        found = parse_record(record)
+        if found is not None and not found.facility:
+            self._take_line(found.text)
 
     def _take_line(self, line: str) -> None:
         if match := _ANNOUNCED.match(line):
@@ -102,7 +121,7 @@ class KernelLog(KillLog):
         """Takes up what has been written since the last time."""
         while self.fd >= 0:
             try:
-                self.take_record(os.read(self.fd, _RECORD))
+                self.take_record(os.read(self.fd, RECORD))
             except BlockingIOError:
                 return
             except BrokenPipeError:

@@ -33,6 +33,11 @@ def context(logger: logging.Logger, **fields: str) -> ContextLogger:
     return ContextLogger(logger, {name: value for name, value in fields.items() if value})
 
 
+def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What a record says beyond what all of them have."""
+    return {name: value for name, value in vars(record).items() if name not in _TAKEN}
+
+
 def set_up(level: str) -> None:
     """Sends everything to standard error: the guest's console, or the terminal outside a guest."""
     formatter = _make_formatter_class()(

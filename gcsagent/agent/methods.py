@@ -28,6 +28,7 @@ from gcsagent.agent.registry import Registry
 from gcsagent.agent.restoring import RestoreService
 from gcsagent.agent.runtime_view import StateService
 from gcsagent.agent.seeing import table as seeing
+from gcsagent.agent.seeing.logring import LogRing
 from gcsagent.agent.signals import SignalService
 from gcsagent.agent.spools import SpoolService
 from gcsagent.agent.takeover import Opener
@@ -47,7 +48,9 @@ def openers(forwards: Forwards) -> dict[str, Opener]:
     return table
 
 
-def build(registry: Registry, agent: AgentService, forwards: Forwards) -> dict[str, Handler]:
+def build(
+    registry: Registry, agent: AgentService, forwards: Forwards, log: LogRing | None = None
+) -> dict[str, Handler]:
     lifecycle, processes, spools = Lifecycle(registry), ProcessService(registry), SpoolService(registry)
 
     freezing, checkpoints = FreezingService(registry), CheckpointService(registry)
@@ -88,7 +91,7 @@ def build(registry: Registry, agent: AgentService, forwards: Forwards) -> dict[s
         "stream.find": spools.find,
         "forward.wait": forwards.wait,
         "forward.close_write": forwards.close_write,
-        **seeing.handlers(registry, agent),
+        **seeing.handlers(registry, agent, log or LogRing(None, agent.generation)),
         **guest.handlers(registry),
         **registry.storage.handlers(),
         **network.handlers(registry),

@@ -59,6 +59,7 @@ _IDEMPOTENT = frozenset(
         "stream.ack",
         "agent.shutdown",
         "agent.upload",
+        "agent.log_level",
         "forward.close_write",
         "network.apply",
         "network.attach",

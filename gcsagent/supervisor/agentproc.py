@@ -50,6 +50,8 @@ class AgentProcess:
         self._failures = 0
         self.code = ""
         """Directory the agent's code is in; "" is what was installed."""
+        self.log_level = ""
+        """What it logs from; "" is what the settings say."""
         self.pid = 0
         self.generation = 0
         self.ready = False
@@ -60,7 +62,7 @@ class AgentProcess:
         self.ready = False
         ours, theirs = channel.pair()
         env = {**self._env, "GCS_CHANNEL_FD": str(CHANNEL_FD), "GCS_GENERATION": str(self.generation)}
-        env["GCS_CODE"] = self.code
+        env["GCS_CODE"], env["GCS_LOG_LEVEL"] = self.code, self.log_level
         if self.code:
             env["PYTHONPATH"] = f"{self.code}:{env.get('PYTHONPATH', '')}"
         # faulthandler from the first instruction on: an agent may hang in an import, too.

@@ -9,10 +9,18 @@ import json
 import os
 import select
 import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _threshold = LEVELS["info"]
+KEPT = 256
+"""Lines kept for the agent, which copies them into a ring of its own."""
+MAX_LINE = 2048
+"""Characters of a kept line, in JSON; a longer one is kept without its fields."""
+_kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
+_poke: Callable[[], None] | None = None
 WAIT_SECONDS = 0.5
 """How long an entry waits for room; a pipe that has any takes PIPE_BUF bytes (pipe(7)), more than a line."""
 BOOT_STAGES = "/run/gcs/boot-stages"
@@ -22,6 +30,17 @@ BOOT_STAGES = "/run/gcs/boot-stages"
 def set_level(name: str) -> None:
     global _threshold
     _threshold = LEVELS[name]
+
+
+def on_line(poke: Callable[[], None]) -> None:
+    """Calls ``poke`` after each further line."""
+    global _poke
+    _poke = poke
+
+
+def lines_after(number: int) -> list[dict[str, Any]]:
+    """The lines kept that are numbered above ``number``, oldest first."""
+    return [line for line in _kept if line["number"] > number]
 
 
 def log(level: str, message: str, **fields: Any) -> None:
@@ -37,11 +56,24 @@ def log(level: str, message: str, **fields: Any) -> None:
         "message": message,
         **fields,
     }
+    text = json.dumps(entry, default=str)
+    _keep(now, level, message, text)
     try:
         if select.select([], [2], [], WAIT_SECONDS)[1]:
-            os.write(2, (json.dumps(entry, default=str) + "\n").encode())
+            os.write(2, (text + "\n").encode())
     except (OSError, ValueError):
         return
+
+
+def _keep(now: int, level: str, message: str, text: str) -> None:
+    fields = json.loads(text) if len(text) <= MAX_LINE else {}
+    for name in ("time", "level", "name", "message"):
+        fields.pop(name, None)
+    number = _kept[-1]["number"] + 1 if _kept else 1
+    line = {"number": number, "time_ns": now, "level": level, "message": message[:MAX_LINE]}
+    _kept.append({**fields, **line})
+    if _poke is not None:
+        _poke()
 
 
 def boot_stage(stage: str, failure: str | None = None) -> None:

@@ -17,7 +17,7 @@ from gcsagent.common import channel
 from gcsagent.supervisor import requests
 from gcsagent.supervisor.agentproc import EX_CONFIG, AgentProcess
 from gcsagent.supervisor.exits import ExitRecords
-from gcsagent.supervisor.log import boot_stage, log
+from gcsagent.supervisor.log import boot_stage, log, on_line
 from gcsagent.supervisor.loop import READ, WRITE, Loop, Timer
 from gcsagent.supervisor.notify import Notifier
 from gcsagent.supervisor.reaper import Call, Reaper
@@ -73,6 +73,7 @@ class Supervisor:
         self.upgrade = Upgrade(self.loop, self.agent, self._upgraded)
         self.waiting: dict[str, int] = {}  # call key -> id of the request that waits for it
         self._install_signals()
+        on_line(lambda: self._send([None, "log", {}]))
 
     def run(self) -> int:
         """Runs until stopped; returns the exit status (outside a guest)."""

@@ -10,6 +10,7 @@
     upgrade  the next agent is to run other code; upgrade_status
     stopping an end has begun: what is not through it in time is ended from here
     stop     end: nothing of the agent's is left to do
+    log      lines of the supervisor's own log; log_level: what it and the agents after this one log from
     stats    how much of everything is kept, by the names agent.metrics has for it
 
 Nothing here trusts the agent: arguments are checked for type and bound before they are used, and whatever
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgpack
 
 from gcsagent.common import channel
+from gcsagent.supervisor import log
 from gcsagent.supervisor.console import ConsoleSocket
 from gcsagent.supervisor.store import StoreError
 
@@ -293,6 +295,27 @@ def _action(args: dict[str, Any]) -> str:
     return action
 
 
+def _log(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    """A page of the lines numbered above ``after``."""
+    after = args.get("after")
+    if not isinstance(after, int):
+        raise RequestError("log takes after, a number")
+    return Reply(_page(log.lines_after(after), 0))
+
+
+def _log_level(
+    supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
+) -> Reply:
+    level = _text(args, "level")
+    if level not in log.LEVELS:
+        raise RequestError(f"level is one of {', '.join(log.LEVELS)}")
+    log.set_level(level)
+    supervisor.agent.log_level = level
+    return Reply()
+
+
 def _stats(
     supervisor: Supervisor, _ident: int, _args: dict[str, Any], _fds: list[int], _kept: set[int]
 ) -> Reply:
@@ -349,6 +372,8 @@ _OPERATIONS: dict[str, Callable[[Supervisor, int, dict[str, Any], list[int], set
     "stop": _stop,
     "stats": _stats,
     "stopping": _stopping,
+    "log": _log,
+    "log_level": _log_level,
 }
 
 

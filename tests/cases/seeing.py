@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from gcsagent.host.agentlog import AgentLog
 from gcsagent.host.client import Client
 from gcsagent.host.metrics import metrics
 from protocol.errors import Code
-from protocol.families.diagnostics import AskMetrics, Metrics
+from protocol.families.diagnostics import AskLogs, AskMetrics, LogEntry, LogPage, Metrics, Stacks
+from protocol.method import Empty
 from protocol.types import Stdio
 from tests import exposition
 from tests.cases.target import OUTPUT, STREAM, Target, case, connect, raw_call, refused, running
@@ -108,3 +112,45 @@ async def metrics_come_page_by_page(target: Target) -> None:
         for field, wrong in (("limit", 0), ("limit", 257), ("after", "../x")):
             with refused(Code.INVALID_ARGUMENT, field=field):
                 await raw_call(target, "agent.metrics", {field: wrong})
+
+
+@case
+async def stacks_show_who_waits_where(target: Target) -> None:
+    async with await connect(target) as client, running(target, client) as init:
+        wait = asyncio.create_task(client.wait_container(init.container))
+        await client.ping()
+        found: Stacks = await client.call("agent.stacks", Empty())
+        assert not found.truncated
+        assert "thread MainThread" in found.text
+        assert "in stacks" in found.text
+        assert "in Lifecycle.wait" in found.text
+        wait.cancel()
+
+
+@case
+async def the_log_has_what_happens_and_says_when_there_is_more(target: Target) -> None:
+    async with await connect(target) as client:
+        log = AgentLog(client)
+        log.after = await log.last()
+        following = asyncio.create_task(_until_ended(log))
+        async with running(target, client, "sh", "-c", "exit 7") as init:
+            await init.wait()
+            entry = await following
+        assert (entry.source, entry.level, entry.fields["container"]) == ("agent", "info", init.container)
+        assert entry.fields["exit_code"] == 7
+        assert abs(entry.time_ns - (await client.info()).time_ns) < 600 * 10**9
+        seen = [each.seq async for each in AgentLog(client).entries()]
+        assert entry.seq in seen
+        assert seen == list(range(seen[0], seen[-1] + 1))
+        page: LogPage = await client.call("agent.logs", AskLogs(entry.seq - 1, 1))
+        assert page.entries == (entry,)
+        for field, wrong in (("limit", 0), ("after", -1), ("source", "x")):
+            with refused(Code.INVALID_ARGUMENT, field=field):
+                await raw_call(target, "agent.logs", {field: wrong})
+
+
+async def _until_ended(log: AgentLog) -> LogEntry:
+    async for entry in log.entries(follow=True):
+        if entry.message == "process ended":
+            return entry
+    raise AssertionError("following ends only with an answer")

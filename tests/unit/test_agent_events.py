@@ -73,9 +73,9 @@ def test_the_next_agent_goes_on_with_numbers_and_events_wherever_the_ring_stood(
 def test_an_agent_killed_in_the_middle_of_writing_leaves_no_half_event() -> None:
     log = EventLog()
     log.publish("whole")
-    committed = log._committed[0]
+    committed = log._ring._words[0]
     log.publish("half written")
-    log._committed[0] = committed  # the store that would have made it count never came
+    log._ring._words[0] = committed  # the store that would have made it count never came
     after = EventLog(os.dup(log.fd))
     assert [event.type for event in after.all()] == ["whole"]
     after.publish("next")
@@ -84,11 +84,11 @@ def test_an_agent_killed_in_the_middle_of_writing_leaves_no_half_event() -> None
 
 def test_an_agent_killed_as_it_turned_to_the_other_segment_loses_only_the_oldest() -> None:
     log = EventLog()
-    while log._active == 0:
+    while log._ring._active == 0:
         log.publish("big", payload="x" * 1000)
-    while log._active == 1:
+    while log._ring._active == 1:
         log.publish("big", payload="x" * 1000)
-    log._committed[0] = 0  # emptied, and killed before the first event of the new round
+    log._ring._words[0] = 0  # emptied, and killed before the first event of the new round
     after = EventLog(os.dup(log.fd))
     kept = [event.seq for event in after.all()]
     assert kept == list(range(kept[0], log.last))

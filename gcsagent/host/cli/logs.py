@@ -26,7 +26,7 @@ async def logs(args: argparse.Namespace) -> int:
     """Writes stdout and stderr of the process to ours. The lines of one come in order; the two are apart."""
     async with await connect(args) as client, contextlib.AsyncExitStack() as stack:
         names = await _logged(client, args)
-        since_ns = None if args.since is None else await _moment(client, args.since)
+        since_ns = None if args.since is None else await moment(client, args.since)
         streams: dict[str, SpoolStream] = {}
         for name in names:
             where = args.id, args.process, StreamName(name)
@@ -59,7 +59,7 @@ def _timestamp(text: str) -> int:
     return max(0, int(moment.timestamp() * 1e9))
 
 
-async def _moment(client: Client, wanted: float | int) -> int:
+async def moment(client: Client, wanted: float | int) -> int:
     """How long ago counts by the guest's clock, which is the one its log is stamped with."""
     if isinstance(wanted, int):
         return wanted

@@ -76,7 +76,7 @@ def build() -> argparse.ArgumentParser:
     add_copy_command(commands, _add)
     add_guest_commands(commands, _add)
     add_network_commands(commands, _add)
-    add_seeing_commands(commands, _add)
+    add_seeing_commands(commands, _add, _since, _count)
     add_storage_commands(commands, _add)
     vm_commands = add_vm_parser(commands)
     _add_vm_run(vm_commands)

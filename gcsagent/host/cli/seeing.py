@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from gcsagent.host.cli.common import connect, print_json
+from gcsagent.host.agentlog import AgentLog
+from gcsagent.host.cli.common import complain, connect, print_json
+from gcsagent.host.cli.logs import moment
 from gcsagent.host.metrics import metrics, samples
+from gcsagent.host.text import printable
+from protocol.families.diagnostics import Level, LogEntry, LogLevel, LogSource, SetLogLevel, Stacks
+from protocol.method import Empty
 
 Add = Callable[..., argparse.ArgumentParser]
 
 
-def add_seeing_commands(commands: Any, add: Add) -> None:
+def add_seeing_commands(
+    commands: Any, add: Add, since: Callable[[str], float | int], count: Callable[[str], int]
+) -> None:
+    """``since`` and ``count`` are the types of those options."""
     add(
         commands,
         "metrics",
@@ -20,6 +30,34 @@ def add_seeing_commands(commands: Any, add: Add) -> None:
         "print numbers about agent, supervisor, containers and streams, in Prometheus' text format",
         "gcsctl --vm dev metrics > /var/lib/node_exporter/dev.prom",
     )
+    add(
+        commands,
+        "stacks",
+        show_stacks,
+        "show where every thread and task of the agent is",
+        "gcsctl --vm dev stacks",
+    )
+    parser = add(
+        commands,
+        "log-level",
+        log_level,
+        "show or change what agent and supervisor log; lasts until the supervisor ends",
+        "gcsctl --vm dev log-level debug",
+    )
+    parser.add_argument("level", nargs="?", choices=[level.value for level in Level], metavar="LEVEL")
+    parser = add(
+        commands,
+        "agent-logs",
+        agent_logs,
+        "show the log of agent and supervisor, which outlives restarts of the agent, or the kernel's",
+        "gcsctl --vm dev agent-logs -f --tail 20",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
+    parser.add_argument(
+        "--since", type=since, metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
+    )
+    parser.add_argument("--tail", type=count, metavar="N", help="the last N entries")
+    parser.add_argument("--kernel", action="store_true", help="the guest's kernel's log")
 
 
 async def show_metrics(args: argparse.Namespace) -> int:
@@ -30,3 +68,69 @@ async def show_metrics(args: argparse.Namespace) -> int:
     else:
         print(text, end="", flush=True)
     return 0
+
+
+async def show_stacks(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        found: Stacks = await client.call("agent.stacks", Empty())
+    if args.json:
+        print_json(found)
+        return 0
+    for line in found.text.splitlines():
+        print(printable(line))
+    if found.truncated:
+        complain("there is more than fits")
+    return 0
+
+
+async def log_level(args: argparse.Namespace) -> int:
+    async with await connect(args) as client:
+        wanted = Level(args.level) if args.level else None
+        found: LogLevel = await client.call("agent.log_level", SetLogLevel(wanted))
+    print_json(found) if args.json else print(found.level.value)
+    return 0
+
+
+async def agent_logs(args: argparse.Namespace) -> int:
+    """With --json one document per line."""
+    async with await connect(args) as client:
+        log = AgentLog(client, LogSource.KERNEL if args.kernel else LogSource.AGENT)
+        since_ns = 0 if args.since is None else await moment(client, args.since)
+        newest: deque[LogEntry] = deque(maxlen=args.tail)
+        async for entry in log.entries():
+            if entry.time_ns >= since_ns:
+                newest.append(entry)
+        if args.tail is None and log.dropped:
+            complain(f"{log.dropped} entries before these are no longer there")
+        for entry in newest:
+            _show_entry(entry, args.json)
+        told = log.dropped
+        async for entry in _further(log, args.follow):
+            if log.dropped > told:
+                complain(f"{log.dropped - told} entries were missed: the guest no longer had them")
+                told = log.dropped
+            _show_entry(entry, args.json)
+    return 0
+
+
+async def _further(log: AgentLog, follow: bool) -> AsyncIterator[LogEntry]:
+    if follow:
+        async for entry in log.entries(follow=True):
+            yield entry
+
+
+def _show_entry(entry: LogEntry, as_json: bool) -> None:
+    if as_json:
+        print_json(entry, indent=None)
+        return
+    fields = " ".join(f"{key}={value}" for key, value in entry.fields.items())
+    parts = (_moment(entry.time_ns), entry.level.upper(), f"{entry.name}:", entry.message, fields)
+    print(printable(" ".join(part for part in parts if part), 20_000), flush=True)
+
+
+def _moment(time_ns: int) -> str:
+    try:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 10**9))
+    except (ValueError, OverflowError, OSError):  # a guest may say anything
+        return "?"
+    return f"{stamp}.{time_ns // 10**6 % 1000:03d}Z"
