@@ -17,7 +17,9 @@ from gcsagent.host.cli.common import (
     print_table,
     report_oom,
 )
+from gcsagent.host.cli.logs import moment
 from gcsagent.host.cli.processes import age, show_processes
+from gcsagent.host.events import EventStream
 from gcsagent.host.text import jsonable, printable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.schema import SchemaError, from_wire
@@ -86,17 +88,27 @@ def _runtime(runtime: RuntimeInfo) -> str:
 
 async def events(args: argparse.Namespace) -> int:
     """Prints events until interrupted; with --json one document per line."""
-    async with await connect(args) as client, await client.events() as stream:
+    async with await connect(args) as client:
+        since_ns = 0 if args.since is None else await moment(client, args.since)
+        after = args.after if args.since is None else args.after or 0
+        stream = await client.events(after=after, container=args.container)
+        await _show_events(stream, since_ns, args.json)
+    return 0
+
+
+async def _show_events(stream: EventStream, since_ns: int, as_json: bool) -> None:
+    async with stream:
         dropped = 0
         async for event in stream:
             if stream.dropped > dropped:
                 dropped = stream.dropped
                 complain(f"{dropped} events were missed: the agent no longer had them")
-            if args.json:
+            if event.time_ns < since_ns:
+                continue
+            if as_json:
                 print_json(event, indent=None)
             else:
                 print(_event_line(event), flush=True)
-    return 0
 
 
 async def upgrade_agent(args: argparse.Namespace) -> int:

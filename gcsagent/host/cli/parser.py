@@ -17,6 +17,7 @@ from gcsagent.host.cli.network import add_network_commands, add_nic_commands
 from gcsagent.host.cli.seeing import add_seeing_commands
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
+from gcsagent.host.cli.top import add_top_command
 from gcsagent.host.cli.vmrun import vm_run
 from gcsagent.host.upgrade import TRIAL_SECONDS
 from gcsagent.host.vm.vmcli import add_vm_options, add_vm_parser
@@ -77,6 +78,7 @@ def build() -> argparse.ArgumentParser:
     add_guest_commands(commands, _add)
     add_network_commands(commands, _add)
     add_seeing_commands(commands, _add, _since, _count)
+    add_top_command(commands, _add, _seconds)
     add_storage_commands(commands, _add)
     vm_commands = add_vm_parser(commands)
     _add_vm_run(vm_commands)
@@ -105,7 +107,19 @@ def _add(
 def _add_agent_commands(commands: _Subparsers) -> None:
     _add(commands, "info", manage.info, "show agent, guest and runtime", "gcsctl --vm dev info")
     _add(commands, "ping", manage.ping, "ask the agent whether it is well", "gcsctl --vm dev ping")
-    _add(commands, "events", manage.events, "show events as they happen", "gcsctl --json events")
+    parser = _add(
+        commands,
+        "events",
+        manage.events,
+        "show events as they happen, until interrupted",
+        "gcsctl events --since 10m --container web",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="which it does in any case")
+    parser.add_argument("--container", type=_identifier, metavar="ID", help="only those of one container")
+    parser.add_argument(
+        "--since", type=_since, metavar="T", help="begin with those since: 10m, 1h30m, 2026-01-31T12:00:00Z"
+    )
+    parser.add_argument("--after", type=_count, metavar="SEQ", help="begin with those numbered above SEQ")
     parser = _add(
         commands,
         "upgrade",
