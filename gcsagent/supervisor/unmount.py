@@ -17,6 +17,7 @@ import time
 from gcsagent.supervisor.log import log
 
 KILL_SECONDS, UNMOUNT_SECONDS = 5.0, 20.0
+MAX_COMPLAINTS = 4096
 MOUNTINFO = "/proc/self/mountinfo"
 
 _KERNELS_OWN = frozenset(
@@ -48,8 +49,7 @@ _KERNELS_OWN = frozenset(
 
 # Each by itself: one that hangs for good is the last, one that fails is not.
 _SCRIPT = (
-    'for m; do busybox umount "$m" 2>/dev/null || busybox mount -o remount,ro "$m" || echo "busy: $m"; done'
-    "; busybox sync"
+    'for m; do busybox umount "$m" || busybox mount -o remount,ro "$m" || echo "busy: $m"; done; busybox sync'
 )
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -101,12 +101,18 @@ def unmount_all(busybox: str = "/bin/busybox", seconds: float = UNMOUNT_SECONDS)
         points = mounted()
         if points:
             log("info", "unmounting what is left", mounts=points)
-        pid = os.posix_spawn(busybox, ["busybox", "sh", "-c", _SCRIPT, "sh", *points], os.environ)
+        words = os.memfd_create("unmount", os.MFD_CLOEXEC)
+        said = [(os.POSIX_SPAWN_DUP2, words, number) for number in (1, 2)]
+        argv = ["busybox", "sh", "-c", _SCRIPT, "sh", *points]
+        pid = os.posix_spawn(busybox, argv, os.environ, file_actions=said)
     except OSError as error:
         log("error", "what is mounted cannot be unmounted", error=str(error))
         os.sync()
         return False
-    return _ended(pid, seconds)
+    ended = _ended(pid, seconds)
+    if complaints := os.pread(words, MAX_COMPLAINTS, 0):
+        log("warning", "unmounting met resistance", said=complaints.decode(errors="replace").splitlines())
+    return ended
 
 
 def _ended(pid: int, seconds: float) -> bool:
