@@ -76,6 +76,11 @@ def test_set_is_one_interface(asked: Any) -> None:
     )
 
 
+def test_an_interface_s_address_is_not_the_agent_s() -> None:
+    args = parser.parse(["--address", "unix:/x", "network", "set", "eth0", "--address", "10.0.0.1/8"])
+    assert (args.address, args.addresses) == ("unix:/x", ["10.0.0.1/8"])
+
+
 def test_what_is_not_given_is_not_asked_for(asked: Any) -> None:
     assert asked(Applied(), "set", "eth0", "--down")[1] == ApplyNetwork(None, (Interface("eth0", up=False),))
 

@@ -206,6 +206,8 @@ def test_gcsctl_runs_a_container_on_a_bridge(wired: Booted) -> None:
         assert "10.0.2.15/24" in shown[1]
         assert "route default via 10.0.2.2 dev eth0" in shown[1]
         assert "masquerade 10.88.0.0/16" in shown[1]
+        same = ("set", "eth0", "--mac", MAC, "--address", "10.0.2.15/24", "--gateway", "10.0.2.2")
+        assert await _gcsctl(*address, "network", *same) == (0, "nothing to change\n", "")
         assert (await _gcsctl(*address, "network", "remove", "gcs0"))[0] == 0
 
     _run(wired, work())

@@ -111,13 +111,20 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
         "--device", type=_checked(netchecks.ifname), metavar="DEV", help="the guest's interface of this name"
     )
     many = (
-        ("--address", netchecks.interface_address, "ADDR/N", "all it shall have; may be repeated"),
-        ("--gateway", checks.ip_address, "ADDR", "for the default route; one for IPv4, one for IPv6"),
-        ("--dns", checks.ip_address, "ADDR", "a name server; may be repeated"),
+        (
+            "--address",
+            "addresses",
+            netchecks.interface_address,
+            "ADDR/N",
+            "all it shall have; may be repeated",
+        ),
+        ("--gateway", "gateways", checks.ip_address, "ADDR", "for the default route; one a family"),
+        ("--dns", "dns", checks.ip_address, "ADDR", "a name server; may be repeated"),
     )
-    for option, check, metavar, help_ in many:
+    for option, dest, check, metavar, help_ in many:
+        # Not `address`, which is the agent's.
         parser.add_argument(
-            option, type=_checked(check), action="append", default=[], metavar=metavar, help=help_
+            option, dest=dest, type=_checked(check), action="append", default=[], metavar=metavar, help=help_
         )
     parser.add_argument("--mtu", type=int, metavar="BYTES")
     parser.add_argument("--down", action="store_true", help="leave it down")
@@ -163,11 +170,11 @@ async def set_(args: argparse.Namespace) -> int:
         args.interface,
         mac=args.mac,
         device=args.device,
-        addresses=tuple(args.address) or None,
+        addresses=tuple(args.addresses) or None,
         mtu=args.mtu,
         up=not args.down,
     )
-    routes = tuple(Route("default", gateway, args.interface) for gateway in args.gateway)
+    routes = tuple(Route("default", gateway, args.interface) for gateway in args.gateways)
     params = ApplyNetwork(
         args.container,
         (interface,),
