@@ -29,6 +29,8 @@ TEMPORARY = ".gcs-put-"
 MAX_ENTRIES = 10_000_000
 MAX_DEPTH = 512
 """Directories below each other: each takes a descriptor while a name is looked up."""
+MAX_SIZE = (1 << 63) - 1
+"""What the kernel's loff_t holds."""
 
 
 _RUBBISH = (
@@ -143,6 +145,8 @@ class Unpacker:
                 f"the archive has more than {self.rules.max_entries} entries; allow more",
                 field="max_entries",
             )
+        if not 0 <= member.size <= MAX_SIZE:  # a pax record may say anything, and less than nothing adds room
+            raise damaged(f"{shown(member.name)} claims a size that no file has")
         self._size += member.size if member.isreg() else 0
         if self.rules.max_bytes is not None and self._size > self.rules.max_bytes:
             raise ArchiveError(

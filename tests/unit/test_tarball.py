@@ -344,6 +344,15 @@ def test_entries_and_bytes_are_bounded(world: Path) -> None:
         assert sorted(os.listdir(world / "inside")) == ["a", "b"]
 
 
+@pytest.mark.parametrize("size", [-1, -(1 << 63) - 1, 1 << 63])
+def test_a_size_no_file_has_makes_no_room_for_others(world: Path, size: int) -> None:
+    claim = tar((member("a", pax_headers={"GNU.sparse.size": str(size)}), b""), file("b"))
+    with pytest.raises(ArchiveError) as caught:
+        unpack(world / "inside", claim, rules=Rules(keep=OWN, max_bytes=1))
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert os.listdir(world / "inside") == []
+
+
 def test_holes_count_with_their_size(world: Path) -> None:
     headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(1 << 62)}
     claim = tar((member("huge", pax_headers={**headers, "GNU.sparse.name": "huge"}), b"0\n" + bytes(510)))
