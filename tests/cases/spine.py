@@ -58,6 +58,12 @@ MODULES = (
 NAMES = {function.__name__: function for function in CASES}
 assert len(NAMES) == len(CASES), "two cases have one name"
 
+SAME_IN_A_VM = (hooks, requests)
+"""What is between the agent and its client or its runtime alone: not run a second time in the VM."""
+VM_NAMES = [
+    name for name, function in NAMES.items() if function.__module__ not in {m.__name__ for m in SAME_IN_A_VM}
+]
+
 
 async def open_box(target: Target) -> None:
     """Starts the container that cases exec in."""

@@ -1,4 +1,4 @@
-"""Every case in one VM, over vsock: the list that tests/runc runs over a UNIX socket."""
+"""The cases in one VM, over vsock: most of the list that tests/runc runs over a UNIX socket."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cases.machines import Booted
-from tests.cases.spine import NAMES, check, close_box, open_box
+from tests.cases.spine import VM_NAMES, check, close_box, open_box
 from tests.cases.target import Target
 
 # The first test boots the VM, and may build its image.
@@ -26,6 +26,6 @@ def target(vm: Booted) -> Iterator[Target]:
     vm.runner.run(close_box(target))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VM_NAMES)
 def test_case(vm: Booted, target: Target, name: str) -> None:
     vm.runner.run(check(target, name, SECONDS * vm.pace))
