@@ -81,7 +81,7 @@ def container_spec(
             "args": list(args),
             "env": merge_env([PATH, *([TERM] if terminal else [])], env),
             "cwd": cwd,
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), CAPABILITIES),
+            "capabilities": {kind: list(CAPABILITIES) for kind in ("bounding", "effective", "permitted")},
             "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1024, "hard": 1024}],
             "noNewPrivileges": True,
         },
@@ -91,8 +91,8 @@ def container_spec(
         "linux": {
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
             "namespaces": [{"type": kind} for kind in NAMESPACES],
-            "maskedPaths": _MASKED,
-            "readonlyPaths": _READ_ONLY,
+            "maskedPaths": list(_MASKED),
+            "readonlyPaths": list(_READ_ONLY),
         },
     }
 

@@ -60,7 +60,7 @@ async def ping_and_info_say_who_is_there(target: Target) -> None:
         assert (await client.container_state(target.box)).runtime == runtime
         assert info.cgroups in ("v1", "v2", "hybrid")
         assert (info.containers, info.processes) == (1, 1)
-        assert info.agent_pid > info.supervisor_pid > 0
+        assert info.agent_pid > 0 < info.supervisor_pid != info.agent_pid
         assert 0 < info.memory_available_kib < info.memory_total_kib
         assert info.cpus >= 1
         assert info.uptime_ms > pong.uptime_ms

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
@@ -221,3 +222,14 @@ def test_other_words_are_no_moment_and_no_number(
         parser.parse(["logs", f"{option}={text}", "web"])
     assert caught.value.code == 125
     assert capsys.readouterr().err.startswith(f"gcsctl: argument {option}: {text!r}")
+
+
+def test_a_spec_is_the_callers_own() -> None:
+    made = container_spec(container="web", rootfs="/r", args=("true",))
+    untouched = json.dumps(made)
+    made["linux"]["maskedPaths"].append("/etc/hostname")
+    made["linux"]["readonlyPaths"].clear()
+    made["process"]["capabilities"]["bounding"].clear()
+    made["mounts"].clear()
+    assert made["process"]["capabilities"]["effective"], "the three sets are three lists"
+    assert json.dumps(container_spec(container="web", rootfs="/r", args=("true",))) == untouched
