@@ -167,7 +167,7 @@ def test_an_agent_killed_at_any_step_is_gone_on_from(rootfs: str) -> None:
                 assert again.interface.index == found.interface.index
             state = await network.state(client, box.container)
             assert len(state.interfaces) == 1 + KILLS
-        assert killed >= KILLS // 3
+        assert killed > 0, "no kill came while a request was under way"
         async with await connect(target) as client:
             await network.remove(client, "gcs0")
             assert await names_become(client, "lo") == ["lo"]
