@@ -7,16 +7,15 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from gcsagent.host.cli import option_text
+from gcsagent.host.cli.argument_types import cpus, typed
 from gcsagent.host.cli.common import UsageError
 from gcsagent.host.seccomp_profile import to_oci
 from gcsagent.host.spec import ALL, ALL_CAPABILITIES
 from gcsagent.host.spec_options import SpecOptions, capabilities
-from protocol import checks
 
-T = TypeVar("T")
 MAX_FILE = 1 << 20
 """Bytes of an env file or a seccomp profile; a message to the agent has no more."""
 GUEST_MACHINE = "x86_64"
@@ -35,7 +34,7 @@ def add_process_options(parser: argparse.ArgumentParser) -> None:
     add(
         "-u",
         "--user",
-        type=_typed(option_text.user),
+        type=typed(option_text.user),
         metavar="USER[:GROUP]",
         help="names as the container has them, or numbers; default: root",
     )
@@ -46,7 +45,7 @@ def add_exec_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--privileged", action="store_true", help="with every capability")
     parser.add_argument(
         "--cap-add",
-        type=_typed(option_text.capability),
+        type=typed(option_text.capability),
         action="append",
         default=[],
         metavar="CAP",
@@ -70,11 +69,11 @@ def _option(parser: argparse.ArgumentParser, name: str, **more: Any) -> None:
 
 
 def _many(parser: argparse.ArgumentParser, name: str, read: Callable[[str], Any], **more: Any) -> None:
-    _option(parser, name, type=_typed(read), action="append", default=[], **more)
+    _option(parser, name, type=typed(read), action="append", default=[], **more)
 
 
 def _one(parser: argparse.ArgumentParser, name: str, read: Callable[[str], Any], **more: Any) -> None:
-    _option(parser, name, type=_typed(read), default=None, **more)
+    _option(parser, name, type=typed(read), default=None, **more)
 
 
 def _add_privilege(parser: argparse.ArgumentParser) -> None:
@@ -159,7 +158,7 @@ def _add_namespaces(parser: argparse.ArgumentParser) -> None:
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     _many(parser, "--ulimit", option_text.ulimit, metavar="NAME=SOFT[:HARD]", help="as nofile=1024:2048")
     _one(parser, "--memory", option_text.size, metavar="SIZE", help="bytes, or with K, M, G: 64M")
-    _one(parser, "--cpus", _cpus, metavar="N", help="0.5 is half of one")
+    _one(parser, "--cpus", cpus, metavar="N", help="0.5 is half of one")
     _one(parser, "--pids-limit", _pids, metavar="N", help="processes and threads, -1: any number")
     _option(parser, "--cgroup-parent", default="", metavar="PATH", help="below the agent's own, as pods/p1")
     _many(parser, "--label", option_text.pair, metavar="K=V", help="shown by `state`; may be repeated")
@@ -270,16 +269,6 @@ def _profile(path: str | None, granted: list[str]) -> dict[str, Any] | None:
 # -- types of arguments ---------------------------------------------------------------------------
 
 
-def _typed(read: Callable[[str], T]) -> Callable[[str], T]:
-    def convert(text: str) -> T:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-    return convert
-
-
 def _security_opt(text: str) -> tuple[str, Any]:
     name, equals, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
     if name == "no-new-privileges":
@@ -312,14 +301,6 @@ def _name(text: str) -> str:
     if not 0 < len(text.encode()) <= 64:
         raise ValueError("a name has 1 to 64 bytes")
     return text
-
-
-def _cpus(text: str) -> float:
-    value = float(text)
-    problem = checks.cpus(value)
-    if problem is not None:
-        raise ValueError(problem)
-    return value
 
 
 def _pids(text: str) -> int:

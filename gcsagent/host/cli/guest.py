@@ -10,6 +10,7 @@ from typing import Any
 
 from gcsagent.host import clock as clocks
 from gcsagent.host.cli import pressure
+from gcsagent.host.cli.argument_types import checked, patience, whole
 from gcsagent.host.cli.common import (
     CLIENT_NAME,
     CONNECT_SECONDS,
@@ -50,7 +51,7 @@ def add_guest_commands(commands: Any, add: Add) -> None:
     )
     parser.add_argument(
         "--samples",
-        type=_samples,
+        type=whole(1, 1000),
         default=clocks.SAMPLES,
         metavar="N",
         help="round trips, default: %(default)s",
@@ -63,7 +64,10 @@ def add_guest_commands(commands: Any, add: Add) -> None:
         "gcsctl --vm dev entropy --add 64",
     )
     parser.add_argument(
-        "--add", type=_bytes, metavar="BYTES", help="this many random bytes, credited, then reseed; 1 to 4096"
+        "--add",
+        type=whole(1, MAX_ENTROPY),
+        metavar="BYTES",
+        help="this many random bytes, credited, then reseed; 1 to 4096",
     )
     add(
         commands,
@@ -79,8 +83,12 @@ def add_guest_commands(commands: Any, add: Add) -> None:
         "put plugged-in CPUs and memory to use; without options all there are",
         "gcsctl --vm dev online --cpus 2-3",
     )
-    parser.add_argument("--cpus", type=_list, metavar="LIST", help="these, waited for: 2-3,5")
-    parser.add_argument("--memory", type=_list, metavar="LIST", help="blocks by number, waited for")
+    parser.add_argument(
+        "--cpus", type=checked(checks.cpuset), metavar="LIST", help="these, waited for: 2-3,5"
+    )
+    parser.add_argument(
+        "--memory", type=checked(checks.cpuset), metavar="LIST", help="blocks by number, waited for"
+    )
     pressure.add_command(commands, add)
     parser = add(
         commands,
@@ -92,7 +100,7 @@ def add_guest_commands(commands: Any, add: Add) -> None:
     parser.add_argument("--reboot", action="store_true", help="begin anew; what launched the VM may end it")
     parser.add_argument(
         "--grace",
-        type=_grace,
+        type=patience,
         default=10.0,
         metavar="SECONDS",
         help="between TERM and KILL, default: %(default)g",
@@ -108,8 +116,8 @@ def add_vm_grow(vm_commands: Any, add: Add) -> None:
         "gcsctl vm grow dev --cpus 1 --memory 512",
     )
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--cpus", type=_count, default=0, metavar="N", help="how many more")
-    parser.add_argument("--memory", type=_count, default=0, metavar="M", help="how many MiB more")
+    parser.add_argument("--cpus", type=whole(1, 1 << 20), default=0, metavar="N", help="how many more")
+    parser.add_argument("--memory", type=whole(1, 1 << 20), default=0, metavar="M", help="how many MiB more")
 
 
 async def clock(args: argparse.Namespace) -> int:
@@ -226,38 +234,3 @@ def describe(found: ClockOffset) -> str:
 
 def _milliseconds(nanoseconds: int) -> str:
     return f"{nanoseconds / 1e6:+.3f} ms"
-
-
-def _samples(text: str) -> int:
-    return _number(text, 1, 1000)
-
-
-def _bytes(text: str) -> int:
-    return _number(text, 1, MAX_ENTROPY)
-
-
-def _grace(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 600:
-        raise argparse.ArgumentTypeError(f"seconds from 0 to 600, not {text!r}")
-    return value
-
-
-def _count(text: str) -> int:
-    return _number(text, 1, 1 << 20)
-
-
-def _list(text: str) -> str:
-    problem = checks.cpuset(text)
-    if problem is not None:
-        raise argparse.ArgumentTypeError(f"{text!r} {problem}")
-    return text
-
-
-def _number(text: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and low <= int(text) <= high):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number from {low} to {high}")
-    return int(text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsagent.host import network
+from gcsagent.host.cli.argument_types import checked
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
 from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.nicplug import NicPlug
@@ -66,7 +67,7 @@ def add_network_commands(commands: Any, add: Add) -> None:
         "gcsctl network remove --container web eth0",
     )
     _add_container(parser)
-    parser.add_argument("interface", type=_checked(netchecks.ifname), metavar="NAME")
+    parser.add_argument("interface", type=checked(netchecks.ifname), metavar="NAME")
 
 
 def add_nic_commands(commands: Any, add: Add) -> None:
@@ -81,10 +82,10 @@ def add_nic_commands(commands: Any, add: Add) -> None:
         "gcsctl vm net add dev",
     )
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--mac", type=_checked(netchecks.mac), metavar="MAC", help="default: a random one")
+    parser.add_argument("--mac", type=checked(netchecks.mac), metavar="MAC", help="default: a random one")
     parser = add(below, "rm", nic_rm, "unplug a card", "gcsctl vm net rm dev 52:54:00:12:34:56")
     parser.add_argument("name", metavar="NAME")
-    parser.add_argument("mac", type=_checked(netchecks.mac), metavar="MAC")
+    parser.add_argument("mac", type=checked(netchecks.mac), metavar="MAC")
     parser = add(below, "ls", nic_ls, "list a VM's network cards", "gcsctl vm net ls dev")
     parser.add_argument("name", metavar="NAME")
 
@@ -96,19 +97,17 @@ _SET_EXAMPLE = (
 
 def _add_container(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--container", type=_checked(checks.identifier), metavar="ID", help="its network, not the guest's"
+        "--container", type=checked(checks.identifier), metavar="ID", help="its network, not the guest's"
     )
 
 
 def _add_set(parser: argparse.ArgumentParser) -> None:
     _add_container(parser)
-    parser.add_argument("interface", type=_checked(netchecks.ifname), metavar="NAME")
+    parser.add_argument("interface", type=checked(netchecks.ifname), metavar="NAME")
     which = parser.add_mutually_exclusive_group()
+    which.add_argument("--mac", type=checked(netchecks.mac), metavar="MAC", help="the card with this address")
     which.add_argument(
-        "--mac", type=_checked(netchecks.mac), metavar="MAC", help="the card with this address"
-    )
-    which.add_argument(
-        "--device", type=_checked(netchecks.ifname), metavar="DEV", help="the guest's interface of this name"
+        "--device", type=checked(netchecks.ifname), metavar="DEV", help="the guest's interface of this name"
     )
     many = (
         (
@@ -124,7 +123,7 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
     for option, dest, check, metavar, help_ in many:
         # Not `address`, which is the agent's.
         parser.add_argument(
-            option, dest=dest, type=_checked(check), action="append", default=[], metavar=metavar, help=help_
+            option, dest=dest, type=checked(check), action="append", default=[], metavar=metavar, help=help_
         )
     parser.add_argument("--mtu", type=int, metavar="BYTES")
     parser.add_argument("--down", action="store_true", help="leave it down")
@@ -134,16 +133,14 @@ def _add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_attach(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", type=_checked(checks.identifier), metavar="ID")
+    parser.add_argument("id", type=checked(checks.identifier), metavar="ID")
+    parser.add_argument("--name", type=checked(netchecks.ifname), default="eth0", help="default: %(default)s")
     parser.add_argument(
-        "--name", type=_checked(netchecks.ifname), default="eth0", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--bridge", type=_checked(netchecks.ifname), default="gcs0", help="default: %(default)s"
+        "--bridge", type=checked(netchecks.ifname), default="gcs0", help="default: %(default)s"
     )
     parser.add_argument(
         "--subnet",
-        type=_checked(netchecks.subnet),
+        type=checked(netchecks.subnet),
         action="append",
         default=[],
         metavar="NET/N",
@@ -296,13 +293,3 @@ def describe_route(route: RouteState) -> str:
 
 def _print_changes(done: Applied) -> None:
     print("\n".join(done.changes) if done.changes else "nothing to change")
-
-
-def _checked(check: Callable[[str], str | None]) -> Callable[[str], str]:
-    def convert(text: str) -> str:
-        problem = check(text)
-        if problem is not None:
-            raise argparse.ArgumentTypeError(f"{text!r} {problem}")
-        return text
-
-    return convert

@@ -9,6 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods, resources, run
+from gcsagent.host.cli.argument_types import (
+    absolute_path,
+    argument,
+    count,
+    identifier,
+    interval,
+    signal,
+    typed,
+)
 from gcsagent.host.cli.common import complain
 from gcsagent.host.cli.copy import add_copy_command
 from gcsagent.host.cli.forward import add_forward_command
@@ -77,8 +86,8 @@ def build() -> argparse.ArgumentParser:
     add_copy_command(commands, _add)
     add_guest_commands(commands, _add)
     add_network_commands(commands, _add)
-    add_seeing_commands(commands, _add, _since, _count)
-    add_top_command(commands, _add, _seconds)
+    add_seeing_commands(commands, _add)
+    add_top_command(commands, _add)
     add_storage_commands(commands, _add)
     vm_commands = add_vm_parser(commands)
     _add_vm_run(vm_commands)
@@ -115,11 +124,14 @@ def _add_agent_commands(commands: _Subparsers) -> None:
         "gcsctl events --since 10m --container web",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="which it does in any case")
-    parser.add_argument("--container", type=_identifier, metavar="ID", help="only those of one container")
+    parser.add_argument("--container", type=identifier, metavar="ID", help="only those of one container")
     parser.add_argument(
-        "--since", type=_since, metavar="T", help="begin with those since: 10m, 1h30m, 2026-01-31T12:00:00Z"
+        "--since",
+        type=typed(logs.since),
+        metavar="T",
+        help="begin with those since: 10m, 1h30m, 2026-01-31T12:00:00Z",
     )
-    parser.add_argument("--after", type=_count, metavar="SEQ", help="begin with those numbered above SEQ")
+    parser.add_argument("--after", type=count, metavar="SEQ", help="begin with those numbered above SEQ")
     parser = _add(
         commands,
         "upgrade",
@@ -135,7 +147,7 @@ def _add_agent_commands(commands: _Subparsers) -> None:
     )
     parser.add_argument(
         "--trial",
-        type=_seconds,
+        type=interval,
         default=TRIAL_SECONDS,
         metavar="SECONDS",
         help="what the new code may take to be ready, default: %(default)g",
@@ -179,7 +191,7 @@ def _add_run_commands(commands: _Subparsers) -> None:
     )
     _add_id(parser)
     parser.add_argument(
-        "--process", type=_identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
+        "--process", type=identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
     )
 
 
@@ -205,13 +217,13 @@ def _add_container_commands(commands: _Subparsers) -> None:
     parser.add_argument(
         "-s",
         "--signal",
-        type=_signal,
+        type=signal,
         default="SIGTERM",
         metavar="SIG",
         help="number or name, RTMIN+3 too; default: %(default)s",
     )
     parser.add_argument("-a", "--all", action="store_true", help="every process of the container")
-    parser.add_argument("-p", "--process", type=_identifier, metavar="PROCESS", help="an exec of it")
+    parser.add_argument("-p", "--process", type=identifier, metavar="PROCESS", help="an exec of it")
     _add_id(parser)
     _add_id(_add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
     _add_id(_add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))
@@ -237,15 +249,15 @@ def _add_container_commands(commands: _Subparsers) -> None:
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the process's output ends")
     parser.add_argument(
-        "--since", type=_since, metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
+        "--since", type=typed(logs.since), metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
     )
-    parser.add_argument("--tail", type=_count, metavar="N", help="the last N lines of each stream")
+    parser.add_argument("--tail", type=count, metavar="N", help="the last N lines of each stream")
     parser.add_argument(
-        "--process", type=_identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
+        "--process", type=identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
     )
     _add_id(parser)
     parser = _add(commands, "ps", manage.ps, "list containers, or one's processes", "gcsctl ps web")
-    parser.add_argument("id", nargs="?", type=_identifier, metavar="ID")
+    parser.add_argument("id", nargs="?", type=identifier, metavar="ID")
 
 
 def _add_checkpoint_commands(commands: _Subparsers) -> None:
@@ -260,12 +272,14 @@ def _add_checkpoint_commands(commands: _Subparsers) -> None:
         "gcsctl checkpoint create --leave-running web web-1",
     )
     checkpoints.add_options(parser)
-    parser.add_argument("--path", type=_absolute, metavar="DIR", help="directory in the guest to make for it")
+    parser.add_argument(
+        "--path", type=absolute_path, metavar="DIR", help="directory in the guest to make for it"
+    )
     _add_id(parser)
-    parser.add_argument("checkpoint", type=_identifier, metavar="NAME", help="the checkpoint's id")
+    parser.add_argument("checkpoint", type=identifier, metavar="NAME", help="the checkpoint's id")
     _add(verbs, "ls", checkpoints.ls, "list checkpoints", "gcsctl checkpoint ls")
     parser = _add(verbs, "rm", checkpoints.rm, "remove a checkpoint", "gcsctl checkpoint rm web-1")
-    parser.add_argument("checkpoint", type=_identifier, metavar="NAME")
+    parser.add_argument("checkpoint", type=identifier, metavar="NAME")
     parser = _add(
         commands,
         "restore",
@@ -273,11 +287,11 @@ def _add_checkpoint_commands(commands: _Subparsers) -> None:
         "make a container of a checkpoint, going on where it was; see it with `attach` or `logs`",
         "gcsctl restore --id web2 web-1",
     )
-    parser.add_argument("--id", type=_identifier, metavar="ID", help="default: the id it had")
+    parser.add_argument("--id", type=identifier, metavar="ID", help="default: the id it had")
     parser.add_argument(
-        "--path", type=_absolute, metavar="DIR", help="the checkpoint's directory in the guest"
+        "--path", type=absolute_path, metavar="DIR", help="the checkpoint's directory in the guest"
     )
-    parser.add_argument("checkpoint", nargs="?", type=_identifier, metavar="NAME", help="the checkpoint's id")
+    parser.add_argument("checkpoint", nargs="?", type=identifier, metavar="NAME", help="the checkpoint's id")
 
 
 def _add_pod_commands(commands: _Subparsers) -> None:
@@ -307,7 +321,7 @@ def _add_vm_run(commands: _Subparsers) -> None:
 
 
 def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> None:
-    parser.add_argument("--id", type=_identifier, metavar="ID", help="default: a random one")
+    parser.add_argument("--id", type=identifier, metavar="ID", help="default: a random one")
     parser.add_argument("--rootfs", metavar="DIR", help="root directory, used in place")
     parser.add_argument("--bundle", metavar="DIR", help="OCI bundle: its config.json says what to run")
     parser.add_argument("--log", action="store_true", help="keep its output for `logs`; so does -d")
@@ -340,33 +354,18 @@ def _add_process_options(parser: argparse.ArgumentParser) -> None:
         help="connect stdin, stdout or stderr to a named pipe in the guest; may be repeated",
     )
     parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="may be repeated")
-    parser.add_argument("-w", "--workdir", type=_absolute, metavar="DIR", help="working directory")
+    parser.add_argument("-w", "--workdir", type=absolute_path, metavar="DIR", help="working directory")
     container_options.add_process_options(parser)
 
 
 def _add_id(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", type=_identifier, metavar="ID")
+    parser.add_argument("id", type=identifier, metavar="ID")
 
 
 def _add_command(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "command", type=_argument, nargs=argparse.REMAINDER, metavar="-- CMD [ARG...]", help="what to run"
+        "command", type=argument, nargs=argparse.REMAINDER, metavar="-- CMD [ARG...]", help="what to run"
     )
-
-
-def _identifier(text: str) -> str:
-    problem = checks.identifier(text)
-    if problem is not None:
-        raise argparse.ArgumentTypeError(f"an id {problem}")
-    return text
-
-
-def _signal(text: str) -> int | str:
-    value: int | str = int(text) if text.isascii() and text.isdigit() else text.upper()
-    problem = checks.signal(value)
-    if problem is not None:
-        raise argparse.ArgumentTypeError(f"{text!r} {problem}")
-    return value
 
 
 def _fifo(text: str) -> tuple[str, str]:
@@ -374,44 +373,6 @@ def _fifo(text: str) -> tuple[str, str]:
     if name not in FIFOS or not path:
         raise argparse.ArgumentTypeError(f"{text!r} must be STREAM=PATH, STREAM one of {', '.join(FIFOS)}")
     return name, path
-
-
-def _since(text: str) -> float | int:
-    try:
-        return logs.since(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 12):
-        raise argparse.ArgumentTypeError(f"{text!r}: give a number")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.001 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"seconds from 0.001 to 3600, not {text!r}")
-    return value
-
-
-def _absolute(text: str) -> str:
-    problem = checks.absolute_path(text)
-    if problem is not None:
-        raise argparse.ArgumentTypeError(problem)
-    return text
-
-
-def _argument(text: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError("arguments must be valid UTF-8") from None
-    return text
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from gcsagent.host.cli import resources
+from gcsagent.host.cli.argument_types import cpus, require, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json
 from gcsagent.host.cli.option_text import size
 from protocol import checks
 from protocol.checks import UNLIMITED
 from protocol.pods import Dns, HostsEntry, PodFiles, PodLimits, PodMember, PodNamespace, Sandbox
-
-T = TypeVar("T")
 
 _SANDBOX_ONLY = {
     "ip": "--ip",
@@ -37,14 +36,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add = group.add_argument
     add("--sandbox", action="store_true", help="make it the sandbox that a pod begins and ends with")
-    add("--pod", type=_typed(_identifier), metavar="ID", help="put it into the pod of this sandbox")
+    add("--pod", type=typed(_identifier), metavar="ID", help="put it into the pod of this sandbox")
     add(
         "--share",
-        type=_typed(_share),
+        type=typed(_share),
         metavar="LIST",
         help="with --pod: network,ipc,uts,pid,user or none; default: network,ipc,uts",
     )
-    add("--ip", type=_typed(_address), metavar="ADDR", help="with --sandbox: its address in /etc/hosts")
+    add("--ip", type=typed(_address), metavar="ADDR", help="with --sandbox: its address in /etc/hosts")
     _many(add, "--add-host", _host, "NAME[,NAME]:ADDR", "a line of /etc/hosts")
     _many(add, "--dns", _address, "ADDR", "a name server for /etc/resolv.conf")
     _many(add, "--dns-search", _domain, "DOMAIN", "where short names are looked up")
@@ -54,15 +53,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         choices=[each.value for each in PodFiles],
         help="how the pod's hosts, hostname and resolv.conf are mounted; default: ro",
     )
-    add("--pod-memory", type=_typed(size), metavar="SIZE", help="what the whole pod may use")
-    add("--pod-cpus", type=_typed(_cpus), metavar="N", help="likewise; 0.5 is half of one")
-    add("--pod-cpu-shares", type=_typed(int), metavar="N", help="its part of scarce CPU time, 2 to 262144")
-    add("--pod-pids-limit", type=_typed(int), metavar="N", help="processes and threads of the whole pod")
+    add("--pod-memory", type=typed(size), metavar="SIZE", help="what the whole pod may use")
+    add("--pod-cpus", type=typed(cpus), metavar="N", help="likewise; 0.5 is half of one")
+    add("--pod-cpu-shares", type=typed(int), metavar="N", help="its part of scarce CPU time, 2 to 262144")
+    add("--pod-pids-limit", type=typed(int), metavar="N", help="processes and threads of the whole pod")
 
 
 def _many(add: Callable[..., Any], name: str, read: Callable[[str], Any], metavar: str, what: str) -> None:
     text = f"with --sandbox: {what}; may be repeated"
-    add(name, type=_typed(read), action="append", default=[], metavar=metavar, help=text)
+    add(name, type=typed(read), action="append", default=[], metavar=metavar, help=text)
 
 
 def sandbox_of(args: argparse.Namespace) -> Sandbox | None:
@@ -130,32 +129,17 @@ async def stats(args: argparse.Namespace) -> int:
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """The options of ``pod update``; -1 takes a limit away."""
     add = parser.add_argument
-    add("--memory", dest="memory_bytes", type=_typed(_limit), metavar="SIZE", help="-1: no limit")
-    add("--cpus", type=_typed(_cpus), metavar="N", help="0.5 is half of one; -1: no limit")
-    add("--cpu-shares", type=_typed(int), metavar="N", help="its part of scarce CPU time")
-    add("--pids", type=_typed(int), metavar="N", help="processes and threads; -1: no limit")
+    add("--memory", dest="memory_bytes", type=typed(_limit), metavar="SIZE", help="-1: no limit")
+    add("--cpus", type=typed(cpus), metavar="N", help="0.5 is half of one; -1: no limit")
+    add("--cpu-shares", type=typed(int), metavar="N", help="its part of scarce CPU time")
+    add("--pids", type=typed(int), metavar="N", help="processes and threads; -1: no limit")
 
 
 # -- types of arguments ---------------------------------------------------------------------------
 
 
-def _typed(read: Callable[[str], T]) -> Callable[[str], T]:
-    def convert(text: str) -> T:
-        try:
-            return read(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-    return convert
-
-
-def _checked(problem: str | None) -> None:
-    if problem is not None:
-        raise ValueError(problem)
-
-
 def _identifier(text: str) -> str:
-    _checked(checks.identifier(text))
+    require(checks.identifier(text))
     return text
 
 
@@ -168,7 +152,7 @@ def _share(text: str) -> tuple[PodNamespace, ...]:
 
 
 def _address(text: str) -> str:
-    _checked(checks.ip_address(text))
+    require(checks.ip_address(text))
     return text
 
 
@@ -179,24 +163,18 @@ def _host(text: str) -> HostsEntry:
     if not cut:
         raise ValueError("give NAME:ADDR")
     for name in names:
-        _checked(checks.host_name(name))
+        require(checks.host_name(name))
     return HostsEntry(_address(address), names)
 
 
 def _domain(text: str) -> str:
-    _checked(checks.search_domain(text))
+    require(checks.search_domain(text))
     return text
 
 
 def _dns_option(text: str) -> str:
-    _checked(checks.dns_option(text))
+    require(checks.dns_option(text))
     return text
-
-
-def _cpus(text: str) -> float:
-    value = float(text)
-    _checked(checks.cpus(value))
-    return value
 
 
 def _limit(text: str) -> int:

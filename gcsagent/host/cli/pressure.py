@@ -8,15 +8,17 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from gcsagent.host.cli.argument_types import between, identifier
 from gcsagent.host.cli.common import connect, print_json
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import printable
-from protocol import checks
 from protocol.errors import RpcError
 from protocol.families.guest import PressureKind, PressureRef, PressureResource, WatchPressure
 
 Add = Callable[..., argparse.ArgumentParser]
+
+_MILLISECONDS = between(0.001, 10_000, "milliseconds")
 
 
 def add_command(commands: Any, add: Add) -> None:
@@ -33,19 +35,19 @@ def add_command(commands: Any, add: Add) -> None:
     parser.add_argument("--full", action="store_true", help="all of them at once, not just some")
     parser.add_argument(
         "--stall",
-        type=_milliseconds,
+        type=_MILLISECONDS,
         default=150.0,
         metavar="MS",
         help="so much waiting, default: %(default)g",
     )
     parser.add_argument(
         "--window",
-        type=_milliseconds,
+        type=_MILLISECONDS,
         default=1000.0,
         metavar="MS",
         help="in so much time, default: %(default)g",
     )
-    parser.add_argument("id", nargs="?", type=_identifier, metavar="ID")
+    parser.add_argument("id", nargs="?", type=identifier, metavar="ID")
 
 
 async def pressure(args: argparse.Namespace) -> int:
@@ -87,20 +89,3 @@ def describe(watch: WatchPressure) -> str:
         f"{watch.resource.value}, {watch.kind.value},"
         f" {watch.stall_us / 1000:g} ms in {watch.window_us / 1000:g} ms{whose}"
     )
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.001 <= value <= 10_000:
-        raise argparse.ArgumentTypeError(f"milliseconds from 0.001 to 10000, not {text!r}")
-    return value
-
-
-def _identifier(text: str) -> str:
-    problem = checks.identifier(text)
-    if problem is not None:
-        raise argparse.ArgumentTypeError(f"an id {problem}")
-    return text

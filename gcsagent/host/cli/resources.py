@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from gcsagent.host.cli.argument_types import require, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
 from protocol import checks
 from protocol.checks import UNLIMITED
@@ -51,27 +52,17 @@ def parse_size(text: str) -> int:
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """The options of ``update``; -1 takes a limit away."""
     for option, field, parse, metavar, help_ in _OPTIONS:
-        parser.add_argument(option, dest=field, type=_typed(parse), metavar=metavar, help=help_)
+        parser.add_argument(option, dest=field, type=typed(parse), metavar=metavar, help=help_)
     for field, what in _IO.items():
         parser.add_argument(
             f"--io-{field.replace('_', '-')}",
             dest=field,
             action="append",
             default=[],
-            type=_typed(_io_limit),
+            type=typed(_io_limit),
             metavar="DEV:N",
             help=f"{what}; DEV is MAJ:MIN or /dev/... in the guest; may be repeated",
         )
-
-
-def _typed(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    def typed(text: str) -> Any:
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-    return typed
 
 
 def _limit(text: str) -> int:
@@ -89,25 +80,20 @@ def _cpus(text: str) -> float:
         value = float(text)
     except ValueError:
         raise ValueError("give a number") from None
-    _checked(checks.cpus(value))
+    require(checks.cpus(value))
     return value
 
 
 def _cpuset(text: str) -> str:
-    _checked(checks.cpuset(text))
+    require(checks.cpuset(text))
     return text
 
 
 def _io_limit(text: str) -> tuple[str, int]:
     """A device's name may hold colons: the last one parts it from the number."""
     device, _, number = text.rpartition(":")
-    _checked(checks.device(device))
+    require(checks.device(device))
     return device, parse_size(number)
-
-
-def _checked(problem: str | None) -> None:
-    if problem is not None:
-        raise ValueError(problem)
 
 
 def _io_limits(args: argparse.Namespace) -> list[IoLimit]:

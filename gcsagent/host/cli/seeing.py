@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from gcsagent.host.agentlog import AgentLog
+from gcsagent.host.cli.argument_types import count, typed
 from gcsagent.host.cli.common import complain, connect, print_json
-from gcsagent.host.cli.logs import moment
+from gcsagent.host.cli.logs import moment, since
 from gcsagent.host.metrics import metrics, samples
 from gcsagent.host.text import printable
 from protocol.families.diagnostics import Level, LogEntry, LogLevel, LogSource, SetLogLevel, Stacks
@@ -19,10 +20,7 @@ from protocol.method import Empty
 Add = Callable[..., argparse.ArgumentParser]
 
 
-def add_seeing_commands(
-    commands: Any, add: Add, since: Callable[[str], float | int], count: Callable[[str], int]
-) -> None:
-    """``since`` and ``count`` are the types of those options."""
+def add_seeing_commands(commands: Any, add: Add) -> None:
     add(
         commands,
         "metrics",
@@ -54,7 +52,7 @@ def add_seeing_commands(
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     parser.add_argument(
-        "--since", type=since, metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
+        "--since", type=typed(since), metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
     )
     parser.add_argument("--tail", type=count, metavar="N", help="the last N entries")
     parser.add_argument("--kernel", action="store_true", help="the guest's kernel's log")

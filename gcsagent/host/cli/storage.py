@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsagent.host import storage
+from gcsagent.host.cli.argument_types import checked, patience, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
 from gcsagent.host.cli.resources import parse_size, size
 from gcsagent.host.vm.diskplug import DiskPlug
@@ -62,7 +63,7 @@ def add_storage_commands(commands: Any, add: Add) -> None:
     parser.add_argument(
         "--for",
         dest="seconds",
-        type=_seconds,
+        type=patience,
         default=60.0,
         metavar="SECONDS",
         help="it thaws by itself then, default: %(default)g",
@@ -193,24 +194,22 @@ async def disk_ls(args: argparse.Namespace) -> int:
 def _add_mount_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what to mount, one of these")
     kinds = what.add_mutually_exclusive_group(required=True)
-    kinds.add_argument(
-        "--serial", type=_checked(mountchecks.device_name), metavar="S", help="disk, by serial"
-    )
+    kinds.add_argument("--serial", type=checked(mountchecks.device_name), metavar="S", help="disk, by serial")
     kinds.add_argument(
         "--pci",
-        type=_checked(mountchecks.pci_path),
+        type=checked(mountchecks.pci_path),
         metavar="ADDR",
         help="disk, by PCI address or the slots on the way: 02.1/00.0",
     )
     kinds.add_argument(
         "--virtio",
-        type=_checked(mountchecks.virtio_name),
+        type=checked(mountchecks.virtio_name),
         metavar="NAME",
         help="disk, by virtio name: virtio3",
     )
     kinds.add_argument("--device", type=_path, metavar="/dev/NODE", help="disk, by its node in the guest")
     kinds.add_argument(
-        "--virtiofs", type=_checked(mountchecks.device_name), metavar="TAG", help="shared directory"
+        "--virtiofs", type=checked(mountchecks.device_name), metavar="TAG", help="shared directory"
     )
     kinds.add_argument(
         "--tmpfs", nargs="?", const=0, type=_size, metavar="SIZE", help="memory, at most so much: 64M"
@@ -225,7 +224,7 @@ def _add_mount_options(parser: argparse.ArgumentParser) -> None:
         "--type", type=FsType, choices=list(FsType), metavar="T", help="what the disk must hold"
     )
     parser.add_argument("--format", action="store_true", help="make a file system if the disk is empty")
-    parser.add_argument("--root-hash", type=_checked(mountchecks.root_hash), metavar="HEX", help="dm-verity")
+    parser.add_argument("--root-hash", type=checked(mountchecks.root_hash), metavar="HEX", help="dm-verity")
     parser.add_argument("--hash-serial", metavar="S", help="the disk with the tree of hashes, if another")
     parser.add_argument("--hash-offset", type=_size, default=0, metavar="N", help="where the tree begins")
     parser.add_argument("--upper", type=_path, metavar="DIR", help="where writes to the overlay go")
@@ -233,7 +232,7 @@ def _add_mount_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--option",
-        type=_checked(mountchecks.mount_option),
+        type=checked(mountchecks.mount_option),
         action="append",
         default=[],
         metavar="OPT",
@@ -242,7 +241,7 @@ def _add_mount_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--read-only", action="store_true", help="nobody can write to it")
     parser.add_argument(
         "--wait",
-        type=_seconds,
+        type=patience,
         default=10.0,
         metavar="SECONDS",
         help="for a disk to come, default: %(default)g",
@@ -299,38 +298,12 @@ def _status(state: MountState) -> str:
 
 
 def _add_id(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", type=_checked(checks.identifier), metavar="ID")
+    parser.add_argument("id", type=checked(checks.identifier), metavar="ID")
 
 
-def _checked(check: Callable[[str], str | None]) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        problem = check(text)
-        if problem is not None:
-            raise argparse.ArgumentTypeError(f"{text!r} {problem}")
-        return text
-
-    return parse
-
-
-_path = _checked(mountchecks.exact_path)
+_path = checked(mountchecks.exact_path)
+_size = typed(parse_size)
 
 
 def _layers(text: str) -> tuple[str, ...]:
     return tuple(_path(part) for part in text.split(":"))
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 600:
-        raise argparse.ArgumentTypeError(f"seconds from 0 to 600, not {text!r}")
-    return value

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gcsagent.host.cli.argument_types import interval
 from gcsagent.host.cli.common import connect, print_json
 from gcsagent.host.cli.resources import size
 from gcsagent.host.client import Client
@@ -43,7 +44,7 @@ class Usage:
     oom_kills: int
 
 
-def add_top_command(commands: Any, add: Add, seconds: Callable[[str], float]) -> None:
+def add_top_command(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "top",
@@ -54,7 +55,7 @@ def add_top_command(commands: Any, add: Add, seconds: Callable[[str], float]) ->
     parser.add_argument("--once", action="store_true", help="print one table, after one interval")
     parser.add_argument(
         "--interval",
-        type=seconds,
+        type=interval,
         default=1.0,
         metavar="SECONDS",
         help="between readings, default: %(default)g",
