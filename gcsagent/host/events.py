@@ -27,7 +27,8 @@ _SUBSCRIBE_SECONDS = 15.0
 class EventStream:
     """Async iterator over :class:`protocol.types.Event`, each once, in order of ``seq``.
 
-    ``dropped`` counts events the agent no longer had when they were asked for (its replay ring is bounded).
+    ``dropped`` counts events the agent no longer had when they were asked for (its replay ring is bounded);
+    ``last`` is the newest ``seq`` it had when it was subscribed to, 0 before the first event.
     Iterating raises ConnectFailed when the agent does not come back, RemoteProtocolError when it breaks the
     contract, ClosedByUs after :meth:`aclose`.
     """
@@ -43,12 +44,18 @@ class EventStream:
         self._generation: int | None = None
         self._after = wanted.after
         self.dropped = 0
+        self.last = 0
 
     @classmethod
     async def open(cls, address: Address, wanted: Subscribe, *, timeout: float, client_name: str) -> Self:
         stream = cls(address, wanted, timeout, client_name)
         await stream._subscribe()
         return stream
+
+    @property
+    def position(self) -> int:
+        """The ``seq`` beyond which events are still to come."""
+        return self._after or 0
 
     def __aiter__(self) -> Self:
         return self
@@ -104,6 +111,7 @@ class EventStream:
         if self._after is None or reply.last < self._after:
             self._after = reply.last
         self.dropped += reply.dropped
+        self.last = reply.last
         self._dialogue = dialogue
         self._generation = welcome.generation
 

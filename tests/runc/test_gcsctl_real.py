@@ -177,6 +177,14 @@ def test_the_life_of_a_container_step_by_step(gcsctl: Gcsctl) -> None:
     assert ident in [each["container"] for each in gcsctl.json("ps")]
     assert gcsctl("delete", ident).returncode == 0
     assert gcsctl("state", ident).returncode == 125
+    told = [json.loads(line) for line in gcsctl("--json", "events", "--container", ident).stdout.splitlines()]
+    assert [event["type"] for event in told][-1] == "container.deleted"
+    assert {event["container"] for event in told} == {ident}
+    newest = told[-1]["seq"]
+    assert all(
+        json.loads(line)["seq"] > newest
+        for line in gcsctl("events", "--json", "--after", str(newest)).stdout.splitlines()
+    )
 
 
 def test_kill_and_its_exit_record(gcsctl: Gcsctl) -> None:
@@ -205,12 +213,9 @@ def test_detached_with_rm_cleans_up_after_itself(gcsctl: Gcsctl) -> None:
     ident = name("brief")
     options = ("--rm", "-d", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs)
     with subprocess.Popen(
-        gcsctl.argv("--json", "events"), cwd=REPO, env=gcsctl.env, stdout=subprocess.PIPE
+        gcsctl.argv("--json", "events", "-f"), cwd=REPO, env=gcsctl.env, stdout=subprocess.PIPE
     ) as events:
         assert events.stdout is not None
-        # Until it shows an event it may not have subscribed: the box is poked till it does.
-        while not select.select([events.stdout], [], [], 0)[0]:
-            gcsctl("exec", gcsctl.box, "--", "true")
         assert gcsctl("run", *options, "--", "true").stdout == f"{ident}\n".encode()
         for line in events.stdout:
             event = json.loads(line)

@@ -390,7 +390,7 @@ def test_interrupted_before_it_runs_nothing_is_left(tmp_path: Path, stuck: str) 
 def test_ctrl_c_ends_events_quietly(tmp_path: Path) -> None:
     async def body(agent: FakeAgent) -> None:
         agent.handlers["events.subscribe"] = lambda params: {"last": 0, "dropped": 0}
-        async with running(agent, "events") as process:
+        async with running(agent, "events", "-f") as process:
             await until(lambda: agent.subscribers)
             agent.publish(Event(1, "process.exited", 0, "c", "init", {"exit_code": 5, "\x1b]0;t\x07": "\n"}))
             assert process.stdout is not None

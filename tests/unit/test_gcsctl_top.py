@@ -152,3 +152,43 @@ def test_events_since_a_moment_of_one_container(tmp_path: Path) -> None:
         assert asked == {"after": 0, "container": "web"}
 
     with_agent(tmp_path, body)
+
+
+@pytest.mark.parametrize(
+    "argv, shown",
+    [
+        ((), [1, 2, 3]),
+        (("--after", "2"), [3]),
+        (("--after", "3"), []),
+        (("--container", "web"), [1]),
+        (("--since", "1970-01-01T00:00:02Z"), [2, 3]),
+    ],
+)
+def test_events_ends_with_the_newest_there_is(
+    tmp_path: Path, argv: tuple[str, ...], shown: list[int]
+) -> None:
+    async def body(agent: FakeAgent) -> None:
+        def subscribe(params: Subscribe) -> Subscribed:
+            loop = asyncio.get_running_loop()
+            for seq in (1, 2, 3):
+                event = Event(seq, "container.started", seq * 10**9, "web" if seq == 1 else "db")
+                loop.call_later(0.05, agent.publish, event)
+            return Subscribed(3, 0)
+
+        agent.handlers["events.subscribe"] = subscribe
+        async with asyncio.timeout(SECONDS), running(agent, "events", "--json", *argv) as process:
+            out, _ = await process.communicate()
+        assert process.returncode == 0
+        assert [json.loads(line)["seq"] for line in out.splitlines()] == shown
+
+    with_agent(tmp_path, body)
+
+
+def test_events_of_an_agent_that_has_none(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers["events.subscribe"] = lambda params: Subscribed(0, 0)
+        async with asyncio.timeout(SECONDS), running(agent, "events") as process:
+            assert (await process.communicate())[0] == b""
+        assert process.returncode == 0
+
+    with_agent(tmp_path, body)

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,6 +80,15 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
 def complain(text: object) -> None:
     """One line on stderr."""
     print(f"gcsctl: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def when(time_ns: int, *, milliseconds: bool = False) -> str:
+    """Nanoseconds since the epoch as UTC."""
+    try:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 10**9))
+    except (ValueError, OverflowError, OSError):  # a guest may say anything
+        return "?"
+    return f"{stamp}.{time_ns // 10**6 % 1000:03d}Z" if milliseconds else f"{stamp}Z"
 
 
 def report_oom(record: ExitRecord, who: str) -> None:

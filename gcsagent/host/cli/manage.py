@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from gcsagent.host.cli.common import (
     UsageError,
-    complain,
     connect,
     describe_oom,
     exit_code,
@@ -16,14 +15,12 @@ from gcsagent.host.cli.common import (
     print_pairs,
     print_table,
     report_oom,
+    when,
 )
-from gcsagent.host.cli.logs import moment
 from gcsagent.host.cli.processes import age, show_processes
-from gcsagent.host.events import EventStream
-from gcsagent.host.text import jsonable, printable
+from gcsagent.host.text import jsonable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
-from protocol.schema import SchemaError, from_wire
-from protocol.types import ContainerState, Event, ExitRecord, Oom, ProcessState, RuntimeInfo
+from protocol.types import ContainerState, ExitRecord, ProcessState, RuntimeInfo
 from protocol.usage import RuntimeView
 
 
@@ -86,31 +83,6 @@ def _runtime(runtime: RuntimeInfo) -> str:
     return f"{runtime.name} ({runtime.path}): {runtime.version}{spec}"
 
 
-async def events(args: argparse.Namespace) -> int:
-    """Prints events until interrupted; with --json one document per line."""
-    async with await connect(args) as client:
-        since_ns = 0 if args.since is None else await moment(client, args.since)
-        after = args.after if args.since is None else args.after or 0
-        stream = await client.events(after=after, container=args.container)
-        await _show_events(stream, since_ns, args.json)
-    return 0
-
-
-async def _show_events(stream: EventStream, since_ns: int, as_json: bool) -> None:
-    async with stream:
-        dropped = 0
-        async for event in stream:
-            if stream.dropped > dropped:
-                dropped = stream.dropped
-                complain(f"{dropped} events were missed: the agent no longer had them")
-            if event.time_ns < since_ns:
-                continue
-            if as_json:
-                print_json(event, indent=None)
-            else:
-                print(_event_line(event), flush=True)
-
-
 async def upgrade_agent(args: argparse.Namespace) -> int:
     """Raises RolledBack when the old code runs again."""
     archive = pack(args.path)
@@ -147,7 +119,7 @@ async def state(args: argparse.Namespace) -> int:
         ("status", container.status.value),
         ("pid", container.pid),
         ("bundle", container.bundle),
-        ("created", _moment(container.created_at_ns)),
+        ("created", when(container.created_at_ns)),
         ("runtime", container.runtime),
     ]
     if container.pod:
@@ -231,18 +203,18 @@ def _show_containers(containers: tuple[ContainerState, ...], as_json: bool) -> N
         command = " ".join(init.args) if init is not None else ""
         status = f"{container.status.value} {ended}".strip()
         pod = (container.pod or "-",) if pods else ()
-        when = age(container.created_at_ns)
-        rows.append((container.container, *pod, status, container.pid or "-", when, command))
+        created = age(container.created_at_ns)
+        rows.append((container.container, *pod, status, container.pid or "-", created, command))
     print_table(("CONTAINER", *(("POD",) if pods else ()), "STATUS", "PID", "AGE", "COMMAND"), rows)
 
 
 def _runtime_pairs(view: RuntimeView | None) -> list[tuple[str, object]]:
     if view is None:
         return []
-    said = view.problem or f"{view.status}, pid {view.pid}, created {_moment(view.created_at_ns)}"
+    said = view.problem or f"{view.status}, pid {view.pid}, created {when(view.created_at_ns)}"
     pairs: list[tuple[str, object]] = [("runtime says", said)]
     if view.init_started_at_ns:
-        pairs.append(("init made", _moment(view.init_started_at_ns)))
+        pairs.append(("init made", when(view.init_started_at_ns)))
     return pairs + [("DIFFERENCE", difference) for difference in view.differences]
 
 
@@ -258,25 +230,3 @@ def _ending(record: ExitRecord | None) -> str:
         return ""
     how = f"signal {record.signal}" if record.signal else f"exit {record.exit_code}"
     return f"({how})" if record.reason.value in ("exited", "signalled") else f"({record.reason.value}, {how})"
-
-
-def _event_line(event: Event) -> str:
-    where = "/".join(name for name in (event.container, event.process) if name)
-    data = _oom_line(event) if event.type == "container.oom" else ""
-    data = data or " ".join(f"{key}={value}" for key, value in event.data.items())
-    return printable(" ".join(part for part in (_moment(event.time_ns), event.type, where, data) if part))
-
-
-def _oom_line(event: Event) -> str:
-    """Empty when a guest sends something else under this name."""
-    try:
-        return describe_oom(from_wire(Oom, event.data))
-    except SchemaError:
-        return ""
-
-
-def _moment(time_ns: int) -> str:
-    try:
-        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns / 1e9)) + "Z"
-    except (ValueError, OverflowError, OSError):  # a guest may say anything
-        return "?"

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gcsagent.host.cli import checkpoints, container_options, logs, manage, pods, resources, run
+from gcsagent.host.cli import checkpoints, container_options, events, logs, manage, pods, resources, run
 from gcsagent.host.cli.argument_types import (
     absolute_path,
     argument,
@@ -119,11 +119,11 @@ def _add_agent_commands(commands: _Subparsers) -> None:
     parser = _add(
         commands,
         "events",
-        manage.events,
-        "show events as they happen, until interrupted",
-        "gcsctl events --since 10m --container web",
+        events.events,
+        "show what has happened, as far as the agent's ring of events goes back",
+        "gcsctl events -f --since 10m --container web",
     )
-    parser.add_argument("-f", "--follow", action="store_true", help="which it does in any case")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
     parser.add_argument("--container", type=identifier, metavar="ID", help="only those of one container")
     parser.add_argument(
         "--since",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from gcsagent.host.agentlog import AgentLog
 from gcsagent.host.cli.argument_types import count, typed
-from gcsagent.host.cli.common import complain, connect, print_json
+from gcsagent.host.cli.common import complain, connect, print_json, when
 from gcsagent.host.cli.logs import moment, since
 from gcsagent.host.metrics import metrics, samples
 from gcsagent.host.text import printable
@@ -122,13 +121,11 @@ def _show_entry(entry: LogEntry, as_json: bool) -> None:
         print_json(entry, indent=None)
         return
     fields = " ".join(f"{key}={value}" for key, value in entry.fields.items())
-    parts = (_moment(entry.time_ns), entry.level.upper(), f"{entry.name}:", entry.message, fields)
+    parts = (
+        when(entry.time_ns, milliseconds=True),
+        entry.level.upper(),
+        f"{entry.name}:",
+        entry.message,
+        fields,
+    )
     print(printable(" ".join(part for part in parts if part), 20_000), flush=True)
-
-
-def _moment(time_ns: int) -> str:
-    try:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 10**9))
-    except (ValueError, OverflowError, OSError):  # a guest may say anything
-        return "?"
-    return f"{stamp}.{time_ns // 10**6 % 1000:03d}Z"
