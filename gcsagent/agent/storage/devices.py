@@ -1,88 +1,20 @@
-"""Block devices: found in sysfs by serial number, PCI address, virtio name or node, and waited for.
-
-The kernel tells of each device that comes over a netlink socket (NETLINK_KOBJECT_UEVENT, netlink(7)), after
-it has made the device's node and attributes. The socket is there before the first look, so that nothing
-can come between the two.
-"""
+"""Block devices: found in sysfs by serial number, PCI address, virtio name or node, and waited for."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
-import socket
 import stat
-from collections.abc import Iterator
 
+from gcsagent.agent import uevents
 from protocol.errors import Code, RpcError
 from protocol.families.storage import Device
 
-_KERNEL_GROUP = 1
-"""Multicast group of the kernel's own uevents; those of a udev are in group 2."""
 
-_NETLINK_KOBJECT_UEVENT = 15
-"""linux/netlink.h; Python has no name for it."""
-
-_RECEIVE = 64 * 1024
-
-
-class DeviceArrivals:
-    """Tells whoever waits that something has changed among the devices."""
-
-    def __init__(self) -> None:
-        self._waiting: set[asyncio.Event] = set()
-        self._sock: socket.socket | None = None
-
-    @contextlib.contextmanager
-    def changes(self) -> Iterator[asyncio.Event]:
-        """An event that is set whenever a block device came or went. Raises OSError."""
-        event = asyncio.Event()
-        if self._sock is None:
-            self._sock = _uevents()
-            asyncio.get_running_loop().add_reader(self._sock, self._read)
-        self._waiting.add(event)
-        try:
-            yield event
-        finally:
-            self._waiting.discard(event)
-            if not self._waiting and self._sock is not None:
-                asyncio.get_running_loop().remove_reader(self._sock)
-                self._sock.close()
-                self._sock = None
-
-    def _read(self) -> None:
-        assert self._sock is not None
-        try:
-            message = self._sock.recv(_RECEIVE)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            message = b"SUBSYSTEM=block"  # some were dropped: perhaps the one that is waited for
-        if b"SUBSYSTEM=block" in message.split(b"\0"):
-            for event in self._waiting:
-                event.set()
-
-
-def _uevents() -> socket.socket:
-    sock = socket.socket(
-        socket.AF_NETLINK,
-        socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-        _NETLINK_KOBJECT_UEVENT,
-    )
-    try:
-        sock.bind((0, _KERNEL_GROUP))
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def arrived(arrivals: DeviceArrivals, device: Device, seconds: float, field: str = "device") -> str:
+async def arrived(device: Device, seconds: float, field: str = "device") -> str:
     """The node of the device, as soon as it is there. Raises NOT_FOUND when it does not come."""
-    with arrivals.changes() as changed:
+    with uevents.changes("block") as changed:
         try:
             async with asyncio.timeout(seconds):
                 while (node := find(device)) is None:

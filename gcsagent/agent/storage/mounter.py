@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 from gcsagent.agent.storage import mountinfo, paths, superblock
-from gcsagent.agent.storage.devices import DeviceArrivals, arrived
+from gcsagent.agent.storage.devices import arrived
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
 from gcsagent.agent.storage.table import Entry, Table
 from gcsagent.agent.storage.tools import Tools
@@ -38,8 +38,8 @@ class _Plan:
 
 
 class Mounter:
-    def __init__(self, table: Table, tools: Tools, arrivals: DeviceArrivals) -> None:
-        self._table, self._tools, self._arrivals = table, tools, arrivals
+    def __init__(self, table: Table, tools: Tools) -> None:
+        self._table, self._tools = table, tools
 
     # -- making ---------------------------------------------------------------------------------
 
@@ -104,7 +104,7 @@ class Mounter:
     async def _make_device(self, entry: Entry, seconds: float) -> None:
         asked = entry.asked
         assert asked.device is not None
-        node = await arrived(self._arrivals, asked.device, asked.wait_ms / 1000)
+        node = await arrived(asked.device, asked.wait_ms / 1000)
         if asked.verity is not None:
             node = await self._make_verity(entry, node, seconds)
         try:
@@ -143,7 +143,7 @@ class Mounter:
         hashes = data
         if verity.hash_device is not None:
             wait = entry.asked.wait_ms / 1000
-            hashes = await arrived(self._arrivals, verity.hash_device, wait, "verity.hash_device")
+            hashes = await arrived(verity.hash_device, wait, "verity.hash_device")
         head = await self._tools.read(entry, hashes, verity.hash_offset, 512, seconds)
         try:
             table = VeritySuperblock.parse(head).table(data, hashes, verity.hash_offset, verity.root_hash)

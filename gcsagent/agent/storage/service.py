@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from gcsagent.agent.call import Call
 from gcsagent.agent.lifecycle import bounded
 from gcsagent.agent.storage import mountinfo, users, wanted
-from gcsagent.agent.storage.devices import DeviceArrivals
 from gcsagent.agent.storage.freezer import THAW_SECONDS, Freezer
 from gcsagent.agent.storage.mounter import UNDO_SECONDS, Mounter
 from gcsagent.agent.storage.table import Entry, Table, same
@@ -54,7 +53,7 @@ class StorageService:
         self._registry, self._state, self._mounts = registry, state, mounts
         self.table = Table(state)
         self.tools = Tools(registry.caller)
-        self.mounter = Mounter(self.table, self.tools, DeviceArrivals())
+        self.mounter = Mounter(self.table, self.tools)
         self.freezer = Freezer(self.table, self.tools, registry.spawn)
 
     def handlers(self) -> dict[str, Callable[[Any, Call], Any]]:
