@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
+from gcsagent.agent import mountinfo
 from gcsagent.agent.calls import Caller, CannotStart
 from gcsagent.agent.process_dir import ContainerDir
 from protocol.errors import Code, RpcError
@@ -36,24 +36,13 @@ async def mount(
 
 
 def lower_of(directory: ContainerDir) -> str:
-    """The lower directory of the overlay that is mounted there, from mountinfo (proc_pid_mountinfo(5)).
-
-    Raises ValueError.
-    """
+    """The lower directory of the overlay that is mounted there. Raises ValueError."""
     root = os.path.join(directory.path, "root")
-    with open("/proc/self/mountinfo", encoding="utf-8") as file:
-        for line in file:
-            fields = [_unescaped(field) for field in line.split()]
-            if fields[4] != root or "overlay" not in fields:
-                continue
-            for option in fields[-1].split(","):
-                if option.startswith("lowerdir="):
-                    return option.removeprefix("lowerdir=")
+    for mounted in mountinfo.at(root, mountinfo.read()):
+        for option in mounted.options:
+            if mounted.fstype == "overlay" and option.startswith("lowerdir="):
+                return option.removeprefix("lowerdir=")
     raise ValueError(f"nothing is mounted on {root}")
-
-
-def _unescaped(field: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
 
 async def unmount(caller: Caller, directory: ContainerDir) -> None:

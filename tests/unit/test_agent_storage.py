@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from gcsagent.agent import mountinfo
 from gcsagent.agent.journal import RequestMark
-from gcsagent.agent.storage import devices, mountinfo, paths, superblock, users, wanted
+from gcsagent.agent.overlay import lower_of
+from gcsagent.agent.process_dir import ContainerDir
+from gcsagent.agent.storage import devices, paths, superblock, users, wanted
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
 from gcsagent.agent.storage.table import Table, boot_id
 from protocol.errors import Code, RpcError
@@ -51,6 +54,15 @@ def test_a_line_of_mountinfo() -> None:
 def test_layers_of_an_overlay() -> None:
     line = "1 1 0:1 / /o rw - overlay overlay rw,lowerdir=/l2:/l1,upperdir=/u,workdir=/w"
     assert mountinfo.parse(line).layers() == ["/l2", "/l1", "/u", "/w"]
+
+
+def test_the_lower_directory_of_a_containers_overlay(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = "1 1 0:1 / /c/web/root rw - tmpfs none rw"
+    line = r"2 1 0:2 / /c/web/root rw - overlay overlay rw,lowerdir=/a\040b,upperdir=/u,workdir=/w"
+    monkeypatch.setattr(mountinfo, "read", lambda: [mountinfo.parse(other), mountinfo.parse(line)])
+    assert lower_of(ContainerDir("/c", "web")) == "/a b"
+    with pytest.raises(ValueError, match="nothing is mounted on /c/db/root"):
+        lower_of(ContainerDir("/c", "db"))
 
 
 def test_this_machines_mounts_can_be_read() -> None:

@@ -10,7 +10,8 @@ import glob
 import os
 from dataclasses import dataclass
 
-from gcsagent.agent.storage import mountinfo, paths, superblock
+from gcsagent.agent import mountinfo
+from gcsagent.agent.storage import paths, superblock
 from gcsagent.agent.storage.devices import arrived
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
 from gcsagent.agent.storage.table import Entry, Table

@@ -12,9 +12,10 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gcsagent.agent import mountinfo
 from gcsagent.agent.call import Call
 from gcsagent.agent.lifecycle import bounded
-from gcsagent.agent.storage import mountinfo, users, wanted
+from gcsagent.agent.storage import users, wanted
 from gcsagent.agent.storage.freezer import THAW_SECONDS, Freezer
 from gcsagent.agent.storage.mounter import UNDO_SECONDS, Mounter
 from gcsagent.agent.storage.table import Entry, Table, same

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any
 
+from gcsagent.agent import mountinfo
 from gcsagent.agent.container import Container
-from gcsagent.agent.storage import mountinfo
-from gcsagent.agent.storage.mountinfo import below
+from gcsagent.agent.mountinfo import below
 from gcsagent.agent.storage.table import Entry, Table
 
 
