@@ -20,6 +20,7 @@ help:
 	@echo "make scale       200 containers and 1,000 processes at once, 30 containers in a VM, in figures"
 	@echo "make copy         1 GiB into a guest and out of it, in figures"
 	@echo "make test-long   all of these"
+	@echo "make bench       what it costs beside runc and plain sockets; OUT= a directory for JSON, table, plot"
 	@echo "make lint | format        ruff, mypy, import directions | ruff format"
 	@echo "make image | tools | demo-rootfs | venv    what the tests and the demo are made of"
 
@@ -79,6 +80,13 @@ scale: venv tools image demo-rootfs
 .PHONY: copy
 copy: venv demo-rootfs
 	GCS_FILES=long $(PYTEST) -s tests/runc/test_copy.py -k large $(PYTEST_ARGS)
+
+# Ratios to baselines taken in the same run. BENCH_ARGS='--only exec --samples 50' takes less, or more.
+.PHONY: bench
+bench: OUT = $(CACHE)/bench
+bench: export GCS_DEPS = gcc libc6-dev
+bench: venv tools image demo-rootfs
+	$(RUN) -m tests.bench --out "$(OUT)" $(BENCH_ARGS)
 
 # What make test has in short, at full length.
 .PHONY: test-long

@@ -86,12 +86,12 @@ async def crowd(target: Target, client: Client, containers: Iterable[str]) -> No
     await all_of(start(container) for container in containers)
 
 
-async def populate(client: Client, containers: list[str], execs: int) -> None:
-    """Starts ``execs`` processes, spread over the containers."""
+async def populate(client: Client, containers: list[str], execs: int, first: int = 0) -> None:
+    """Starts ``execs`` processes, spread over the containers and numbered from ``first`` on."""
     spec = {"args": ["sleep", "100000"], "cwd": "/"}
     await all_of(
         client.exec_process(Exec(containers[number % len(containers)], f"e{number}", spec, OUTPUT))
-        for number in range(execs)
+        for number in range(first, first + execs)
     )
 
 
