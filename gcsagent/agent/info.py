@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from gcsagent import __version__
+from gcsagent.agent import proc
 from gcsagent.agent.call import Call
 from gcsagent.agent.container import Container
 from gcsagent.agent.process_dir import read_json
@@ -46,7 +47,7 @@ class AgentService:
         self.upgrades = UpgradeService(
             settings.state, generation, registry.keeper.supervisor, registry.bounds
         )
-        self.boot_id = _read("/proc/sys/kernel/random/boot_id").strip()
+        self.boot_id = proc.boot_id()
 
     async def ping(self, _params: Empty, _call: Call) -> Pong:
         """Answered by way of the event loop, so that a busy one shows."""
@@ -58,7 +59,7 @@ class AgentService:
     async def info(self, params: AskInfo, _call: Call) -> Info:
         runtimes = await self._runtimes.all(params.features)
         containers = self._registry.containers
-        memory = read_meminfo()
+        memory = proc.meminfo()
         return Info(
             agent_version=__version__,
             generation=self.generation,
@@ -78,7 +79,7 @@ class AgentService:
             agent_pid=os.getpid(),
             state_dir=self._settings.state,
             time_ns=time.time_ns(),
-            uptime_ms=int(read_uptime() * 1000),
+            uptime_ms=int(proc.uptime() * 1000),
             memory_total_kib=memory.get("MemTotal", 0),
             memory_available_kib=memory.get("MemAvailable", 0),
             cpus=len(os.sched_getaffinity(0)),
@@ -147,14 +148,6 @@ def _remove_sockets(addresses: tuple[str, ...]) -> None:
                 os.unlink(address.path)
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read()
-    except OSError:
-        return ""
-
-
 def _os_name() -> str:
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME", "")
@@ -162,20 +155,9 @@ def _os_name() -> str:
         return ""
 
 
-def read_uptime() -> float:
-    """Seconds since the kernel started."""
-    return float(_read("/proc/uptime").split()[0])
-
-
-def read_meminfo() -> dict[str, int]:
-    """/proc/meminfo, in KiB."""
-    pairs = (line.partition(":") for line in _read("/proc/meminfo").splitlines())
-    return {key: int(value.split()[0]) for key, _, value in pairs if value.strip()}
-
-
 def _boot_stages() -> tuple[BootStage, ...]:
     stages = []
-    for line in _read(BOOT_FILE).splitlines():
+    for line in proc.text(BOOT_FILE).splitlines():
         stage, _, uptime = line.partition(" ")
         try:
             stages.append(BootStage(stage, int(float(uptime) * 1000)))

@@ -52,8 +52,8 @@ def build(
     registry: Registry, agent: AgentService, forwards: Forwards, log: LogRing | None = None
 ) -> dict[str, Handler]:
     lifecycle, processes, spools = Lifecycle(registry), ProcessService(registry), SpoolService(registry)
-
     freezing, checkpoints = FreezingService(registry), CheckpointService(registry)
+    pods = PodService(registry)
 
     table: dict[str, Handler] = {
         "agent.ping": agent.ping,
@@ -78,8 +78,8 @@ def build(
         "container.update": LimitService(registry).update,
         "container.wait": lifecycle.wait,
         "container.delete": lifecycle.delete,
-        "pod.update": PodService(registry).update,
-        "pod.stats": PodService(registry).stats,
+        "pod.update": pods.update,
+        "pod.stats": pods.stats,
         "process.exec": lifecycle.exec,
         "process.state": processes.state,
         "process.kill": processes.kill,

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Coroutine, Iterable
 from typing import TYPE_CHECKING, Any
 
+from gcsagent.agent import proc
 from gcsagent.agent.cgroups import OomCounts
 from gcsagent.agent.events import EventLog, of_this_life
 from gcsagent.agent.kernfs import KernelFiles
@@ -43,7 +44,7 @@ V1_SECONDS = 5.0
 """How long the kernel may take from its notice to the kill: it writes to the console in between."""
 
 _FIRST_LOOK, _LAST_LOOK = 0.01, 0.5
-_STAT_FLAGS, _PF_EXITING = 6, 0x4  # proc_pid_stat(5), counted from behind the command; linux/sched.h
+_PF_EXITING = 0x4  # linux/sched.h
 _MEANS_NOTHING = (OSError, ValueError, KeyError, TypeError, SchemaError)
 
 
@@ -353,8 +354,7 @@ def _explained(container: Container, process: Process) -> bool:
 
 def _exiting(pid: int) -> bool:
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            flags = int(file.read().rpartition(b")")[2].split()[_STAT_FLAGS])
+        flags = proc.stat(pid).flags
     except (OSError, ValueError, IndexError):
         return True
     return bool(flags & _PF_EXITING)

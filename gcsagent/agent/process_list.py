@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.container import Container
+from gcsagent.agent.proc import Stat, fields, parse_stat, status
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from protocol.checks import INIT
@@ -90,7 +91,7 @@ def scope_of(container: Container) -> Scope:
     init = container.processes.get(INIT)
     if init is not None and init.pid in known:
         with contextlib.suppress(OSError):
-            depth = len(_status(f"/proc/{init.pid}/status").get("NSpid", "").split()) - 1
+            depth = len(status(init.pid).get("NSpid", "").split()) - 1
             if container.owns_pids:
                 namespace = os.stat(f"/proc/{init.pid}/ns/pid").st_ino
         if not _is_there(init):  # it has been reaped meanwhile, and what was read may be another's
@@ -136,37 +137,11 @@ def _directories(after: int) -> Iterator[tuple[int, int]]:
             os.close(directory)
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
-    name: str
-    state: str
-    ppid: int
-    cpu_ticks: int
-    threads: int
-    started_ticks: int
-
-    @property
-    def ended(self) -> bool:
-        """The leader of a process whose other threads go on is a zombie, too; the process is none."""
-        return self.state in "ZX" and self.threads <= 1
+def _stat(directory: int) -> Stat:
+    return parse_stat(_read(directory, "stat", 4096))
 
 
-def _stat(directory: int) -> _Stat:
-    """Its name may hold blanks and parentheses: what follows the last one is numbers (proc_pid_stat(5))."""
-    text = _read(directory, "stat", 4096).decode(errors="replace")
-    name, _, rest = text.partition("(")[2].rpartition(")")
-    field = rest.split()
-    return _Stat(
-        name=name,
-        state=field[0],
-        ppid=int(field[1]),
-        cpu_ticks=int(field[11]) + int(field[12]),
-        threads=int(field[17]),
-        started_ticks=int(field[19]),
-    )
-
-
-def _is_member(scope: Scope, pid: int, directory: int, stat: _Stat) -> bool:
+def _is_member(scope: Scope, pid: int, directory: int, stat: Stat) -> bool:
     if stat.started_ticks <= scope.taken_ticks and (pid in scope.listed or pid in scope.known):
         return True
     if scope.namespace:
@@ -183,16 +158,16 @@ def _left_cgroup(path: str, directory: int) -> bool:
     return any(found == path or found.startswith((path + "/", path + " ")) for found in paths)
 
 
-def _read_process(scope: Scope, pid: int, directory: int, stat: _Stat) -> ContainerProcess:
-    status = _parse_status(_read(directory, "status", 1 << 16))
+def _read_process(scope: Scope, pid: int, directory: int, stat: Stat) -> ContainerProcess:
+    about = fields(_read(directory, "status", 1 << 16).decode(errors="replace"))
     ident = scope.known.get(pid, "") if stat.started_ticks <= scope.taken_ticks else ""
-    inside = status.get("NSpid", "").split()
-    resident = status.get("VmRSS", "0").split()
+    inside = about.get("NSpid", "").split()
+    resident = about.get("VmRSS", "0").split()
     return ContainerProcess(
         pid=pid,
         ns_pid=int(inside[scope.depth]) if len(inside) > scope.depth else 0,
         ppid=stat.ppid,
-        uid=int(status["Uid"].split()[1]),
+        uid=int(about["Uid"].split()[1]),
         running=not stat.ended,
         created_by_runtime=bool(ident),
         zombie=stat.ended,
@@ -210,16 +185,6 @@ def _command(directory: int) -> str:
     data = _read(directory, "cmdline", MAX_COMMAND + 1)
     text = data[:MAX_COMMAND].rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
     return f"{text}…" if len(data) > MAX_COMMAND else text
-
-
-def _status(path: str) -> dict[str, str]:
-    with open(path, "rb") as file:
-        return _parse_status(file.read())
-
-
-def _parse_status(data: bytes) -> dict[str, str]:
-    pairs = (line.partition(":") for line in data.decode(errors="replace").splitlines())
-    return {key: value.strip() for key, _, value in pairs}
 
 
 def _read(directory: int, name: str, size: int) -> bytes:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 
+from gcsagent.agent import proc
 from gcsagent.agent.cgroups import signal_all
 from gcsagent.agent.container import Container
 from gcsagent.agent.logs import context
@@ -38,13 +39,12 @@ def kill_strays(container: Container, failed: Process) -> None:
 
 
 def _parent_and_session(pid: int) -> tuple[int, int]:
-    """As in proc(5), stat; (0, 0) when there is no such process any more."""
+    """(0, 0) when there is no such process any more."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
+        found = proc.stat(pid)
     except (FileNotFoundError, ProcessLookupError):
         return 0, 0
-    return int(fields[1]), int(fields[3])
+    return found.ppid, found.session
 
 
 def _named(container: Container, failed: Process) -> set[int]:

@@ -15,10 +15,11 @@ import pytest
 from gcsagent.agent import mountinfo
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.overlay import lower_of
+from gcsagent.agent.proc import boot_id
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.storage import devices, paths, superblock, users, wanted
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
-from gcsagent.agent.storage.table import Table, boot_id
+from gcsagent.agent.storage.table import Table
 from protocol.errors import Code, RpcError
 from protocol.families.storage import (
     Device,

@@ -9,6 +9,7 @@ import struct
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.guest.only import refuse_outside
+from gcsagent.agent.proc import text
 from protocol.errors import Code, RpcError
 from protocol.families.guest import AddEntropy, Entropy
 from protocol.method import Empty
@@ -45,10 +46,10 @@ class EntropyService:
 
 
 def look() -> Entropy:
-    source = _read(_SOURCE)
+    source = text(_SOURCE)
     return Entropy(
-        int(_read(f"{_RANDOM}/entropy_avail") or 0),
-        int(_read(f"{_RANDOM}/poolsize") or 0),
+        int(text(f"{_RANDOM}/entropy_avail") or 0),
+        int(text(f"{_RANDOM}/poolsize") or 0),
         "" if source == "none" else source,
     )
 
@@ -76,11 +77,3 @@ def _random(operation: int, argument: bytes = b"") -> None:
         fcntl.ioctl(fd, operation, bytearray(argument) if argument else 0)
     finally:
         os.close(fd)
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

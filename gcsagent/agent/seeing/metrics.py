@@ -10,8 +10,8 @@ from itertools import accumulate
 from typing import Any
 
 from gcsagent import __version__
+from gcsagent.agent import proc
 from gcsagent.agent.call import Call
-from gcsagent.agent.info import read_meminfo, read_uptime
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.seeing.containers import add_container
 from gcsagent.agent.seeing.exposition import Exposition
@@ -69,8 +69,8 @@ class MetricsService:
         page.add("gcs_agent_processes", sum(process.alive for _, process in registry.processes()))
         _add_traffic(page, registry.traffic)
         await self._add_supervisor(page)
-        memory = read_meminfo()
-        page.add("gcs_guest_uptime_seconds", read_uptime())
+        memory = proc.meminfo()
+        page.add("gcs_guest_uptime_seconds", proc.uptime())
         page.add("gcs_guest_memory_total_bytes", memory.get("MemTotal", 0) << 10)
         page.add("gcs_guest_memory_available_bytes", memory.get("MemAvailable", 0) << 10)
         page.add("gcs_guest_cpus", len(os.sched_getaffinity(0)))

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gcsagent.agent.journal import RequestMark
+from gcsagent.agent.proc import boot_id
 from gcsagent.agent.process_dir import VERSION, read_json, write_json
 from protocol.errors import Code, RpcError
 from protocol.families.storage import MountKind, MountState, MountStatus, MountStorage
@@ -123,11 +124,6 @@ class Entry:
             "dropped": self.dropped,
             "problem": self.problem,
         }
-
-
-def boot_id() -> str:
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
 
 
 def boot_time_ns() -> int:
