@@ -19,6 +19,7 @@ from protocol.families import (
     network,
     pod,
     process,
+    snapshot,
     storage,
     stream,
 )
@@ -36,6 +37,7 @@ FAMILIES = (
     archive,
     forward,
     guest,
+    snapshot,
     storage,
     network,
 )

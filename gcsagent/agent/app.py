@@ -18,6 +18,7 @@ from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.forwarding import service as forward_service
 from gcsagent.agent.forwarding.service import Forwards
+from gcsagent.agent.guest.snapshot import SnapshotService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.kernfs import KernelFiles
 from gcsagent.agent.kmsg import KernelLog
@@ -81,10 +82,12 @@ async def _run(settings: Settings, generation: int) -> int:
     await reload(registry, supervisor, forward_service.claimed(held))
     registry.archives.resume()
     await recover_storage(registry, registry.storage)
+    registry.snapshots.recover()
     await forwards.restore(supervisor, held)
     await registry.pressure.take_up(held)
     table = methods.build(registry, agent, forwards, log)
-    dispatcher = Dispatcher(table, registry.journal, lambda: agent.stopping, methods.openers(forwards))
+    openers = methods.openers(forwards)
+    dispatcher = Dispatcher(table, registry.journal, lambda: agent.stopping, openers, registry.quiet)
 
     def make_session(sock: socket.socket, peer: str, server: Server) -> Session:
         return Session(sock, peer, dispatcher, registry, agent, server)
@@ -124,6 +127,7 @@ def _assemble(
     )
     mounts = mounts_directory(settings.state, settings.guest)
     registry.storage = StorageService(registry, settings.state, mounts)
+    registry.snapshots = SnapshotService(registry, settings.state)
     registry.own_network = settings.guest or settings.own_network
     registry.tear_down = functools.partial(teardown.tear_down, registry)
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))

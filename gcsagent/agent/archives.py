@@ -52,6 +52,10 @@ class Archives:
         self._notes = os.path.join(state, "archives")
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def under_way(self) -> tuple[asyncio.Task[None], ...]:
+        return tuple(self._tasks)
+
     # -- beginning --------------------------------------------------------------------------------
 
     def check(self, params: PutArchive | GetArchive) -> None:

@@ -19,6 +19,7 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.failures import given_up, to_rpc_error
 from gcsagent.agent.journal import UNDONE, Entry, Journal, RequestMark
 from gcsagent.agent.methods import Handler
+from gcsagent.agent.quiet import Quiet
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.takeover import Opener
@@ -37,9 +38,11 @@ class Dispatcher:
         journal: Journal,
         stopping: Callable[[], bool],
         openers: dict[str, Opener] | None = None,
+        quiet: Quiet | None = None,
     ) -> None:
         """While ``stopping`` says so, nothing is begun that would outlive its end. ``openers`` are of the
         methods that turn their connection into a stream."""
+        self._quiet = quiet or Quiet()
         self._openers = openers or {}
         self._table, self._journal, self._stopping = table, journal, stopping
         self._inline = {name for name, handler in table.items() if not inspect.iscoroutinefunction(handler)}
@@ -68,6 +71,12 @@ class Dispatcher:
 
     def _run(self, call: Call, params: Any, answer: Answer) -> None:
         handler = self._table[call.method]
+        if METHODS[call.method].mutating:
+            refusal = self._quiet.refusal(call.method)
+            if refusal is not None:
+                answer(refusal)
+                return
+            answer = self._quiet.counted(call.method, answer)
         if call.method in self._inline:
             try:
                 result = handler(params, call)

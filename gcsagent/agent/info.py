@@ -110,6 +110,7 @@ class AgentService:
     async def _stop(self, action: str, grace: float) -> None:
         containers = list(self._registry.containers.values())
         _log.info("stopping", extra={"action": action, "containers": len(containers)})
+        await self._registry.snapshots.end()
         await self._registry.archives.end()
         # A sandbox's end would cut short the grace of its pod's containers.
         sandboxes = [each for each in containers if each.role.sandbox is not None]

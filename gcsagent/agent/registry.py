@@ -27,6 +27,7 @@ from gcsagent.agent.oom import OomWatch
 from gcsagent.agent.pods.pod import ALONE, Role, check_place, members, place
 from gcsagent.agent.process import UNCLAIMED_SECONDS, Process
 from gcsagent.agent.process_dir import ContainerDir
+from gcsagent.agent.quiet import Quiet
 from gcsagent.agent.runtime import Launched, Runtime
 from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.seeing.traffic import Traffic
@@ -37,6 +38,7 @@ from protocol.schema import to_wire
 from protocol.types import Status, Stdio
 
 if TYPE_CHECKING:
+    from gcsagent.agent.guest.snapshot import SnapshotService
     from gcsagent.agent.storage.service import StorageService
 
 DELETE_SECONDS = 60.0
@@ -76,10 +78,11 @@ class Registry:
         own = "" if guest else "-" + hashlib.sha256(state.encode()).hexdigest()[:8]
         self.cgroup_tree = CgroupTree(cgroups, f"/gcs{own}")
         self._background: set[asyncio.Task[None]] = set()
-        self.journal, self.traffic = Journal(state), Traffic()
+        self.journal, self.traffic, self.quiet = Journal(state), Traffic(), Quiet()
         self.archives = Archives(self, state)
         self.tear_down: Callable[[Container, float], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
         self.storage: StorageService  # likewise
+        self.snapshots: SnapshotService  # likewise
         self.containers: dict[str, Container] = {}
         os.makedirs(self.directory, mode=0o711, exist_ok=True)
 

@@ -321,6 +321,9 @@ class Session:
             raise _not_alone()
         if self._agent.stopping:
             raise RpcError(Code.UNAVAILABLE, "the agent is going down: its containers are being stopped")
+        refusal = self._registry.quiet.refusal(request.method)
+        if refusal is not None and isinstance(params, PutArchive):
+            raise refusal
         self._registry.archives.check(params)
         self._lending = (request, params, envelope)
         if not self._wire.unread:

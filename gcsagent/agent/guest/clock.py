@@ -39,7 +39,7 @@ class ClockService:
             before = time.time_ns()
             _slew(params.offset_ns)
         else:
-            before = _step(params)
+            before = step(params)
         done = TimeSet(before, time.time_ns(), _slew(None))
         _log.info("clock set", extra={"how": params.how.value, "by_ns": done.after_ns - before})
         return done
@@ -60,7 +60,7 @@ def _check(params: SetTime) -> None:
         )
 
 
-def _step(params: SetTime) -> int:
+def step(params: SetTime) -> int:
     """Returns the clock right before."""
     before = time.time_ns()
     wanted = params.time_ns if params.time_ns is not None else before + (params.offset_ns or 0)

@@ -24,4 +24,6 @@ def handlers(registry: Registry) -> dict[str, Callable[..., Any]]:
         "guest.online": resources.online,
         "guest.watch_pressure": pressure.watch,
         "guest.unwatch_pressure": pressure.unwatch,
+        "guest.snapshot_prepare": registry.snapshots.prepare,
+        "guest.snapshot_resume": registry.snapshots.resume,
     }

@@ -39,7 +39,10 @@ class Freezer:
             argv = ["fsfreeze", "--freeze", entry.target]
             await self._tools.run(entry, argv, seconds, what=f"freeze {entry.target}")
         except BaseException as error:
-            await asyncio.shield(self.thaw(entry, THAW_SECONDS, sure=False))
+            if isinstance(error, RpcError) and error.details.get("exit_status", -1) > 0:
+                self._forget(entry)  # it says so itself: what may be frozen, somebody else has frozen
+            else:
+                await asyncio.shield(self.thaw(entry, THAW_SECONDS, sure=False))
             if isinstance(error, RpcError) and error.code is Code.INTERNAL:
                 raise RpcError(
                     Code.FAILED_PRECONDITION,
@@ -57,6 +60,9 @@ class Freezer:
         except RpcError:
             if sure:
                 raise
+        self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
         self._cancel(entry)
         entry.frozen_until_ns = 0
         self._table.note(entry)
