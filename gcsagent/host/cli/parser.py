@@ -24,6 +24,7 @@ from gcsagent.host.cli.forward import add_forward_command
 from gcsagent.host.cli.guest import add_guest_commands, add_vm_grow
 from gcsagent.host.cli.network import add_network_commands, add_nic_commands
 from gcsagent.host.cli.seeing import add_seeing_commands
+from gcsagent.host.cli.shells import add_completion_command
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
 from gcsagent.host.cli.top import add_top_command
@@ -89,6 +90,7 @@ def build() -> argparse.ArgumentParser:
     add_seeing_commands(commands, _add)
     add_top_command(commands, _add)
     add_storage_commands(commands, _add)
+    add_completion_command(commands, _add)
     vm_commands = add_vm_parser(commands)
     _add_vm_run(vm_commands)
     add_disk_commands(vm_commands, _add)

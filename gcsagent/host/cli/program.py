@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 
-from gcsagent.host.cli import parser
+from gcsagent.host.cli import parser, shells
 from gcsagent.host.cli.common import complain
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import printable
@@ -26,6 +26,9 @@ _EXEC_ERRORS = {"not_executable": EXIT_NOT_EXECUTABLE, "not_found": EXIT_NOT_FOU
 
 def run(argv: list[str]) -> int:
     """Runs the command of ``argv`` and returns gcsctl's exit code. Raises KeyboardInterrupt."""
+    if argv[:1] == [shells.COMMAND] and len(argv) > 2:
+        print("\n".join(shells.answer(parser.build(), argv[1], argv[2:])))
+        return 0
     args = parser.parse(argv)
     try:
         return asyncio.run(_handle(args))
