@@ -31,6 +31,7 @@ from protocol.types import Event, Oom, OomScope, OomVictim, Reason
 from tests.fakes.fake_agent import FakeAgent, Script, exit_record
 
 SECONDS = 20.0
+MORE = "`gcsctl agent-logs --tail 20` has more"
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,9 @@ def test_what_cannot_be_executed(tmp_path: Path, kind: Any, code: int) -> None:
     async def body(agent: FakeAgent) -> None:
         Script().install(agent)
         agent.handlers["process.exec"] = refusing(Code.NOT_FOUND, "no 'x' in there", exec_error=kind)
-        assert await gcsctl(agent, "exec", "web", "--", "x") == Done(code, "", "gcsctl: no 'x' in there\n")
+        done = await gcsctl(agent, "exec", "web", "--", "x")
+        assert (done.code, done.out) == (code, "")
+        assert done.err.startswith("gcsctl: no 'x' in there (")
 
     with_agent(tmp_path, body)
 
@@ -248,7 +251,7 @@ def test_a_container_that_does_not_start_is_removed(tmp_path: Path) -> None:
         Script().install(agent)
         agent.handlers["container.start"] = refusing(Code.INTERNAL, "no", runtime_error="runc: oops")
         done = await gcsctl(agent, "run", "--rootfs", "/r", "--id", "web", "--", "x")
-        assert done == Done(125, "", "gcsctl: no: runc: oops\n")
+        assert done == Done(125, "", f"gcsctl: no: runc: oops ({MORE})\n")
         assert agent.named("container.delete") == [{"container": "web", "force": True}]
 
     with_agent(tmp_path, body)
@@ -267,7 +270,7 @@ def test_the_runtimes_words_are_said_once(tmp_path: Path, message: str, runtime:
     async def body(agent: FakeAgent) -> None:
         Script().install(agent)
         agent.handlers["process.exec"] = refusing(Code.INTERNAL, message, runtime_error=runtime)
-        assert await gcsctl(agent, "exec", "web", "--", "x") == Done(125, "", f"gcsctl: {line}\n")
+        assert await gcsctl(agent, "exec", "web", "--", "x") == Done(125, "", f"gcsctl: {line} ({MORE})\n")
 
     with_agent(tmp_path, body)
 
@@ -696,7 +699,7 @@ def test_what_the_guest_says_cannot_drive_the_terminal(tmp_path: Path) -> None:
             assert r"echo \x1b[31mred" in done.out
             assert "\x1b" not in done.out
         done = await gcsctl(agent, "start", "c")
-        assert done.err == "gcsctl: evil \\x1b]52;c;x\\x07\\nsecond line \\u202e\n"
+        assert done.err == f"gcsctl: evil \\x1b]52;c;x\\x07\\nsecond line \\u202e ({MORE})\n"
         document = json.loads((await gcsctl(agent, "--json", "ps")).out)
         assert document[0]["processes"][0]["args"][2] == "echo \x1b[31mred"
 

@@ -90,7 +90,7 @@ def test_whatever_is_called_an_id_has_a_source() -> None:
 def test_what_only_the_agent_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def body(agent: FakeAgent) -> None:
         states = [
-            ContainerState(name, Status.RUNNING, 7, "/b", 1, pod="pod" if name == "web" else None)
+            ContainerState(name, Status.RUNNING, 7, "/b", 1, pod="pod" if name == "web" else "")
             for name in ("web", "db", "evil\x1b[31m")
         ]
         agent.handlers["container.list"] = lambda params: {"containers": states}
@@ -157,8 +157,9 @@ class Typing:
 
     def __init__(self, argv: list[str], env: dict[str, str], cwd: Path) -> None:
         self.main, side = pty.openpty()
-        ends = {"stdin": side, "stdout": side, "stderr": side}
-        self.process = subprocess.Popen(argv, env=env, cwd=cwd, start_new_session=True, **ends)
+        self.process = subprocess.Popen(
+            argv, env=env, cwd=cwd, start_new_session=True, stdin=side, stdout=side, stderr=side
+        )
         os.close(side)
         self.seen = b""
 

@@ -169,6 +169,6 @@ def test_a_refusal_is_one_line(tmp_path: Path) -> None:
         agent.handlers["storage.unmount"] = refusing(Code.FAILED_PRECONDITION, "container web uses it")
         shown = await gcsctl(agent, "storage", "unmount", "data")
         assert (shown.code, shown.out) == (125, "")
-        assert shown.err == "gcsctl: container web uses it\n"
+        assert shown.err == "gcsctl: container web uses it (`gcsctl storage ls` shows how things stand)\n"
 
     with_agent(tmp_path, body)

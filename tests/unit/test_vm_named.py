@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import dataclasses
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.host.cli import parser
 from gcsagent.host.vm import starter
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.errors import (
@@ -28,7 +28,7 @@ from gcsagent.host.vm.errors import (
 )
 from gcsagent.host.vm.named import VmStore, read_record, state_dir, write_record
 from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
-from gcsagent.host.vm.vmcli import add_vm_parser, vm_address
+from gcsagent.host.vm.vmcli import vm_address
 from tests.cases.agents import eventually
 from tests.fakes.vm import FakeHost, fake_host
 
@@ -43,9 +43,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
 
 def vm(*words: str) -> int:
     """Runs `gcsctl vm WORDS`."""
-    parser = argparse.ArgumentParser()
-    add_vm_parser(parser.add_subparsers())
-    args = parser.parse_args(["vm", *words])
+    args = parser.parse(["vm", *words])
     code = asyncio.run(args.handler(args))
     assert isinstance(code, int)
     return code

@@ -15,7 +15,7 @@ from gcsagent.host.errors import HostError
 from gcsagent.host.text import jsonable, printable
 from gcsagent.host.transport import Address
 from gcsagent.host.vm.vmcli import vm_address
-from protocol.address import parse_dial
+from protocol.address import UnixAddress, VsockAddress, parse_dial
 from protocol.types import ExitRecord, Oom, OomScope, Reason
 
 CONNECT_SECONDS = 10.0
@@ -45,10 +45,36 @@ def agent_address(args: argparse.Namespace) -> Address:
 
 
 async def connect(args: argparse.Namespace) -> Client:
-    """A client for the agent the command line names."""
+    """A client for the agent the command line names.
+
+    Raises UsageError when there is no such socket: an agent that is restarted, or a VM that boots, has one.
+    Only ``--wait`` waits for it.
+    """
+    address = agent_address(args)
+    if args.wait_for_agent is None:
+        _must_be_there(address)
     return await Client.connect(
-        agent_address(args), timeout=CONNECT_SECONDS, patience=PATIENCE_SECONDS, client_name=CLIENT_NAME
+        address,
+        timeout=CONNECT_SECONDS if args.wait_for_agent is None else args.wait_for_agent,
+        patience=PATIENCE_SECONDS,
+        client_name=CLIENT_NAME,
     )
+
+
+def _must_be_there(address: Address) -> None:
+    if isinstance(address, VsockAddress):
+        return
+    try:
+        os.stat(address.path)
+    except FileNotFoundError:
+        what = (
+            f"start one with `gcsagent --listen {address}`"
+            if isinstance(address, UnixAddress)
+            else "`gcsctl vm ls` lists VMs"
+        )
+        raise UsageError(f"{address}: there is no such socket; {what}, or --wait for it") from None
+    except OSError:
+        pass  # connect has the words for it
 
 
 def exit_code(record: ExitRecord) -> int:

@@ -34,7 +34,8 @@ _UNPLUG_SECONDS = 30.0
 
 
 def add_network_commands(commands: Any, add: Add) -> None:
-    top = commands.add_parser("network", help="show and configure the networks of guest and containers")
+    about = "show and configure the networks of guest and containers"
+    top = commands.add_parser("network", help=about, description=about, epilog="example: gcsctl network show")
     parts = top.add_subparsers(metavar="COMMAND", required=True)
     parser = add(
         parts, "show", show, "show interfaces, addresses and routes", "gcsctl network show --container web"
@@ -72,7 +73,10 @@ def add_network_commands(commands: Any, add: Add) -> None:
 
 def add_nic_commands(commands: Any, add: Add) -> None:
     """`vm net`, below `vm`."""
-    parser = commands.add_parser("net", help="plug network cards into a running VM, unplug and list them")
+    about = "plug network cards into a running VM, unplug and list them"
+    parser = commands.add_parser(
+        "net", help=about, description=about, epilog="example: gcsctl vm net add dev"
+    )
     below = parser.add_subparsers(metavar="COMMAND", required=True)
     parser = add(
         below,

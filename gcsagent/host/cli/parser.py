@@ -15,6 +15,7 @@ from gcsagent.host.cli.argument_types import (
     count,
     identifier,
     interval,
+    patience,
     signal,
     typed,
 )
@@ -78,6 +79,13 @@ def build() -> argparse.ArgumentParser:
     parser = _top()
     parser.add_argument("--address", metavar="ADDRESS", help="the agent (default: GCS_ADDRESS)")
     parser.add_argument("--vm", metavar="NAME", help="the agent in the VM that `vm start NAME` started")
+    parser.add_argument(
+        "--wait",
+        type=patience,
+        dest="wait_for_agent",
+        metavar="SECONDS",
+        help="for an agent that is only being started; default: 10, none where there is no socket yet",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON; one document per line for events")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_agent_commands(commands)
@@ -91,7 +99,7 @@ def build() -> argparse.ArgumentParser:
     add_top_command(commands, _add)
     add_storage_commands(commands, _add)
     add_completion_command(commands, _add)
-    vm_commands = add_vm_parser(commands)
+    vm_commands = add_vm_parser(commands, _add)
     _add_vm_run(vm_commands)
     add_disk_commands(vm_commands, _add)
     add_nic_commands(vm_commands, _add)
@@ -109,7 +117,7 @@ def _add(
     commands: _Subparsers, name: str, handler: Handler, help: str, example: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=help, description=help, epilog=f"example: {example}")
-    parser.set_defaults(handler=handler)
+    parser.set_defaults(handler=handler, command_name=parser.prog)
     # SUPPRESS: what was given before the command must not be reset by this default.
     parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
     return parser
@@ -264,7 +272,8 @@ def _add_container_commands(commands: _Subparsers) -> None:
 
 def _add_checkpoint_commands(commands: _Subparsers) -> None:
     about = "save a container with its processes; list and remove what was saved"
-    group = commands.add_parser("checkpoint", help=about, description=about)
+    example = "example: gcsctl checkpoint create web web-1"
+    group = commands.add_parser("checkpoint", help=about, description=about, epilog=example)
     verbs = group.add_subparsers(metavar="COMMAND", required=True)
     parser = _add(
         verbs,

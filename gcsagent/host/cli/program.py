@@ -9,6 +9,7 @@ import sys
 import traceback
 
 from gcsagent.host.cli import parser, shells
+from gcsagent.host.cli.advice import with_advice
 from gcsagent.host.cli.common import complain
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import printable
@@ -41,7 +42,7 @@ def run(argv: list[str]) -> int:
     except (HostError, VmError, RpcError, ProtocolError, OSError) as error:
         if os.environ.get("GCS_DEBUG") == "1":
             traceback.print_exc()
-        return explain(error)
+        return explain(error, args)
 
 
 async def _handle(args: argparse.Namespace) -> int:
@@ -49,19 +50,25 @@ async def _handle(args: argparse.Namespace) -> int:
     return code
 
 
-def explain(error: Exception) -> int:
-    """Prints the error and returns the exit code for it."""
-    if isinstance(error, BootError):
-        for line in error.report().splitlines():
-            complain(line)
-    elif isinstance(error, RpcError):
-        complain(_rpc_line(error))
+def explain(error: Exception, args: argparse.Namespace) -> int:
+    """Prints the error with what to do about it, and returns the exit code for it."""
+    first, *rest = _lines(error)
+    complain(with_advice(first, error, args))
+    for line in rest:
+        complain(line)
+    if isinstance(error, RpcError):
         return _EXEC_ERRORS.get(str(error.details.get("exec_error")), parser.EXIT_GCSCTL)
-    elif isinstance(error, OSError) and error.strerror:
-        complain(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
-    else:
-        complain(error)
     return parser.EXIT_GCSCTL
+
+
+def _lines(error: Exception) -> list[str]:
+    if isinstance(error, BootError):
+        return error.report().splitlines()
+    if isinstance(error, RpcError):
+        return [_rpc_line(error)]
+    if isinstance(error, OSError) and error.strerror:
+        return [f"{error.filename}: {error.strerror}" if error.filename else error.strerror]
+    return [str(error)]
 
 
 def _rpc_line(error: RpcError) -> str:

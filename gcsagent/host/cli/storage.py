@@ -24,7 +24,10 @@ _UNPLUG_SECONDS = 30.0
 
 
 def add_storage_commands(commands: Any, add: Add) -> None:
-    parser = commands.add_parser("storage", help="mount disks, layers and directories in the guest")
+    about = "mount disks, layers and directories in the guest"
+    parser = commands.add_parser(
+        "storage", help=about, description=about, epilog="example: gcsctl storage ls"
+    )
     below = parser.add_subparsers(metavar="COMMAND", required=True)
     parser = add(
         below,
@@ -74,7 +77,10 @@ def add_storage_commands(commands: Any, add: Add) -> None:
 
 def add_disk_commands(commands: Any, add: Add) -> None:
     """`vm disk`, below `vm`."""
-    parser = commands.add_parser("disk", help="plug disks into a running VM, unplug and list them")
+    about = "plug disks into a running VM, unplug and list them"
+    parser = commands.add_parser(
+        "disk", help=about, description=about, epilog="example: gcsctl vm disk add dev data.img"
+    )
     below = parser.add_subparsers(metavar="COMMAND", required=True)
     parser = add(
         below,

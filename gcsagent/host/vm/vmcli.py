@@ -40,27 +40,37 @@ _LAST_GASP_SECONDS = 1.0
 
 def add_vm_parser(
     subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+    add: Callable[..., argparse.ArgumentParser],
 ) -> argparse._SubParsersAction[argparse.ArgumentParser]:
     """Adds `vm` with start, stop, ls and console; returns its subparsers, for `run` to be added."""
-    vm = subparsers.add_parser("vm", help="boot, list and stop virtual machines")
+    about = "boot, list and stop virtual machines"
+    example = "example: gcsctl vm start dev --rootfs ./rootfs; gcsctl --vm dev ps"
+    vm = subparsers.add_parser("vm", help=about, description=about, epilog=example)
     commands = vm.add_subparsers(metavar="COMMAND", required=True)
-    start = commands.add_parser("start", help="boot a VM that keeps running in the background")
+    start = add(
+        commands,
+        "start",
+        vm_start,
+        "boot a VM that keeps running in the background; prints its agent's address",
+        "gcsctl vm start dev --rootfs ./rootfs --memory 512",
+    )
     start.add_argument("name", metavar="NAME")
     add_vm_options(start)
-    start.set_defaults(handler=vm_start)
-    stop = commands.add_parser("stop", help="power a VM down and forget it")
+    stop = add(commands, "stop", vm_stop, "power a VM down and forget it", "gcsctl vm stop dev")
     stop.add_argument("name", metavar="NAME")
     stop.add_argument(
         "--timeout", type=float, default=30.0, metavar="S", help="seconds until it is killed (default: 30)"
     )
-    stop.set_defaults(handler=vm_stop)
-    listing = commands.add_parser("ls", help="list VMs")
-    _add_json(listing)
-    listing.set_defaults(handler=vm_ls)
-    console = commands.add_parser("console", help="show what a VM wrote to its serial console")
+    add(commands, "ls", vm_ls, "list VMs", "gcsctl vm ls --json")
+    console = add(
+        commands,
+        "console",
+        vm_console,
+        "show what a VM wrote to its serial console",
+        "gcsctl vm console dev -f",
+    )
     console.add_argument("name", metavar="NAME")
     console.add_argument("-f", "--follow", action="store_true", help="go on until the VM ends")
-    console.set_defaults(handler=vm_console)
     return commands
 
 
@@ -199,20 +209,22 @@ async def vm_start(args: argparse.Namespace) -> int:
             # A failure leaves the VM as it is: it runs, and `gcsctl network set` can be tried again.
             async with await Client.connect(vm.address) as client:
                 await network.use_user_network(client, vm.mac)
-    print(json.dumps(vm.to_json()) if getattr(args, "json", False) else vm.address)
+    print(json.dumps(vm.to_json()) if args.json else vm.address)
     return 0
 
 
 async def vm_stop(args: argparse.Namespace) -> int:
     """`vm stop NAME`."""
-    await VmStore().stop(args.name, args.timeout)
+    vm = await VmStore().stop(args.name, args.timeout)
+    if args.json:
+        print(json.dumps({"name": vm.name, "state": "stopped"}))
     return 0
 
 
 async def vm_ls(args: argparse.Namespace) -> int:
     """`vm ls`."""
     vms = VmStore().list()
-    if getattr(args, "json", False):
+    if args.json:
         print(json.dumps([vm.to_json() for vm in vms], indent=1))
     else:
         print("\n".join(table(vms, time.time())))
@@ -233,18 +245,25 @@ def table(vms: list[NamedVm], now: float) -> list[str]:
 
 
 async def vm_console(args: argparse.Namespace) -> int:
-    """`vm console NAME`: the console so far, or as it grows; what a terminal might obey is escaped."""
+    """`vm console NAME`: the console so far, or as it grows; what a terminal might obey is escaped.
+
+    With --json one document per line of it.
+    """
+
+    def show(line: str) -> None:
+        print(json.dumps({"line": line}) if args.json else line)
+
     vm = VmStore().get(args.name)
     lines = LineSplitter()
     try:
         async for data in _console(vm, follow=args.follow):
             for line in lines.feed(data):
-                print(line)
+                show(line)
             sys.stdout.flush()
     except FileNotFoundError:
         raise VmNotFound(f"VM {args.name!r} has no console yet") from None
     for line in lines.flush():
-        print(line)
+        show(line)
     return 0
 
 
@@ -286,11 +305,6 @@ async def _unless_it_ends(vm: VirtualMachine, body: Callable[[VirtualMachine], A
         for task in (working, ending):
             task.cancel()
         await asyncio.gather(working, ending, return_exceptions=True)
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    # SUPPRESS: gcsctl's own --json, given before the command, must not be reset by this default.
-    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
 
 def _age(seconds: float) -> str:
