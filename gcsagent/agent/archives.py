@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import gcsagent
 from gcsagent.agent.calls import CannotStart, Outcome
+from gcsagent.agent.failures import not_started, tool_failed
 from gcsagent.agent.roots import Root, open_root
 from gcsagent.archiver.job import CONNECTION_FD, NOTE_FD, ROOT_FD, Job
 from protocol.errors import Code, RpcError
@@ -134,7 +135,7 @@ class Archives:
         try:
             outcome = await self._archiver(job.to_text(), timeout, fds, CALL + token)
         except CannotStart as error:
-            return RpcError(Code.UNAVAILABLE, f"in the guest: {error}", errno=error.errno)
+            return not_started(error, f"in the guest: {error}")
         return None if outcome.status == 0 else _broken_off(outcome)
 
     async def _archiver(self, argument: str, timeout: float, fds: dict[int, int], key: str = "") -> Outcome:
@@ -212,12 +213,10 @@ class Archives:
 
 def _broken_off(outcome: Outcome) -> RpcError:
     how = f"signal {-outcome.status}" if outcome.status < 0 else f"status {outcome.status}"
-    return RpcError(
-        Code.INTERNAL,
+    return tool_failed(
+        outcome,
         f"the archive was broken off: the process in the guest that served it ended with {how};"
         " what was whole by then is there",
-        exit_status=outcome.status,
-        stderr=outcome.stderr,
     )
 
 

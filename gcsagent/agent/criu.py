@@ -8,7 +8,7 @@ import shutil
 import struct
 
 from gcsagent.agent.calls import Caller, CannotStart
-from gcsagent.agent.failures import to_rpc_error
+from gcsagent.agent.failures import not_started, to_rpc_error, tool_failed
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from protocol.errors import Code, RpcError
 
@@ -64,13 +64,13 @@ async def run(caller: Caller, argv: list[str], timeout: float) -> None:
     try:
         outcome = await caller.run(argv, timeout)
     except CannotStart as error:
-        raise RpcError(Code.UNAVAILABLE, str(error), errno=error.errno) from error
+        raise not_started(error, str(error)) from error
     if outcome.status != 0:
         reason = (
             "it passed its deadline" if outcome.timed_out else outcome.stderr or f"status {outcome.status}"
         )
         code = Code.DEADLINE_EXCEEDED if outcome.timed_out else Code.INTERNAL
-        raise RpcError(code, f"{argv[0]} failed: {reason}", exit_status=outcome.status, stderr=outcome.stderr)
+        raise tool_failed(outcome, f"{argv[0]} failed: {reason}", code)
 
 
 def errors(log: str) -> list[str]:

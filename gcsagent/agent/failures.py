@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 
+from gcsagent.agent.calls import CannotStart, Outcome
 from gcsagent.agent.inroot import DEFAULT_PATH, find_program, resolve
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeInterrupted, RuntimeMissing
 from gcsagent.agent.supervisor_client import SupervisorError
@@ -45,6 +46,16 @@ def _no_runtime(error: RuntimeMissing) -> RpcError:
         return RpcError(Code.RESOURCE_EXHAUSTED, f"{error}; free something in the guest", errno=error.errno)
     hint = f"; {_HINTS[error.errno]}" if error.errno in _HINTS else ""
     return RpcError(Code.UNAVAILABLE, f"{error}{hint}", errno=error.errno)
+
+
+def not_started(error: CannotStart, said: str) -> RpcError:
+    """A tool could not be started, which ``said`` tells the caller."""
+    return RpcError(Code.UNAVAILABLE, said, errno=error.errno)
+
+
+def tool_failed(outcome: Outcome, said: str, code: Code = Code.INTERNAL, **details: str) -> RpcError:
+    """A tool ended badly, which ``said`` tells the caller; status and words are in the details."""
+    return RpcError(code, said, **details, exit_status=outcome.status, stderr=outcome.stderr)
 
 
 def given_up(aborted: RpcError, cancelled: asyncio.CancelledError) -> RpcError:

@@ -8,6 +8,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from gcsagent.agent import mountinfo
 from gcsagent.agent.calls import Caller, CannotStart
+from gcsagent.agent.failures import not_started, tool_failed
 from gcsagent.agent.process_dir import ContainerDir
 from protocol.errors import Code, RpcError
 
@@ -67,11 +68,6 @@ async def run(caller: Caller, argv: list[str], what: str) -> None:
     try:
         outcome = await caller.run(argv, SECONDS)
     except CannotStart as error:
-        raise RpcError(Code.UNAVAILABLE, f"cannot {what}: {error}", errno=error.errno) from error
+        raise not_started(error, f"cannot {what}: {error}") from error
     if outcome.status != 0:
-        raise RpcError(
-            Code.INTERNAL,
-            f"cannot {what}: {outcome.stderr or f'status {outcome.status}'}",
-            exit_status=outcome.status,
-            stderr=outcome.stderr,
-        )
+        raise tool_failed(outcome, f"cannot {what}: {outcome.stderr or f'status {outcome.status}'}")

@@ -10,6 +10,7 @@ import asyncio
 
 from gcsagent.agent import uevents
 from gcsagent.agent.call import Call
+from gcsagent.agent.failures import tool_failed
 from gcsagent.agent.guest import sysfs
 from gcsagent.agent.guest.only import refuse_outside
 from gcsagent.agent.registry import Registry
@@ -42,12 +43,7 @@ class ResourceService:
         if done.timed_out:
             raise RpcError(Code.DEADLINE_EXCEEDED, "the kernel took too long to put them online; ask again")
         if done.status != 0:
-            raise RpcError(
-                Code.INTERNAL,
-                f"the kernel does not put them all online: {done.stderr}",
-                stderr=done.stderr,
-                exit_status=done.status,
-            )
+            raise tool_failed(done, f"the kernel does not put them all online: {done.stderr}")
 
 
 async def _wanted(params: Online) -> list[str]:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from gcsagent.agent.failures import tool_failed
 from gcsagent.agent.network.plan import Step
 from gcsagent.agent.network.tools import Namespace, ToolFailed, Tools
 from protocol.errors import Code, RpcError
@@ -140,15 +141,9 @@ def _place(each: _Line | _Act) -> tuple[int, int] | None:
 
 def refusal(failure: ToolFailed, step: Step) -> RpcError:
     code = Code.FAILED_PRECONDITION
-    if failure.timed_out:
+    if failure.outcome.timed_out:
         code = Code.DEADLINE_EXCEEDED
     elif "not permitted" in failure.reason.lower():
         code = Code.PERMISSION_DENIED
-    return RpcError(
-        code,
-        f"{step.field}: `{failure.program}` could not carry out `{step.do}`: {failure.reason}",
-        field=step.field,
-        step=step.do,
-        stderr=failure.stderr,
-        exit_status=failure.status,
-    )
+    said = f"{step.field}: `{failure.program}` could not carry out `{step.do}`: {failure.reason}"
+    return tool_failed(failure.outcome, said, code, field=step.field, step=step.do)

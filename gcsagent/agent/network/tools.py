@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, capture
+from gcsagent.agent.failures import not_started, tool_failed
 from protocol.errors import Code, RpcError
 
 MAX_OUTPUT = 4 << 20
@@ -53,8 +54,7 @@ class ToolFailed(Exception):
     """``lines`` are those of a batch that failed, from 1; ``line`` the first, 0 when it was none of them."""
 
     def __init__(self, program: str, outcome: Outcome) -> None:
-        self.program, self.status, self.stderr = program, outcome.status, outcome.stderr
-        self.timed_out = outcome.timed_out
+        self.program, self.outcome = program, outcome
         self.lines = tuple(int(number) for number in _FAILED_LINE.findall(outcome.stderr))
         self.line = self.lines[0] if self.lines else 0
         super().__init__(f"{program}: {self.reason}")
@@ -62,10 +62,10 @@ class ToolFailed(Exception):
     @property
     def reason(self) -> str:
         """The tool's own words, on one line."""
-        if self.timed_out:
+        if self.outcome.timed_out:
             return "took too long and was ended"
-        lines = [line for line in _FAILED_LINE.sub("", self.stderr).splitlines() if line.strip()]
-        words = lines[-1].strip() if lines else f"exit status {self.status}"
+        lines = [line for line in _FAILED_LINE.sub("", self.outcome.stderr).splitlines() if line.strip()]
+        words = lines[-1].strip() if lines else f"exit status {self.outcome.status}"
         return re.sub(r"^(RTNETLINK answers|Error|sysctl): ", "", words).rstrip(".")
 
 
@@ -92,15 +92,11 @@ class Tools:
         try:
             return parse_documents((await self.ask(namespace, argv, timeout)).decode(errors="replace"))
         except ToolFailed as failure:
-            if "BusyBox" in failure.stderr:
+            if "BusyBox" in failure.outcome.stderr:
                 raise missing("what is there is busybox's", argv[0]) from failure
-            code = Code.DEADLINE_EXCEEDED if failure.timed_out else Code.INTERNAL
-            raise RpcError(
-                code,
-                f"`{' '.join(argv)}` failed in the guest: {failure.reason}",
-                stderr=failure.stderr,
-                exit_status=failure.status,
-            ) from failure
+            code = Code.DEADLINE_EXCEEDED if failure.outcome.timed_out else Code.INTERNAL
+            said = f"`{' '.join(argv)}` failed in the guest: {failure.reason}"
+            raise tool_failed(failure.outcome, said, code) from failure
 
     async def batch(
         self, namespace: Namespace, lines: list[str], timeout: float, other: Namespace, *, force: bool = False
@@ -156,7 +152,7 @@ def _input(data: bytes) -> int:
 def _no_start(error: CannotStart, program: str) -> RpcError:
     if error.errno in (errno.ENOENT, errno.EACCES, errno.ENOEXEC):
         return missing(str(error), program)
-    return RpcError(Code.UNAVAILABLE, f"{error}; try again", errno=error.errno)
+    return not_started(error, f"{error}; try again")
 
 
 def missing(said: str, program: str) -> RpcError:

@@ -10,6 +10,7 @@ import errno
 import os
 
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, capture, captured
+from gcsagent.agent.failures import not_started, tool_failed
 from gcsagent.agent.storage.table import Entry
 from protocol.errors import Code, RpcError
 
@@ -33,7 +34,7 @@ class Tools:
             outcome = await self._caller.run(argv, seconds, fds=fds, key=entry.call)
         except CannotStart as error:
             if error.errno != errno.ENOENT:
-                raise RpcError(Code.UNAVAILABLE, f"cannot {what}: {error}", errno=error.errno) from error
+                raise not_started(error, f"cannot {what}: {error}") from error
             hint = f" (package {_PACKAGES[argv[0]]})" if argv[0] in _PACKAGES else ""
             raise RpcError(
                 Code.UNIMPLEMENTED, f"cannot {what}: this guest has no {argv[0]}{hint}", tool=argv[0]
@@ -43,12 +44,8 @@ class Tools:
         if outcome.timed_out:
             raise RpcError(Code.DEADLINE_EXCEEDED, f"cannot {what}: {argv[0]} took more than {seconds:.0f} s")
         if outcome.status != 0:
-            raise RpcError(
-                Code.INTERNAL,
-                f"cannot {what}: {outcome.stderr or f'{argv[0]} ended with status {outcome.status}'}",
-                exit_status=outcome.status,
-                stderr=outcome.stderr,
-            )
+            words = outcome.stderr or f"{argv[0]} ended with status {outcome.status}"
+            raise tool_failed(outcome, f"cannot {what}: {words}")
         return outcome
 
     async def output(self, entry: Entry, argv: list[str], seconds: float, what: str) -> str:
