@@ -92,11 +92,14 @@ class Stream(Protocol):
     def close(self) -> None: ...
 
 
-class NullStream:
-    """/dev/null: nothing to attach to."""
+class Unattachable:
+    """A stream nobody can attach to, and what is the same for all of that kind."""
+
+    refusal = ""
+    """What whoever tries is told."""
 
     def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
-        raise RpcError(Code.FAILED_PRECONDITION, "this stream is null; ask for mode 'stream' when creating")
+        raise RpcError(Code.FAILED_PRECONDITION, self.refusal)
 
     def attach(
         self,
@@ -115,17 +118,23 @@ class NullStream:
     def idle_since(self) -> float | None:
         return None
 
-    def close_input(self, offset: int | None) -> None:
-        return  # it reads end of file already
-
     def closing_at(self) -> int | None:
         return None
 
-    def state(self) -> StreamState:
-        return StreamState(mode=StreamMode.NULL, ended=True)
-
     def load(self) -> Load:
         return Load()
+
+
+class NullStream(Unattachable):
+    """/dev/null."""
+
+    refusal = "this stream is null; ask for mode 'stream' when creating"
+
+    def close_input(self, offset: int | None) -> None:
+        return  # it reads end of file already
+
+    def state(self) -> StreamState:
+        return StreamState(mode=StreamMode.NULL, ended=True)
 
     def produced(self) -> int:
         return 0

@@ -20,12 +20,11 @@ import contextlib
 import errno
 import hashlib
 import os
-import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gcsagent.agent.attachable import Keeper, Load
+from gcsagent.agent.attachable import Keeper, Unattachable
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamState
 
@@ -49,32 +48,17 @@ class Fifo:
         return (self.device, self.inode) == (found.st_dev, found.st_ino)
 
 
-class FifoStream:
+class FifoStream(Unattachable):
     """``fd`` is what is held, under ``name``; -1 before it is opened, and after it was let go."""
 
     def __init__(self, keeper: Keeper, name: str, path: str, *, is_input: bool, fd: int = -1) -> None:
         self._keeper, self._name, self._path, self._is_input = keeper, name, path, is_input
         self._fd = fd
         self._over = False
+        self.refusal = f"this stream is a fifo: open {path} in the guest instead"
 
     def opened(self, fd: int) -> None:
         self._fd = fd
-
-    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
-        raise RpcError(
-            Code.FAILED_PRECONDITION, f"this stream is a fifo: open {self._path} in the guest instead"
-        )
-
-    def attach(
-        self,
-        connection: socket.socket,
-        take: bool,
-        reply: bytes,
-        offset: int = 0,
-        refusal: bytes = b"",
-        passive: bool = False,
-    ) -> None:
-        self.check_attachable(take)
 
     def close_input(self, offset: int | None) -> None:
         if not self._is_input:
@@ -87,15 +71,9 @@ class FifoStream:
             )
         self._drop()
 
-    def closing_at(self) -> int | None:
-        return None
-
     def state(self) -> StreamState:
         ended = self._over or (self._is_input and self._fd < 0)
         return StreamState(StreamMode.FIFO, ended=ended, path=self._path)
-
-    def load(self) -> Load:
-        return Load()
 
     def produced(self) -> int | None:
         return None
@@ -104,12 +82,6 @@ class FifoStream:
         self._over = True
         if self._is_input:
             self._drop()  # a peer that writes is to find out
-
-    def settled(self) -> bool:
-        return True
-
-    def idle_since(self) -> float | None:
-        return None
 
     def close(self) -> None:
         self._drop()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
 import termios
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Attachable, Keeper, Load, NullStream, drained
+from gcsagent.agent.attachable import Attachable, Keeper, Load, NullStream, Unattachable, drained
 from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
 from protocol.errors import Code, RpcError
@@ -202,27 +201,15 @@ class TtyStream(Attachable):
             return
 
 
-class DiscardedTty:
+class DiscardedTty(Unattachable):
     """A terminal in mode null: what the process writes to it is dropped, as /dev/null would."""
+
+    refusal = NullStream.refusal
 
     def __init__(self, tty: TtyStream) -> None:
         self.tty = tty
         self._null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         tty.discard_into(self._null)
-
-    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
-        return NullStream().check_attachable(take)
-
-    def attach(
-        self,
-        connection: socket.socket,
-        take: bool,
-        reply: bytes,
-        offset: int = 0,
-        refusal: bytes = b"",
-        passive: bool = False,
-    ) -> None:
-        self.check_attachable(take)
 
     def settled(self) -> bool:
         return self.tty.settled()
@@ -241,9 +228,6 @@ class DiscardedTty:
 
     def state(self) -> StreamState:
         return StreamState(StreamMode.NULL, self.tty.state().bytes, False, self.tty.ended)
-
-    def load(self) -> Load:
-        return Load()
 
     def produced(self) -> int:
         return self.tty.produced()
