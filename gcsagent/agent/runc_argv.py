@@ -21,6 +21,11 @@ def _base(options: RuncGlobals, log: str) -> list[str]:
     return [options.binary, "--root", options.root, "--log", log, "--log-format", "json", *options.extra]
 
 
+def _handing_over(pid_file: str, console_socket: str) -> list[str]:
+    """Where the pid of what is launched is written to, and where the master of its terminal is sent."""
+    return ["--pid-file", pid_file, *(["--console-socket", console_socket] if console_socket else [])]
+
+
 def create(
     options: RuncGlobals,
     log: str,
@@ -33,9 +38,7 @@ def create(
     preserve_fds: int = 0,
 ) -> list[str]:
     """``preserve_fds``: how many descriptors from 3 on the container's init is to have as well."""
-    argv = [*_base(options, log), "create", "--bundle", bundle, "--pid-file", pid_file]
-    if console_socket:
-        argv += ["--console-socket", console_socket]
+    argv = [*_base(options, log), "create", "--bundle", bundle, *_handing_over(pid_file, console_socket)]
     if no_pivot:
         argv.append("--no-pivot")
     if preserve_fds:
@@ -57,10 +60,8 @@ def exec_(
     console_socket: str = "",
 ) -> list[str]:
     """Detached: runc returns once the process runs, and the process is the supervisor's to wait for."""
-    argv = [*_base(options, log), "exec", "--detach", "--process", process_file, "--pid-file", pid_file]
-    if console_socket:
-        argv += ["--console-socket", console_socket]
-    return [*argv, container]
+    argv = [*_base(options, log), "exec", "--detach", "--process", process_file]
+    return [*argv, *_handing_over(pid_file, console_socket), container]
 
 
 def delete(options: RuncGlobals, log: str, container: str, *, force: bool) -> list[str]:
@@ -121,7 +122,5 @@ def restore(
     pid_file: str,
     console_socket: str = "",
 ) -> list[str]:
-    argv = [*_base(options, log), "restore", "--detach", "--bundle", bundle, "--pid-file", pid_file]
-    if console_socket:
-        argv += ["--console-socket", console_socket]
-    return [*argv, *_criu(criu), container]
+    argv = [*_base(options, log), "restore", "--detach", "--bundle", bundle]
+    return [*argv, *_handing_over(pid_file, console_socket), *_criu(criu), container]
