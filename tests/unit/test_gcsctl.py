@@ -561,7 +561,7 @@ def test_a_misbehaving_agent_restores_the_terminal(tmp_path: Path) -> None:
             served.writer.write(b"\xc1\xc1\xc1")
         assert await process.wait() == 125
         shown = os.read(terminal.outer, 1000)
-        assert b"gcsctl: " in shown
+        assert b"gcsctl:" in shown
         assert b"Traceback" not in shown
 
     on_terminal(tmp_path, body)
