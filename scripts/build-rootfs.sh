@@ -169,7 +169,7 @@ build_tree() {
     install -m 755 "$LISTS/init" "$root/init"
     # By full path for what doesn't search busybox's own list: the kernel (modprobe), containers' tools.
     mkdir -p "$root/usr/bin" "$root/usr/sbin"
-    for name in sh mount umount modprobe poweroff reboot rm cat ls ps kill gzip dd mkswap swapon swapoff fsfreeze fstrim nsenter sysctl; do
+    for name in sh mount umount modprobe poweroff reboot rm cat ls ps kill gzip dd mkswap swapon swapoff fsfreeze fstrim sync nsenter sysctl; do
         # A feature may bring the whole of what busybox has the most of.
         [ ! -e "$1/root/usr/bin/$name" ] || continue
         case $name in

@@ -16,7 +16,10 @@ DEFAULT_PORT = 1024
 DEFAULT_MEMORY_MIB = 1024
 DEFAULT_CPUS = min(2, os.cpu_count() or 1)
 
-_PATHS = ("image", "rootfs", "console_log", "qmp_path")
+_PATHS = ("image", "rootfs", "console_log", "qmp_path", "snapshot")
+
+OWN = ("name", "image", "vsock", "boot_timeout", "console_log", "qmp_path", "snapshot")
+"""Fields that are of one VM, and no part of a snapshot of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class VmConfig:
         console_log: file that gets the console's raw bytes, bounded by rotation to `console_log`.1.
         qmp_path: where an additional QEMU monitor listens, for people.
         max_cpus, max_memory_mib: what it can be grown to while it runs (`gcsagent.host.grow`).
+        snapshot: directory that `VirtualMachine.save` made: it goes on from there instead of booting. What
+            the guest has comes with it; name, image, vsock, boot_timeout and where to log to are its own.
     """
 
     name: str = "gcs"
@@ -57,6 +62,7 @@ class VmConfig:
     qmp_path: Path | None = None
     max_cpus: int | None = None
     max_memory_mib: int | None = None
+    snapshot: Path | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 0xFFFFFFFF:
@@ -67,8 +73,16 @@ class VmConfig:
             Nic(self.mac.lower())
             if self.net == "none":
                 raise InvalidVmConfig("a MAC address goes with a network: give --net user, too")
+        self._check_snapshot()
         if self.boot_timeout is not None and not self.boot_timeout > 0:
             raise InvalidVmConfig(f"boot timeout {self.boot_timeout} must be a positive number of seconds")
+
+    def _check_snapshot(self) -> None:
+        if self.snapshot is None:
+            return
+        for field in fields(self):
+            if field.name not in OWN and getattr(self, field.name) != field.default:
+                raise InvalidVmConfig(f"{field.name} comes with the snapshot: leave it out")
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data, for the process that keeps a named VM."""

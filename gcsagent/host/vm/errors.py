@@ -59,6 +59,10 @@ class ReplugError(VmError):
         super().__init__(f"cannot replug the vsock device: {reason} (it is {state})")
 
 
+class SnapshotError(VmError):
+    """A VM cannot be saved, or not be made from a snapshot."""
+
+
 class PlugError(VmError):
     """A device cannot be plugged in, or unplugged."""
 

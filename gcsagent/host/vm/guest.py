@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from gcsagent.host.vm.config import VmExit
 from gcsagent.host.vm.console import ConsoleMonitor, sanitize
 from gcsagent.host.vm.errors import BootError, LaunchError, QmpError
 from gcsagent.host.vm.hotplug import HotPlug
+from gcsagent.host.vm.migration import Migration
 from gcsagent.host.vm.process import Child, PipeReader, Tail
 from gcsagent.host.vm.qemu import QemuConfig, qemu_argv
 from gcsagent.host.vm.qmp import QmpClient, QmpEvent
@@ -55,6 +57,7 @@ class Guest:
         self._qmp: QmpClient | None = None
         self._plug: VsockPlug | None = None
         self._ports: HotPlug | None = None
+        self._migration: Migration | None = None
         self._replugging = asyncio.Lock()
         self._daemon_watch: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -138,14 +141,43 @@ class Guest:
         Raises:
             ReplugError: it failed; the guest runs on, with or without its device.
         """
+        async with self._changing_vsock() as plug:
+            await plug.replug(timeout)
+
+    async def unplug_vsock(self, timeout: float) -> None:
+        """Takes the vsock device away; hosts wait at its address until `plug_vsock`. Raises ReplugError."""
+        async with self._changing_vsock() as plug:
+            await plug.unplug(timeout)
+
+    async def plug_vsock(self) -> None:
+        """Plugs it in again, or for the first time, unless it is there. Raises ReplugError."""
+        async with self._changing_vsock() as plug:
+            if not plug.plugged:
+                await plug.plug()
+
+    @asynccontextmanager
+    async def _changing_vsock(self) -> AsyncIterator[VsockPlug]:
         assert self._plug is not None
         async with self._replugging:
             self._unwatch_daemon()
             try:
-                await self._plug.replug(timeout)
+                yield self._plug
             finally:
                 if self._plug.plugged:
                     self._watch_daemon()
+
+    async def why(self, reason: str) -> str:
+        """`reason`, and how QEMU ended if that is behind it."""
+        if self._qmp is not None and self._qmp.closed:
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                return f"{reason}: {(await self.exited()).reason}"
+        return reason
+
+    @property
+    def migration(self) -> Migration:
+        """What saves its memory to a file, and loads it."""
+        assert self._migration is not None
+        return self._migration
 
     @property
     def ports(self) -> HotPlug:
@@ -181,7 +213,7 @@ class Guest:
             self._qemu = Child.spawn(
                 "QEMU",
                 qemu_argv(config),
-                pass_fds=(config.qmp_fd, config.vsock_fd),
+                pass_fds=(config.qmp_fd, *([] if config.incoming else [config.vsock_fd])),
                 stdout=self._console_pipe.write_end,
                 stderr=self._stderr.write_end,
             )
@@ -192,14 +224,17 @@ class Guest:
             theirs.close()
         self._console_pipe.close_write_end()
         self._stderr.close_write_end()
-        self.device.handed_over()
-        self.device.publish()
+        if config.incoming:
+            self._boot.set_result(None)  # it was booted by another QEMU
+        else:
+            self.device.handed_over()
+            self.device.publish()
+            self._watch_daemon()
         self._run(self._watch(self._qemu))
-        self._watch_daemon()
         try:
             self._qmp = await QmpClient.open(ours, self._on_event)
-            self._plug = VsockPlug(self._qmp, self.device)
-            self._ports = HotPlug(self._qmp)
+            self._plug = VsockPlug(self._qmp, self.device, plugged=not config.incoming)
+            self._ports, self._migration = HotPlug(self._qmp), Migration(self._qmp)
         except QmpError as error:
             ours.close()
             raise LaunchError(f"QEMU did not start: {await self._why_no_monitor(error)}") from error
@@ -245,6 +280,8 @@ class Guest:
             self._plug.abandon()
         if self._ports is not None:
             self._ports.abandon()
+        if self._migration is not None:
+            self._migration.abandon()
         self.console.end()
         if not self._exit.done():
             self._exit.set_result(self._make_exit())
@@ -318,6 +355,8 @@ class Guest:
             self._plug.on_event(event)
         if self._ports is not None:
             self._ports.on_event(event)
+        if self._migration is not None:
+            self._migration.on_event(event)
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
         elif event.name == "STOP":

@@ -85,6 +85,10 @@ class HotPlug:
         """The ids of all devices that were plugged in. Raises QmpError."""
         return {device for _, devices in await self._ports() for device in devices}
 
+    async def places(self) -> dict[str, str]:
+        """The port of each device that was plugged in, by its id. Raises QmpError."""
+        return {device: port for port, devices in await self._ports() for device in devices}
+
     async def add(self, device: Mapping[str, Any]) -> None:
         """Plugs a device in, behind the first port that is free. The guest finds it a moment later.
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 
-from gcsagent.host.vm import accel, tools, vsockdev
+from gcsagent.host.snapshot import HOLD_SECONDS
+from gcsagent.host.vm import accel, restoring, saving, tools, vsockdev
 from gcsagent.host.vm.accel import AccelChoice
 from gcsagent.host.vm.config import DEFAULT_PORT, VmConfig, VmExit
 from gcsagent.host.vm.console import ConsoleMonitor
@@ -33,6 +35,7 @@ from gcsagent.host.vm.process import interrupts_held
 from gcsagent.host.vm.qemu import QemuConfig
 from gcsagent.host.vm.qmp import QmpClient
 from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
+from gcsagent.host.vm.snapshotdir import Saved
 from gcsagent.host.vm.tools import GuestImage
 from gcsagent.host.vm.vsockdev import VsockChoice, VsockDevice
 
@@ -70,12 +73,13 @@ class VirtualMachine:
         self.config = config
         self.accel = AccelChoice("tcg", "not chosen yet")
         self.vsock = VsockChoice("vhost-user-vsock", "not chosen yet")
-        self.nics = (Nic((config.mac or new_mac()).lower()),) if config.net == "user" else ()
+        self.nics = _nics(config)
         self.boot_seconds = 0.0
         self._progress = progress or (lambda text: None)
         self._directories: list[PrivateDirectory] = []
         self._log: ConsoleLog | None = None
         self._guest: Guest | None = None
+        self._parts: _Parts | None = None
 
     @classmethod
     async def launch(cls, config: VmConfig, *, progress: Progress | None = None) -> VirtualMachine:
@@ -91,7 +95,7 @@ class VirtualMachine:
         """
         vm = cls(config, progress)
         try:
-            await vm._launch()
+            await (vm._launch() if config.snapshot is None else vm._restore(config.snapshot))
         except BaseException:
             vm.destroy()
             raise
@@ -122,6 +126,26 @@ class VirtualMachine:
     def monitor(self) -> QmpClient:
         """QEMU's monitor."""
         return self._running.qmp
+
+    @property
+    def guest(self) -> Guest:
+        """The QEMU that runs it."""
+        return self._running
+
+    @property
+    def booted_disks(self) -> tuple[Disk, ...]:
+        """The disks it has had since its boot."""
+        return () if self._parts is None else self._parts.disks
+
+    @property
+    def image_directory(self) -> Path:
+        """Where its kernel and initramfs are."""
+        assert self._parts is not None
+        return self._parts.image.directory.resolve()
+
+    def owns(self, path: Path) -> bool:
+        """Whether a file goes when this VM goes."""
+        return any(path.is_relative_to(directory.path) for directory in self._directories)
 
     def describe(self) -> str:
         """Accelerator and vsock device with the reasons for both, on one line."""
@@ -174,6 +198,39 @@ class VirtualMachine:
             QmpError: QEMU did not do it.
         """
         await self.monitor.execute("cont")
+
+    def standing_still(self, name: str, *, hold: float = HOLD_SECONDS) -> AbstractAsyncContextManager[None]:
+        """For `async with`: in the block the guest is held for a snapshot called `name`, its file systems are
+        frozen and its CPUs stopped; behind it all goes on, with the time and new random numbers.
+
+        Args:
+            hold: seconds it may take until the CPUs are stopped.
+
+        Raises:
+            SnapshotError: it takes longer, or the VM cannot go on.
+            HostError, RpcError: the guest cannot be held.
+            QmpError: QEMU did not stop it.
+        """
+        return saving.standing_still(self, name, hold)
+
+    async def save(
+        self, directory: Path, *, hold: float = HOLD_SECONDS, progress: Progress | None = None
+    ) -> Saved:
+        """Saves the running VM to a new directory, for `VmConfig.snapshot`, and lets it go on.
+
+        Every connection to the guest breaks meanwhile. After an error the VM goes on as well, and nothing of
+        the directory is there.
+
+        Args:
+            directory: its name is what the guest is told as well.
+            hold: seconds it may take until the CPUs are stopped.
+
+        Raises:
+            SnapshotError: it cannot be saved, the directory not be written, or the VM not go on.
+            HostError, RpcError: the guest cannot be held.
+            ReplugError, QmpError, DiskError: unplugging, saving memory, copying disks failed.
+        """
+        return await saving.save(self, directory, hold=hold, progress=progress or self._progress)
 
     async def plug_disk(self, path: Path, serial: str, *, read_only: bool = False) -> None:
         """Gives the running guest a raw image file or block device as a disk; `storage.mount` waits for it.
@@ -264,7 +321,7 @@ class VirtualMachine:
         sweep(scratch_parent())
         choice = accel.choose(self.config.accel)
         self.vsock = vsockdev.choose(self.config.vsock)
-        parts = await self._prepare(choice)
+        parts = self._parts = await self._prepare(choice)
         if self.config.console_log is not None:
             self._log = ConsoleLog(self.config.console_log)
         try:
@@ -275,6 +332,31 @@ class VirtualMachine:
             choice = AccelChoice("tcg", f"KVM guest died before its first output: {_reason(error)}")
             await asyncio.to_thread(tools.check_qemu, parts.qemu, "tcg")
             await self._boot(parts, choice)
+
+    async def _restore(self, directory: Path) -> None:
+        sweep(socket_parent())
+        sweep(scratch_parent())
+        saved = Saved.load(directory)
+        self.config = restoring.settled(self.config, saved)
+        self.nics = _nics(self.config)
+        self.accel = accel.choose(saved.accel)
+        self.vsock = vsockdev.choose(self.config.vsock)
+        self._progress(f"restoring {directory} under {self.describe()}")
+        parts = await self._prepare(self.accel)
+        images = await restoring.disks(saved, directory, self._private(scratch_parent()))
+        parts = self._parts = replace(parts, disks=restoring.booted(saved, images))
+        if self.config.console_log is not None:
+            self._log = ConsoleLog(self.config.console_log)
+        device = await VsockDevice.create(parts.vsock, self._private(socket_parent()))
+        config = replace(
+            self._qemu_config(parts, device),
+            machine=saved.machine,
+            incoming=True,
+            plugged=restoring.plugged(saved, images),
+        )
+        self._guest = await Guest.start(config, device, self._on_console, self._on_stage)
+        seconds = self.config.boot_timeout or BOOT_SECONDS[self.accel.name]
+        await restoring.go_on(self._guest, saved, directory, self.address, seconds)
 
     async def _prepare(self, choice: AccelChoice) -> _Parts:
         config = self.config
@@ -348,6 +430,10 @@ class VirtualMachine:
 
     def _should_fall_back(self, choice: AccelChoice) -> bool:
         return choice.may_fall_back and (self._guest is None or self._guest.console.bytes_seen == 0)
+
+
+def _nics(config: VmConfig) -> tuple[Nic, ...]:
+    return (Nic((config.mac or new_mac()).lower()),) if config.net == "user" else ()
 
 
 def _reason(error: BootError | LaunchError) -> str:

@@ -48,6 +48,9 @@ class QemuConfig:
         qmp_fd: descriptor QEMU inherits: a connected socket for its monitor.
         qmp_path: where a second monitor listens, for people.
         max_cpus, max_memory_mib: what the VM can grow to while it runs; None: what it begins with.
+        machine: machine type.
+        incoming: it waits for a VM that was saved, and has no vsock device yet.
+        plugged: devices that saved VM had been given while it ran, as words of the command line.
     """
 
     qemu: Path
@@ -67,6 +70,9 @@ class QemuConfig:
     qmp_path: Path | None = None
     max_cpus: int | None = None
     max_memory_mib: int | None = None
+    machine: str = "q35"
+    incoming: bool = False
+    plugged: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.memory_mib < MIN_MEMORY_MIB:
@@ -115,6 +121,8 @@ def qemu_argv(config: QemuConfig) -> list[str]:
         *_hotplug_ports(),
         *(word for nic in config.nics for word in _nic(nic)),
         *(word for disk in config.disks for word in _disk(disk)),
+        *config.plugged,
+        *(("-incoming", "defer") if config.incoming else ()),
     ]
 
 
@@ -130,7 +138,7 @@ def kernel_cmdline(config: QemuConfig) -> str:
 def _machine(config: QemuConfig) -> list[str]:
     accel = "kvm" if config.accelerator == "kvm" else "tcg,thread=multi"
     cpu = "host" if config.accelerator == "kvm" else "max"
-    machine = "q35,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"
+    machine = f"{config.machine},usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"
     memory: list[str] = []
     if config.vsock == "vhost-user-vsock":
         # The daemon reads and writes the guest's memory, so both processes must map it.
@@ -173,6 +181,8 @@ def _monitors(config: QemuConfig) -> list[str]:
 def _vsock(config: QemuConfig) -> list[str]:
     # Devices on q35's own bus stay for good; one behind a root port can be unplugged.
     words = ["-device", f"pcie-root-port,id={VSOCK_PORT},chassis=1,slot=1"]
+    if config.incoming:
+        return words
     backend = str(config.vsock_fd)
     if config.vsock == "vhost-user-vsock":
         words += ["-chardev", f"socket,id={VSOCK_BACKEND},fd={config.vsock_fd}"]

@@ -125,6 +125,11 @@ class QmpClient:
         except BlockingIOError:
             raise QmpError("QEMU does not read its monitor") from None
 
+    @property
+    def closed(self) -> bool:
+        """Whether no command can be answered any more."""
+        return self._closed is not None
+
     async def finished(self, timeout: float) -> None:
         """Returns once QEMU has closed its end and all events are delivered, or after `timeout` seconds."""
         if self._task is not None:

@@ -34,12 +34,12 @@ class VsockPlug:
         plugged: whether QEMU is known to have the device.
     """
 
-    def __init__(self, qmp: QmpClient, device: VsockDevice) -> None:
-        self.plugged = True
+    def __init__(self, qmp: QmpClient, device: VsockDevice, *, plugged: bool = True) -> None:
+        self.plugged = plugged
         self._qmp = qmp
         self._device = device
         self._uses_daemon = device.choice.kind == "vhost-user-vsock"
-        self._backend = VSOCK_BACKEND if self._uses_daemon else ""
+        self._backend = VSOCK_BACKEND if self._uses_daemon and plugged else ""
         self._names = (f"vsock{number}" for number in itertools.count(1))
         self._leaving: asyncio.Future[None] | None = None
 
@@ -66,9 +66,23 @@ class VsockPlug:
         Raises:
             ReplugError: it failed; nothing of the attempt is left.
         """
+        await self.unplug(timeout)
+        await self.plug()
+
+    async def unplug(self, timeout: float) -> None:
+        """The first half of it: the guest is out of reach then. Raises ReplugError."""
         try:
             await self._unplug(timeout)
-            await self._device.renew()
+            # Who dials meanwhile is refused rather than left waiting.
+            self._device.close()
+        except (VmError, OSError) as error:
+            raise ReplugError(str(error), plugged=self.plugged) from error
+
+    async def plug(self) -> None:
+        """The second half. Raises ReplugError."""
+        try:
+            if self._device.fd < 0:
+                await self._device.renew()
             await self._plug(next(self._names))
         except (VmError, OSError) as error:
             raise ReplugError(str(error), plugged=self.plugged) from error
