@@ -21,9 +21,18 @@ CHUNK = 1 << 18
 class Source:
     """``more`` gives the next bytes, b"" at the end; it may raise what it likes."""
 
-    def __init__(self, more: Callable[[], bytes], *, most: int | None = None) -> None:
-        """``most`` is how many bytes there may be at all."""
-        self._more, self._most = more, most
+    def __init__(
+        self,
+        more: Callable[[], bytes],
+        *,
+        most: int | None = None,
+        leap: Callable[[int], None] | None = None,
+    ) -> None:
+        """``most`` is how many bytes there may be at all; ``leap`` passes over so many that would come next.
+
+        It may raise what it likes when there are fewer.
+        """
+        self._more, self._most, self._leap = more, most, leap
         self._rest = memoryview(b"")
         self._position = 0
         self._budget: int | None = None
@@ -85,6 +94,12 @@ class Source:
         """Raises ArchiveError, also when that would be backwards."""
         if size < 0:
             raise damaged("a size in it is below zero")
+        if self._leap is not None and size > len(self._rest):
+            far = size - len(self._rest)
+            self._leap(far)
+            self._rest = memoryview(b"")
+            self._position += size
+            return
         while size:
             size -= len(self.exactly(size))
 

@@ -13,7 +13,6 @@ import errno
 import os
 import secrets
 import stat
-import struct
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from gcsagent.tarball import attributes
 from gcsagent.tarball.attributes import Keep
 from gcsagent.tarball.errors import ArchiveError, at, damaged, shown
+from gcsagent.tarball.members import MAX_SIZE, members
 from gcsagent.tarball.source import Source
 from gcsagent.tarball.tree import Tree, split
 from protocol.errors import Code
@@ -29,22 +29,6 @@ TEMPORARY = ".gcs-put-"
 MAX_ENTRIES = 10_000_000
 MAX_DEPTH = 512
 """Directories below each other: each takes a descriptor while a name is looked up."""
-MAX_SIZE = (1 << 63) - 1
-"""What the kernel's loff_t holds."""
-
-
-_RUBBISH = (
-    tarfile.TarError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    TypeError,
-    EOFError,
-    RecursionError,
-    struct.error,
-)
-"""What tarfile raises over headers it cannot make sense of."""
 
 
 @dataclass(slots=True)
@@ -60,7 +44,8 @@ class Rules:
     """``name``: the archive's one top-level entry, to be called ``rename`` here, if given.
 
     ``special``: devices and fifos may be made; with ``pass_over`` they are left out instead of refused.
-    ``max_bytes`` also bounds how large holes make a file.
+    ``max_bytes`` also bounds how large holes make a file. ``update``: directories that are there already get
+    the archive's attributes. ``through_own``: names may lead through symlinks that the archive has made.
     """
 
     keep: Keep = Keep()
@@ -70,6 +55,8 @@ class Rules:
     pass_over: bool = False
     max_entries: int = MAX_ENTRIES
     max_bytes: int | None = None
+    update: bool = False
+    through_own: bool = False
 
 
 @dataclass(slots=True)
@@ -83,7 +70,8 @@ class _Directory:
 class Unpacker:
     """``base`` are the names of the directory that the archive goes to, from the tree's root on.
 
-    ``first`` is shown the first member, and may change where it all goes before that is unpacked; ``note`` is
+    ``first`` is shown the first member, and may change where it all goes before that is unpacked; ``before``
+    is shown each, with its names from the tree's root on, and says whether it is to be unpacked; ``note`` is
     told the path of a temporary name before it is made, and "" when it is gone.
     """
 
@@ -91,10 +79,11 @@ class Unpacker:
     base: list[str]
     rules: Rules = Rules()
     first: Callable[[Unpacker, tarfile.TarInfo], None] = lambda _unpacker, _member: None
+    before: Callable[[tarfile.TarInfo, list[str]], bool] = lambda _member, _parts: True
     note: Callable[[str], None] = lambda _path: None
     tally: Tally = field(default_factory=Tally)
     progress: Callable[[str], None] = lambda _name: None
-    _made: list[_Directory] = field(default_factory=list)
+    _made: dict[tuple[int, int], _Directory] = field(default_factory=dict)
     _size: int = 0
     _parent: tuple[list[str], int] | None = None
 
@@ -104,38 +93,16 @@ class Unpacker:
             self._members(source)
             source.drain()
         finally:
-            self._forget_parent()
+            self.forget_parent()
             self._finish_directories()
         return self.tally
 
-    # -- reading ----------------------------------------------------------------------------------
-
     def _members(self, source: Source) -> None:
-        tar: tarfile.TarFile | None = None
-        while True:
-            source.begin_headers()
-            try:
-                if tar is None:
-                    tar = tarfile.TarFile(
-                        fileobj=source,  # type: ignore[arg-type]
-                        encoding="utf-8",
-                        errors="surrogateescape",
-                    )
-                member = tar.next()
-            except _RUBBISH as error:
-                raise damaged(f"no tar, or damaged: {error}"[:300]) from error
-            source.end_headers()
-            if member is None:
-                if not source.at_end_marker():
-                    raise damaged("it is cut off, or damaged: there is no end where it ends")
-                return
-            tar.members.clear()  # type: ignore[attr-defined]  # it would keep them all
-            if member.offset_data != source.tell():
-                raise damaged(f"{shown(member.name)} has sizes that contradict each other")
+        for member, stored in members(source):
             if not self.tally.entries:
                 self.first(self, member)
             self._count(member)
-            self._member(source, member, tar.offset - member.offset_data)
+            self._member(source, member, stored)
 
     def _count(self, member: tarfile.TarInfo) -> None:
         self.tally.entries += 1
@@ -159,6 +126,8 @@ class Unpacker:
     def _member(self, source: Source, member: tarfile.TarInfo, stored: int) -> None:
         parts = self._parts(member.name)
         try:
+            if not self.before(member, parts):
+                return
             if member.isdir():
                 self._directory(member, parts)
             elif member.isreg():
@@ -195,11 +164,12 @@ class Unpacker:
         """The directory that the last of ``parts`` is to be in, its missing parents made, and that name."""
         above, name = parts[:-1], parts[-1]
         if self._parent is None or self._parent[0] != above:
-            self._forget_parent()
+            self.forget_parent()
             self._parent = (above, self.tree.directory(above, make=True))
         return self._parent[1], name
 
-    def _forget_parent(self) -> None:
+    def forget_parent(self) -> None:
+        """To be called when directories have been removed in which something may have been unpacked."""
         if self._parent is not None:
             os.close(self._parent[1])
             self._parent = None
@@ -214,14 +184,16 @@ class Unpacker:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             os.close(self.tree.directory(parts))
-            return
+            if not self.rules.update:
+                return
         info = os.stat(name, dir_fd=parent, follow_symlinks=False)
-        self._made.append(_Directory(member, parts, (info.st_dev, info.st_ino)))
+        identity = info.st_dev, info.st_ino
+        self._made[identity] = _Directory(member, parts, identity)
 
     def _finish_directories(self) -> None:
         """Their own attributes come last: what is made in them changes their time, and may need room."""
         while self._made:
-            made = self._made.pop()
+            _, made = self._made.popitem()
             with contextlib.suppress(OSError, ArchiveError):  # somebody has moved it: it is theirs now
                 self._finish_directory(made)
 
@@ -323,7 +295,8 @@ class Unpacker:
         def make(parent: int, temporary: str) -> None:
             os.symlink(member.linkname, temporary, dir_fd=parent)
             info = os.stat(temporary, dir_fd=parent, follow_symlinks=False)
-            self.tree.barred.add((info.st_dev, info.st_ino))
+            if not self.rules.through_own:
+                self.tree.barred.add((info.st_dev, info.st_ino))
 
         self._make(member, parts, make)
 

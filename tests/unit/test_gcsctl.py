@@ -561,7 +561,7 @@ def test_a_misbehaving_agent_restores_the_terminal(tmp_path: Path) -> None:
             served.writer.write(b"\xc1\xc1\xc1")
         assert await process.wait() == 125
         shown = os.read(terminal.outer, 1000)
-        assert b"gcsctl:" in shown
+        assert b"gcsctl: " in shown
         assert b"Traceback" not in shown
 
     on_terminal(tmp_path, body)
@@ -788,6 +788,7 @@ def test_mistakes_are_one_line_and_125(name: str) -> None:
         *("info", "ping", "events", "run", "create", "start", "state", "wait", "kill", "delete", "ps"),
         *("exec", "attach", "vm run", "pause", "resume", "stats", "update", "restore"),
         *("checkpoint create", "checkpoint ls", "checkpoint rm"),
+        *("image ls", "image inspect", "image load", "image rm"),
     ],
 )
 def test_help_has_an_example(command: str) -> None:

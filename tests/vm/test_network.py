@@ -216,7 +216,7 @@ def test_gcsctl_runs_a_container_on_a_bridge(wired: Booted) -> None:
 def test_gcsctl_vm_run_has_the_network_it_is_asked_for(built_image: Path, rootfs_image: Path) -> None:
     async def work() -> None:
         async with _serving() as port:
-            options = ("--net", "user", "--image", str(built_image), "--rootfs", str(rootfs_image))
+            options = ("--net", "user", "--guest-image", str(built_image), "--rootfs", str(rootfs_image))
             ran = await _gcsctl("vm", "run", *options, "--", *_fetch(port))
             assert (ran[0], ran[1]) == (0, PAGE.decode()), ran
 

@@ -16,6 +16,7 @@ from gcsagent.host.errors import (
     HostError,
     OutputTruncated,
 )
+from gcsagent.host.image.errors import Damaged, ImageError, Unsupported
 from gcsagent.host.upgrade import RolledBack
 from gcsagent.host.vm.errors import (
     BootError,
@@ -64,6 +65,9 @@ _BY_TYPE: tuple[tuple[type[BaseException], str], ...] = (
     (RolledBack, "`gcsctl agent-logs --tail 50` has what the new code said"),
     (ArchiveBroken, "copy it again"),
     (CannotCopy, "`gcsctl cp --help` has the rules"),
+    (Damaged, "get the image anew; `skopeo copy` checks it on the way"),
+    (Unsupported, "`skopeo copy` converts images, and chooses a platform's"),
+    (ImageError, ""),  # says what to do
     (ProtocolError, "see that the address is an agent's, and that agent and gcsctl are of one version"),
     (VmNotFound, "`gcsctl vm start` makes one"),
     (VmNotRunning, "`gcsctl vm console` shows what it said, `gcsctl vm start` starts it anew"),

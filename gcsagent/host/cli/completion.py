@@ -26,7 +26,7 @@ from protocol.errors import ProtocolError, RpcError
 DEADLINE_SECONDS = 2.0
 """Somebody waits with a finger on the key."""
 
-_PATHS = frozenset({"FILE", "DIR", "DIR|FILE", "PATH"})
+_PATHS = frozenset({"FILE", "DIR", "DIR|FILE", "PATH", "IMAGE"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from gcsagent.host.cli import option_text
 from gcsagent.host.cli.argument_types import cpus, typed
 from gcsagent.host.cli.common import UsageError
+from gcsagent.host.image.settings import volume_mounts
 from gcsagent.host.seccomp_profile import to_oci
 from gcsagent.host.spec import ALL, ALL_CAPABILITIES
 from gcsagent.host.spec_options import SpecOptions, capabilities
@@ -231,6 +232,14 @@ def on_network(options: SpecOptions, network: str) -> SpecOptions:
         bind = {"destination": RESOLV_CONF, "type": "bind", "source": RESOLV_CONF}
         mounts = (*mounts, {**bind, "options": ["bind", "ro", "nosuid", "nodev", "noexec"]})
     return replace(options, shared=shared, mounts=mounts)
+
+
+def with_volumes(options: SpecOptions, volumes: Sequence[str]) -> SpecOptions:
+    """With the image's volumes writable, where its root is not."""
+    if not options.read_only:
+        return options
+    taken = [mount["destination"] for mount in options.mounts]
+    return replace(options, mounts=(*options.mounts, *volume_mounts(volumes, taken)))
 
 
 def _mounts(args: argparse.Namespace, resolve: Callable[[str, str], str]) -> list[dict[str, Any]]:

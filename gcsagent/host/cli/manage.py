@@ -6,6 +6,7 @@ import argparse
 import time
 from dataclasses import asdict
 
+from gcsagent.host.cli import image_roots
 from gcsagent.host.cli.common import (
     UsageError,
     connect,
@@ -177,6 +178,8 @@ async def resume(args: argparse.Namespace) -> int:
 async def delete(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
         record = await client.delete_container(args.id, force=args.force)
+        if args.vm:
+            await image_roots.release(args.vm, client)
     if args.json:
         print_json({"container": args.id, "exit": record})
     return 0

@@ -8,16 +8,18 @@ import contextlib
 import os
 import secrets
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gcsagent.host import network, terminal
 from gcsagent.host.bridge import LocalStdio, bridge
-from gcsagent.host.cli import container_options, pods, stdio
+from gcsagent.host.cli import container_options, image_roots, pods, stdio
 from gcsagent.host.cli.common import UsageError, complain, connect, exit_code, print_json, report_oom
+from gcsagent.host.cli.image_roots import ImageRoot
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
+from gcsagent.host.image import settings
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spec import container_spec, exec_spec, merge_env
 from gcsagent.host.spec_options import apply
@@ -43,22 +45,27 @@ class RunPlan:
     as_json: bool = False
     bridge: bool = False
     """Give it an interface on the guest's bridge before it starts."""
+    created: Callable[[], None] = lambda: None
+    """Called when the agent knows the container."""
 
 
 # -- the commands ---------------------------------------------------------------------------------
 
 
 async def run_command(args: argparse.Namespace) -> int:
+    image = await image_roots.prepared(args)
     with Signals() as signals:
-        async with await connect(args) as client:
-            return await run_container(client, run_plan(args, client.address), signals)
+        async with await connect(args) as client, image_roots.rooted(args, client, image) as root:
+            return await run_container(client, run_plan(args, client.address, root), signals)
 
 
 async def create_command(args: argparse.Namespace) -> int:
+    image = await image_roots.prepared(args)
     with Signals():
-        async with await connect(args) as client:
-            plan = run_plan(args, client.address)
+        async with await connect(args) as client, image_roots.rooted(args, client, image) as root:
+            plan = run_plan(args, client.address, root)
             process = await RemoteProcess.create(client, plan.params, attached=False)
+            plan.created()
             try:
                 await _connect(client, plan)
             except BaseException:
@@ -112,6 +119,7 @@ async def run_container(client: Client, plan: RunPlan, signals: Signals) -> int:
     """Creates, attaches, starts and waits as ``plan`` says. Returns the exit code for gcsctl."""
     container = plan.params.container
     process = await RemoteProcess.create(client, plan.params, attached=not plan.detach)
+    plan.created()
     keep = False
     try:
         async with process:
@@ -137,55 +145,72 @@ async def _connect(client: Client, plan: RunPlan) -> None:
 # -- from the command line to the contract --------------------------------------------------------
 
 
-def run_plan(args: argparse.Namespace, address: Address) -> RunPlan:
-    """Raises UsageError when the options contradict each other."""
+def run_plan(args: argparse.Namespace, address: Address, image: ImageRoot | None = None) -> RunPlan:
+    """``image`` is what ``--image`` has become. Raises UsageError when the options contradict each other."""
     container = args.id or secrets.token_hex(6)
     detach = getattr(args, "detach", False)
     log = getattr(args, "log", False)
     if log and args.tty:
         raise UsageError("--log cannot be given with -t: a terminal's output is not kept")
     remove = getattr(args, "rm", False)
-    if (args.rootfs is None) == (args.bundle is None):
-        raise UsageError("give exactly one of --rootfs DIR and --bundle DIR")
+    if sum((args.rootfs is not None, args.bundle is not None, image is not None)) != 1:
+        raise UsageError("give exactly one of --rootfs DIR, --image IMAGE and --bundle DIR")
 
     def resolve(option: str, path: str) -> str:
         return stdio.guest_path(option, path, address)
 
-    spec, bundle = None, None
+    spec, bundle, own = None, None, _settings(args, image)
     if args.bundle is not None:
         _refuse_beside_bundle(args)
         bundle = stdio.guest_path("--bundle", args.bundle, address)
     else:
-        if not args.command:
-            raise UsageError("give a command to run after --")
+        if not own.args:
+            raise UsageError("give a command to run after --" + (": the image names none" if image else ""))
         made = container_spec(
             container=container,
-            rootfs=stdio.guest_path("--rootfs", args.rootfs, address),
-            args=args.command,
-            env=merge_env(environment(args.env_file), environment(args.env)),
-            cwd=args.workdir or "/",
-            user=args.user or "",
+            rootfs=image.path if image else stdio.guest_path("--rootfs", args.rootfs, address),
+            args=own.args,
+            env=merge_env(own.env, environment(args.env_file), environment(args.env)),
+            cwd=args.workdir or own.workdir,
+            user=args.user or own.user,
             groups=args.group_add,
             terminal=args.tty,
         )
         options = container_options.options_of(args, container, resolve)
         if not getattr(args, "sandbox", False):  # a pod's resolv.conf is the agent's to make
             options = container_options.on_network(options, _network(args))
-        spec = apply(made, options)
+        spec = apply(made, container_options.with_volumes(options, own.volumes))
     params = CreateContainer(
         container=container,
         spec=spec,
         bundle=bundle,
         stdio=stdio.wanted(args, address, quiet=detach or args.quiet, log=log or detach),
-        overlay=args.overlay,
+        overlay=args.overlay or image is not None,
         runtime=args.runtime,
         allow_vsock=args.allow_vsock,
         auto_delete=remove and detach,
-        labels=dict(getattr(args, "label", ())),
+        labels={**own.labels, **dict(getattr(args, "label", ()))},
         sandbox=pods.sandbox_of(args),
         pod=pods.member_of(args),
     )
-    return RunPlan(params, remove, detach, args.interactive, args.json, bridge=_network(args) == "bridge")
+    return RunPlan(
+        params,
+        remove,
+        detach,
+        args.interactive,
+        args.json,
+        bridge=_network(args) == "bridge",
+        created=image.settled if image else lambda: None,
+    )
+
+
+def _settings(args: argparse.Namespace, image: ImageRoot | None) -> settings.Settings:
+    """What is not given on the command line: the image's, or none."""
+    if image is not None:
+        return settings.of(image.config, args.command, args.entrypoint)
+    if getattr(args, "entrypoint", None) is not None:
+        raise UsageError("--entrypoint goes with --image: otherwise give the whole command after --")
+    return settings.Settings(args=tuple(args.command))
 
 
 def _network(args: argparse.Namespace) -> str:

@@ -6,10 +6,13 @@ import argparse
 import sys
 
 from gcsagent.host import network
+from gcsagent.host.cli import image_roots
 from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError
+from gcsagent.host.cli.image_roots import ImageRoot
 from gcsagent.host.cli.run import RunPlan, run_container, run_plan
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
+from gcsagent.host.image.cache import Form
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
 from gcsagent.host.vm.vmcli import config_from_args, print_progress, run_in_vm
 from protocol.address import HybridAddress
@@ -19,10 +22,15 @@ GUEST_ROOTFS = "/run/gcs/disks/rootfs"
 
 
 async def vm_run(args: argparse.Namespace) -> int:
-    if args.rootfs is None:
-        raise UsageError("give --rootfs DIR or FILE: what the command runs on")
-    if not args.command:
+    if (args.rootfs is None) == (args.image is None):
+        raise UsageError("give --rootfs DIR or FILE, or --image IMAGE: what the command runs on")
+    if not args.command and args.image is None:
         raise UsageError("give a command to run after --")
+    image = None
+    if args.image is not None:
+        entry, args.rootfs = await image_roots.unpacked(args.image, Form.DISK)
+        image = ImageRoot(GUEST_ROOTFS, entry.config)
+    plan = vm_plan(args, image)
     progress = _progress(args.verbose or sys.stderr.isatty())
 
     async def body(vm: VirtualMachine) -> int:
@@ -33,17 +41,17 @@ async def vm_run(args: argparse.Namespace) -> int:
             ) as client:
                 for nic in vm.nics:
                     await network.use_user_network(client, nic.mac)
-                return await run_container(client, vm_plan(args), signals)
+                return await run_container(client, plan, signals)
 
     return await run_in_vm(config_from_args(args), body, progress=progress)
 
 
-def vm_plan(args: argparse.Namespace) -> RunPlan:
+def vm_plan(args: argparse.Namespace, image: ImageRoot | None = None) -> RunPlan:
     """The container of ``vm run``: the disk is read-only, so it gets a throw-away layer."""
     own = {
         "id": None,
         "bundle": None,
-        "rootfs": GUEST_ROOTFS,
+        "rootfs": None if image else GUEST_ROOTFS,
         "overlay": True,
         "runtime": "",
         "allow_vsock": False,
@@ -51,7 +59,7 @@ def vm_plan(args: argparse.Namespace) -> RunPlan:
         "quiet": False,
         "vm_network": "host" if args.net == "user" else "none",
     }
-    return run_plan(argparse.Namespace(**{**vars(args), **own}), HybridAddress("in the guest"))
+    return run_plan(argparse.Namespace(**{**vars(args), **own}), HybridAddress("in the guest"), image)
 
 
 def _progress(shown: bool) -> Progress:

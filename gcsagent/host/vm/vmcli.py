@@ -83,7 +83,10 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-cpus", type=int, metavar="N", help="what `vm grow` can bring them to")
     parser.add_argument("--max-memory", type=int, metavar="M", help="MiB that `vm grow` can bring it to")
     parser.add_argument(
-        "--image", type=Path, metavar="DIR", help="guest image (default: GCS_IMAGE, else the built one)"
+        "--guest-image",
+        type=Path,
+        metavar="DIR",
+        help="what the VM boots (default: GCS_IMAGE, else the built one)",
     )
     parser.add_argument(
         "--rootfs", type=Path, metavar="DIR|FILE", help="root file system for containers, read-only"
@@ -118,7 +121,7 @@ def config_from_args(args: argparse.Namespace) -> VmConfig:
     return VmConfig(
         memory_mib=args.memory,
         cpus=args.cpus,
-        image=args.image,
+        image=args.guest_image,
         rootfs=args.rootfs,
         cmdline=tuple(args.append),
         net=args.net,
