@@ -39,10 +39,10 @@ MAX_SPOOL = 1 << 40
 """Largest limit of a spool; what the guest has room for is less."""
 
 MAX_CHUNK = 1 << 19
-"""Bytes of an upload in one request: half a frame."""
+"""Bytes of an archive in one notification: half a frame."""
 
 MAX_UPLOAD = 32 << 20
-"""Bytes of one upload; the agent's own code is a tenth of a megabyte."""
+"""Bytes of an archive of code; the agent's own is a tenth of a megabyte."""
 
 MAX_PAGE = 4096
 """Processes in one answer of container.processes; each is some 30 values and 300 bytes, and its command."""
@@ -105,7 +105,5 @@ class Limits:
     """Size of the ring that events are replayed from: at least the newer half of it is there at any time."""
     max_forwards: int = 1024
     """Forwarded connections, those being made included."""
-    max_uploads: int = 4
-    """Uploads begun and not used; one that nobody has touched for a minute gives way."""
     max_upload_bytes: int = MAX_UPLOAD
-    """Bytes of one upload."""
+    """Bytes of an archive of code for `agent.upgrade`."""

@@ -1,4 +1,4 @@
-"""Unpacks uploaded code: a tar or tar.gz holding ``gcsagent/`` and ``protocol/``, believing nothing of it.
+"""Unpacks code for an upgrade, a tar or tar.gz of ``gcsagent/`` and ``protocol/``, believing nothing of it.
 
 Stricter than tarfile's ``data`` filter, which the oldest supported Python (3.11.2 in Debian 12) lacks: only
 plain files and directories, only below the two packages, each file once, everything bounded before it is

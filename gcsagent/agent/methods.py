@@ -59,7 +59,6 @@ def build(
         "agent.ping": agent.ping,
         "agent.info": agent.info,
         "agent.shutdown": agent.shutdown,
-        "agent.upload": agent.upgrades.upload,
         "agent.upgrade": agent.upgrades.upgrade,
         "agent.upgrade_status": agent.upgrades.status,
         "container.create": lifecycle.create,

@@ -1,7 +1,7 @@
-"""agent.upload, agent.upgrade and agent.upgrade_status: other code for the agent, over the wire.
+"""agent.upgrade and agent.upgrade_status: other code for the agent, over the wire.
 
-    <state>/uploads/<upload id>     what has arrived of an archive
-    <state>/code/<sha256>/          an archive unpacked: gcsagent/ and protocol/
+    <state>/uploads/<sha256>        an archive, put there by archive.put: whole, or not at all
+    <state>/code/<sha256>/          the archive unpacked: gcsagent/ and protocol/
 
 The switch itself is the supervisor's (gcsagent.supervisor.upgrade): this agent answers, and is gone at the
 next instruction, as if it had been killed. What is then on disk must suit both versions until the new one is
@@ -24,11 +24,11 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.errors import Code, RpcError
-from protocol.families.agent import AwaitUpgrade, Upgrade, Upgrading, Upload, Uploaded
+from protocol.families.agent import AwaitUpgrade, Upgrade, Upgrading
 from protocol.types import UpgradeState, UpgradeStatus
 
 UNTOUCHED_SECONDS = 60.0
-"""After that an upload is taken to be nobody's, and gives way to another."""
+"""After that an archive in uploads is taken to be nobody's, and goes with the next one that is used."""
 
 _log = logging.getLogger("agent.upgrade")
 
@@ -47,6 +47,7 @@ class UpgradeService:
         """Asks the supervisor where things stand. What an earlier supervisor's agents left goes."""
         if self._generation == 1:
             self.clear()
+        os.makedirs(self._uploads, mode=0o700, exist_ok=True)
         try:
             self._take(await self._supervisor.call("upgrade_status", {}))
         except SupervisorError as error:  # one that is older than this
@@ -75,47 +76,18 @@ class UpgradeService:
 
     # -- requests -------------------------------------------------------------------------------
 
-    def upload(self, params: Upload, call: Call) -> Uploaded:
-        path = os.path.join(self._uploads, params.upload_id)
-        os.makedirs(self._uploads, mode=0o700, exist_ok=True)
-        size = os.path.getsize(path) if os.path.exists(path) else 0
-        if params.offset > size:
-            raise RpcError(
-                Code.FAILED_PRECONDITION,
-                f"there are {size} bytes of {params.upload_id}: go on from there",
-                offset=size,
-            )
-        if params.offset + len(params.data) > self._bounds.limits.max_upload_bytes:
-            raise self._bounds.exhausted("max_upload_bytes", "bytes are all that an upload may have")
-        self._make_room(params.upload_id)
-        call.commit()
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.seek(params.offset)
-            file.write(params.data)
-        return Uploaded(max(size, params.offset + len(params.data)))
-
-    def _make_room(self, upload: str) -> None:
-        """Uploads nobody finished must not fill the guest. Raises RESOURCE_EXHAUSTED while all are in use."""
-        others = [os.path.join(self._uploads, name) for name in _entries(self._uploads) if name != upload]
-        if len(others) < self._bounds.limits.max_uploads:
-            return
-        oldest = min(others, key=os.path.getmtime)
-        if time.time() - os.path.getmtime(oldest) < UNTOUCHED_SECONDS:
-            raise self._bounds.exhausted("max_uploads", "uploads are under way: wait until one has been used")
-        os.unlink(oldest)
-
     async def upgrade(self, params: Upgrade, call: Call) -> Upgrading:
         """Answers when all that can be checked has been; then this agent ends and the new code starts."""
+        upload = os.path.join(self._uploads, params.sha256)
         if params.sha256 == self._status.running:  # again, or an answer that was lost
-            _remove(os.path.join(self._uploads, params.upload_id))
+            _remove(upload)
             return Upgrading(self._generation)
         if self._status.state is UpgradeState.TRYING:
             raise RpcError(
                 Code.FAILED_PRECONDITION, "an upgrade is under way: agent.upgrade_status waits for it"
             )
         path = os.path.join(self._code, params.sha256)
-        await asyncio.to_thread(self._prepare, os.path.join(self._uploads, params.upload_id), path, params)
+        await asyncio.to_thread(self._prepare, upload, path, params)
         call.commit()
         seconds = params.trial_ms / 1000
         await self._supervisor.call("upgrade", {"path": path, "seconds": seconds})
@@ -142,23 +114,31 @@ class UpgradeService:
         from gcsagent.agent import archive
 
         try:
-            found = archive.digest(upload)
+            size, found = os.stat(upload).st_size, ""
+            if size <= self._bounds.limits.max_upload_bytes:
+                found = archive.digest(upload)
         except FileNotFoundError:
-            raise RpcError(Code.NOT_FOUND, f"there is no upload {params.upload_id}") from None
+            raise RpcError(
+                Code.NOT_FOUND, f"put the archive into {self._uploads} first, as a file of that name"
+            ) from None
+        if not found:
+            os.unlink(upload)
+            raise self._bounds.exhausted("max_upload_bytes", "bytes are all that an archive of code may have")
         if found != params.sha256:
+            os.unlink(upload)
             raise RpcError(
                 Code.INVALID_ARGUMENT,
-                f"what arrived of {params.upload_id}, {os.path.getsize(upload)} bytes, is not that archive:"
-                f" its SHA-256 is {found}",
+                f"the {size} bytes in {upload} are not that archive: their SHA-256 is {found}; put it again",
                 field="sha256",
             )
+        self.forget_others(upload)
         for name in _entries(self._code):  # of earlier tries; what runs stays
             if name != self._status.running:
                 _remove(os.path.join(self._code, name))
         try:
             archive.unpack(upload, path)
         except archive.ArchiveError as error:
-            raise RpcError(Code.INVALID_ARGUMENT, f"the archive: {error}", field="upload_id") from error
+            raise RpcError(Code.INVALID_ARGUMENT, f"the archive: {error}", field="sha256") from error
         finally:
             os.unlink(upload)
         try:
@@ -166,6 +146,14 @@ class UpgradeService:
         except RpcError:
             _remove(path)
             raise
+
+    def forget_others(self, upload: str) -> None:
+        """Archives nobody asked for must not fill the guest."""
+        for name in _entries(self._uploads):
+            path = os.path.join(self._uploads, name)
+            with contextlib.suppress(FileNotFoundError):
+                if path != upload and time.time() - os.path.getctime(path) > UNTOUCHED_SECONDS:
+                    _remove(path)
 
 
 def _check_protocol(path: str) -> None:

@@ -48,7 +48,6 @@ LIMITS = {
     "max_log_bytes": (1 << 16, 1 << 50),
     "max_event_bytes": (1 << 16, 1 << 26),
     "max_forwards": (1, 1 << 12),
-    "max_uploads": (1, 64),
     "max_upload_bytes": (1 << 20, 1 << 30),
 }
 """What can be set of protocol.limits.Limits, whose are the defaults, from and to. Version 1 of the contract

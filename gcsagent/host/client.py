@@ -58,7 +58,6 @@ _IDEMPOTENT = frozenset(
         "process.close_stdin",
         "stream.ack",
         "agent.shutdown",
-        "agent.upload",
         "agent.log_level",
         "forward.close_write",
         "network.apply",

@@ -6,14 +6,17 @@ import gzip
 import hashlib
 import io
 import os
-import secrets
 import tarfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+from gcsagent.host.archive import put_archive
 from gcsagent.host.client import Client
+from gcsagent.host.dialogue import despite_losses
 from gcsagent.host.errors import HostError
-from protocol.families.agent import AwaitUpgrade, Upgrade, Upload
-from protocol.limits import MAX_CHUNK, MAX_UPLOAD
+from protocol.families.agent import AwaitUpgrade, Upgrade
+from protocol.families.archive import PutArchive
+from protocol.limits import MAX_UPLOAD
 from protocol.types import UpgradeStatus
 
 PACKAGES = ("gcsagent", "protocol")
@@ -95,15 +98,29 @@ async def upgrade(client: Client, archive: bytes, *, trial: float = TRIAL_SECOND
 
 
 async def _send_and_switch(client: Client, archive: bytes, sha256: str, trial: float) -> UpgradeStatus:
-    upload, at = f"upgrade-{secrets.token_hex(8)}", 0
-    while at < len(archive):
-        part = Upload(upload, at, archive[at : at + MAX_CHUNK])
-        await client.call("agent.upload", part)
-        at += len(part.data)
+    directory = f"{(await client.info()).state_dir}/uploads"
+    file = _as_file(sha256, archive)
+    async for attempt in despite_losses():
+        with attempt:
+            await put_archive(client, PutArchive(path=directory), _once(file), digest=True)
     patience, client.timeout = client.timeout, max(client.timeout, trial + COMING_BACK_SECONDS)
     try:
-        await client.call("agent.upgrade", Upgrade(upload, sha256, round(trial * 1000)))
+        await client.call("agent.upgrade", Upgrade(sha256, round(trial * 1000)))
         status: UpgradeStatus = await client.call("agent.upgrade_status", AwaitUpgrade(wait=True))
     finally:
         client.timeout = patience
     return status
+
+
+def _as_file(name: str, data: bytes) -> bytes:
+    """A tar of one file: it gets its name in the guest when all of it is there."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        member = tarfile.TarInfo(name)
+        member.size, member.mode = len(data), 0o600
+        tar.addfile(member, io.BytesIO(data))
+    return packed.getvalue()
+
+
+async def _once(data: bytes) -> AsyncIterator[bytes]:
+    yield data

@@ -130,31 +130,11 @@ class Shutdown:
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """A part of an archive. The same bytes at the same offset may be sent any number of times."""
-
-    upload_id: checks.Id
-    """The caller's name for the upload."""
-    offset: checks.Offset
-    """Where ``data`` goes; not beyond what has arrived."""
-    data: checks.Chunk
-    """At most ``MAX_CHUNK`` bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Uploaded:
-    size: int
-    """Bytes of this upload the guest has."""
-
-
-@dataclass(frozen=True, slots=True)
 class Upgrade:
     """``trial_ms``: how long the new code may take to be ready and alive."""
 
-    upload_id: checks.Id
-    """A complete upload: a tar or tar.gz with the packages ``gcsagent/`` and ``protocol/``."""
     sha256: checks.Sha256
-    """Of the archive."""
+    """Of the archive, in small letters: the name of the file that it is in."""
     trial_ms: Annotated[int, checks.Between(1, 3_600_000)] = 30_000
     """How long the new code may take to be ready and alive; then the old code comes back."""
 
@@ -176,7 +156,6 @@ METHODS = (
     Method("agent.ping", Empty, Pong, QUICK),
     Method("agent.info", AskInfo, Info, QUICK),
     Method("agent.shutdown", Shutdown, Empty, QUICK, True, "the supervisor has been told"),
-    Method("agent.upload", Upload, Uploaded, QUICK, True, "the bytes are being written"),
     Method("agent.upgrade", Upgrade, Upgrading, LONG, True, "the supervisor is being told"),
     Method("agent.upgrade_status", AwaitUpgrade, UpgradeStatus, None),
 )

@@ -13,6 +13,7 @@ from typing import Any
 from protocol.connection import Connection, Role
 from protocol.errors import Code, RemoteProtocolError, RpcError
 from protocol.families.agent import Welcome
+from protocol.families.archive import DATA, END, READY, Archived
 from protocol.families.stream import Attach, Attached
 from protocol.framing import Message, Notification, Request
 from protocol.method import Empty
@@ -41,6 +42,7 @@ class FakeAgent:
         self.offsets: dict[str, int] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.cancelled: list[str] = []
+        self.archives: list[bytearray] = []
         self.subscribers: list[_Served] = []
         self.connections: list[_Served] = []
         self._server: asyncio.Server | None = None
@@ -108,6 +110,7 @@ class _Served:
     task: asyncio.Task[Any]
     connection: Connection = field(default_factory=lambda: Connection(Role.SERVER))
     running: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+    archive_ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         while data := await self.reader.read(65536):
@@ -128,6 +131,10 @@ class _Served:
             running = self.running.get(message.params["msgid"])
             if running is not None:
                 running.cancel()
+        elif isinstance(message, Notification) and message.method == DATA:
+            self.agent.archives[-1] += message.params["data"]
+        elif isinstance(message, Notification) and message.method == END:
+            self.archive_ended.set()
 
     async def _answer(self, request: Request) -> None:
         self.agent.calls.append((request.method, request.params))
@@ -147,10 +154,19 @@ class _Served:
 
     async def _result(self, request: Request) -> Any:
         handler = self.agent.handlers.get(request.method)
+        if handler is None and request.method == "archive.put":
+            return await self._archive()
         if handler is None:
             raise RpcError(Code.UNIMPLEMENTED, f"the fake has no {request.method}")
         result = handler(from_wire(METHODS[request.method].params, request.params))
         return await result if inspect.isawaitable(result) else result
+
+    async def _archive(self) -> Archived:
+        """Takes it into ``archives``."""
+        self.agent.archives.append(bytearray())
+        self.notify(READY, {})
+        await self.archive_ended.wait()
+        return Archived(len(self.agent.archives[-1]), 1)
 
     async def _attach(self, request: Request) -> bool:
         self.agent.calls.append((request.method, request.params))

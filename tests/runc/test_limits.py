@@ -16,9 +16,9 @@ import pytest
 
 from gcsagent.host.dialogue import Dialogue, greet
 from gcsagent.host.spec import exec_spec
+from gcsagent.host.upgrade import upgrade
 from protocol.address import parse_dial
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
-from protocol.families.agent import Upload, Uploaded
 from protocol.families.events import Subscribe
 from protocol.families.process import Exec
 from protocol.limits import Limits
@@ -26,7 +26,7 @@ from protocol.types import Stdio, StreamMode, StreamSpec, WhenFull
 from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.bystander import Bystander, undisturbed
 from tests.cases.spine import close_box, open_box
-from tests.cases.target import PIPES, Target, connect, created, creation, executing, name
+from tests.cases.target import PIPES, Target, connect, created, creation, executing, name, refused
 
 pytestmark = pytest.mark.timeout(120)
 SECONDS = 100.0
@@ -47,7 +47,6 @@ LIMITS = {
     "max_spool_bytes": MIB,
     "max_log_bytes": MIB // 2,
     "max_event_bytes": 65_536,
-    "max_uploads": 2,
     "max_upload_bytes": MIB,
 }
 
@@ -186,35 +185,19 @@ def test_bytes_that_spools_may_keep_together(tight: Target, limit: str, when_ful
     scene(tight, body)
 
 
-def test_uploads_and_their_bytes(tight: Target, tight_agent: RunningAgent) -> None:
+def test_the_bytes_of_an_upgrade(tight: Target, tight_agent: RunningAgent) -> None:
     uploads = tight_agent.state_dir / "uploads"
 
     async def body(bystander: Bystander) -> None:
         async with await connect(tight) as client:
-
-            async def upload(ident: str, offset: int = 0, size: int = 1000) -> int:
-                answer: Uploaded = await client.call("agent.upload", Upload(ident, offset, b"x" * size))
-                return answer.size
-
-            assert await upload("one", 0, MIB // 2) == MIB // 2
-            assert await upload("one", MIB // 2, MIB // 2) == MIB
             with exhausted("max_upload_bytes"):
-                await upload("one", MIB, 1)
-            await upload("two")
-            with exhausted("max_uploads"):
-                await upload("three")
+                await upgrade(client, bytes(MIB + 1))
             await bystander.several()
-            assert await upload("two", 1000) == 2000  # begun is begun
-            long_ago = (uploads / "one").stat().st_mtime - 61
-            os.utime(uploads / "one", (long_ago, long_ago))
-            assert await upload("three") == 1000
-            assert sorted(path.name for path in uploads.iterdir()) == ["three", "two"]
+            with refused(Code.INVALID_ARGUMENT):  # it is no tar, and goes
+                await upgrade(client, bytes(MIB))
 
-    try:
-        scene(tight, body)
-    finally:
-        for path in uploads.iterdir():
-            path.unlink()
+    scene(tight, body)
+    assert not any(uploads.iterdir())
 
 
 def test_the_ring_of_events(tight: Target) -> None:

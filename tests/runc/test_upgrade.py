@@ -16,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.host.archive import put_archive
 from gcsagent.host.client import Client
 from gcsagent.host.streams import Stream
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.errors import Code
-from protocol.families.agent import AwaitUpgrade, Upgrade, Upload
+from protocol.families.agent import AwaitUpgrade, Upgrade
+from protocol.families.archive import PutArchive
 from protocol.types import UpgradeState
 from tests.cases import pattern
-from tests.cases.agents import REPO, RunningAgent, stopped_clean
+from tests.cases.agents import REPO, RunningAgent, eventually, stopped_clean
 from tests.cases.chaos import Storm, weather_the_storm
 from tests.cases.spine import close_box, open_box
 from tests.cases.target import MIB, OUTPUT, Target, creation, refused, run
@@ -216,51 +218,84 @@ def test_upgrades_in_the_middle_of_everything(target: Target, code: Path) -> Non
     asyncio.run(scene())
 
 
-async def send(client: Client, upload: str, data: bytes) -> None:
+async def send(client: Client, name: str, data: bytes) -> None:
+    """A file of that name, where an upgrade looks for it."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as made:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        made.addfile(member, io.BytesIO(data))
+    uploads = PutArchive(path=f"{(await client.info()).state_dir}/uploads")
+    await put_archive(client, uploads, pieces(tar.getvalue()))
+
+
+async def pieces(data: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(data), 100_000):
-        part = Upload(upload, at, data[at : at + 100_000])
-        assert (await client.call("agent.upload", part)).size == at + len(part.data)
+        yield data[at : at + 100_000]
 
 
-def test_an_upload_that_is_not_what_was_promised_changes_nothing(own: RunningAgent, code: Path) -> None:
+async def broken_off(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+    raise ConnectionResetError("the host is gone")
+
+
+def test_an_archive_that_is_not_what_was_promised_changes_nothing(own: RunningAgent, code: Path) -> None:
     archive = pack(code)
     sha256 = hashlib.sha256(archive).hexdigest()
     outside = io.BytesIO()
     with tarfile.open(fileobj=outside, mode="w") as tar:
         tar.addfile(tarfile.TarInfo("gcsagent/__init__.py"))
         tar.addfile(tarfile.TarInfo("../../../escaped"))
+    uploads = own.state_dir / "uploads"
 
     async def scene() -> None:
         async with asyncio.timeout(SECONDS), await Client.connect(own.address) as client:
             with refused(Code.NOT_FOUND):
-                await client.call("agent.upgrade", Upgrade("nothing", sha256))
-            await send(client, "cut", archive[:-1000])
+                await client.call("agent.upgrade", Upgrade(sha256))
+            for wrong in (archive[:-1000], archive[:-1] + bytes([archive[-1] ^ 1])):
+                await send(client, sha256, wrong)
+                with refused(Code.INVALID_ARGUMENT, field="sha256"):
+                    await client.call("agent.upgrade", Upgrade(sha256))
+                assert not any(uploads.iterdir())
+            other = hashlib.sha256(outside.getvalue()).hexdigest()
+            await send(client, other, outside.getvalue())
             with refused(Code.INVALID_ARGUMENT, field="sha256"):
-                await client.call("agent.upgrade", Upgrade("cut", sha256))
-            with refused(Code.FAILED_PRECONDITION):
-                await client.call("agent.upload", Upload("cut", len(archive), b"x"))
-            await send(client, "wrong", archive[:-1] + bytes([archive[-1] ^ 1]))
-            with refused(Code.INVALID_ARGUMENT, field="sha256"):
-                await client.call("agent.upgrade", Upgrade("wrong", sha256))
-            await send(client, "outside", outside.getvalue())
-            with refused(Code.INVALID_ARGUMENT, field="upload_id"):
-                await client.call(
-                    "agent.upgrade",
-                    Upgrade("outside", hashlib.sha256(outside.getvalue()).hexdigest()),
-                )
+                await client.call("agent.upgrade", Upgrade(other))
+            assert not any(uploads.iterdir())
             status = await client.call("agent.upgrade_status", AwaitUpgrade(wait=True))
             assert status.state is UpgradeState.NONE
             assert (await client.ping()).generation == 1
-            # the cut one is gone on with, one part of it sent again
-            await client.call("agent.upload", Upload("cut", 0, archive[:1000]))
-            await client.call("agent.upload", Upload("cut", len(archive) - 1000, archive[-1000:]))
-            await client.call("agent.upgrade", Upgrade("cut", sha256))
+            (uploads / "stale").touch()
+            await send(client, sha256, archive)
+            await client.call("agent.upgrade", Upgrade(sha256))
             status = await client.call("agent.upgrade_status", AwaitUpgrade(wait=True))
             assert status.running == sha256
+            assert [path.name for path in uploads.iterdir()] == ["stale"]  # somebody may be about to use it
 
     asyncio.run(scene())
     assert not list(own.directory.rglob("escaped"))
     assert not (own.directory.parent / "escaped").exists()
+
+
+def test_a_transfer_that_is_broken_off_leaves_nothing(own: RunningAgent, code: Path) -> None:
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        member = tarfile.TarInfo("0" * 64)
+        member.size = 4 * MIB
+        tar.addfile(member, io.BytesIO(bytes(member.size)))
+    uploads = own.state_dir / "uploads"
+
+    async def scene() -> None:
+        async with asyncio.timeout(SECONDS), await Client.connect(own.address) as client:
+            with pytest.raises(ConnectionResetError):
+                await put_archive(
+                    client, PutArchive(path=str(uploads)), broken_off(whole.getvalue()[: 2 * MIB])
+                )
+            with refused(Code.NOT_FOUND):
+                await client.call("agent.upgrade", Upgrade("0" * 64))
+
+    asyncio.run(scene())
+    assert eventually(lambda: not any(uploads.iterdir()))
 
 
 # -- gcsctl -----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Unpacking of uploaded code: what is taken, and everything hostile that is not."""
+"""Unpacking of code for an upgrade: what is taken, and everything hostile that is not."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from gcsagent.agent import archive
+from gcsagent.agent import archive, upgrade
 from gcsagent.agent.archive import ArchiveError, unpack
+from gcsagent.agent.bounds import Bounds
+from gcsagent.agent.supervisor_client import SupervisorClient
+from gcsagent.agent.upgrade import UpgradeService
 from gcsagent.host.upgrade import pack
+from protocol.limits import Limits
 
 GOOD = {"gcsagent/__init__.py": b"one", "gcsagent/agent/app.py": b"two", "protocol/__init__.py": b""}
 
@@ -127,3 +133,16 @@ def test_what_a_killed_agent_had_begun_to_unpack_is_no_obstacle(tmp_path: Path) 
     (tmp_path / "code.new" / "gcsagent").mkdir(parents=True)
     (tmp_path / "code.new" / "gcsagent" / "__init__.py").write_text("half")
     assert unpacked(tmp_path, tar(GOOD)) == GOOD
+
+
+def test_archives_nobody_used_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "uploads").mkdir()
+    for name in ("asked for", "somebody's"):
+        (tmp_path / "uploads" / name).touch()
+    supervisor = cast(SupervisorClient, SimpleNamespace(topics={}))
+    service = UpgradeService(str(tmp_path), 2, supervisor, Bounds(Limits()))
+    service.forget_others(str(tmp_path / "uploads" / "asked for"))
+    assert len(list((tmp_path / "uploads").iterdir())) == 2
+    monkeypatch.setattr(upgrade, "UNTOUCHED_SECONDS", -1.0)
+    service.forget_others(str(tmp_path / "uploads" / "asked for"))
+    assert [path.name for path in (tmp_path / "uploads").iterdir()] == ["asked for"]

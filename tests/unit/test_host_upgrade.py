@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import pytest
 
 from gcsagent.host.client import Client
 from gcsagent.host.upgrade import RolledBack, UnusableCode, pack, upgrade
-from protocol.families.agent import Upgrading, Uploaded
+from protocol.families.agent import Upgrading
 from protocol.limits import MAX_CHUNK, MAX_UPLOAD
 from protocol.types import UpgradeState, UpgradeStatus
 from tests.fakes.fake_agent import FakeAgent
+from tests.unit.test_protocol_vectors import VECTORS
 
 
 @pytest.fixture
@@ -64,24 +66,37 @@ def test_what_cannot_be_an_agents_code_is_refused_here(tmp_path: Path) -> None:
         pack(tmp_path / "huge")
 
 
+def told(method: str) -> dict[str, Any]:
+    """The golden result of ``method``."""
+    for case in json.loads((VECTORS / "results.json").read_text()):
+        if case["name"] == method:
+            result: dict[str, Any] = case["message"]["response"]["result"]
+            return result
+    raise LookupError(method)
+
+
 class Guest:
     """What a guest's agents have taken, and what they say about it."""
 
     def __init__(self, agent: FakeAgent, after: UpgradeStatus, before: UpgradeStatus) -> None:
         self.agent, self.after, self.status = agent, after, before
-        self.received = bytearray()
         agent.handlers |= {
-            "agent.upload": self._upload,
+            "agent.info": lambda params: {**told("agent.info"), "state_dir": "/run/gcs"},
             "agent.upgrade": self._upgrade,
             "agent.upgrade_status": lambda params: self.status,
         }
 
-    def _upload(self, params: Any) -> Uploaded:
-        self.received[params.offset :] = params.data
-        return Uploaded(len(self.received))
+    def sent(self) -> tuple[str, bytes]:
+        """The one file of the one archive: its name and what is in it."""
+        (data,) = self.agent.archives
+        with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+            (member,) = tar.getmembers()
+            file = tar.extractfile(member)
+            assert file is not None
+            return member.name, file.read()
 
     def _upgrade(self, params: Any) -> Upgrading:
-        assert hashlib.sha256(self.received).hexdigest() == params.sha256
+        assert self.sent()[0] == params.sha256
         self.status = self.after
         asyncio.get_running_loop().call_later(0.05, self.agent.drop_all)  # as the switch does
         return Upgrading(2)
@@ -105,11 +120,12 @@ SHA256 = hashlib.sha256(ARCHIVE).hexdigest()
 PROMOTED = UpgradeStatus(UpgradeState.PROMOTED, SHA256, "", SHA256)
 
 
-def test_it_is_sent_in_parts_and_the_switch_survived(tmp_path: Path) -> None:
+def test_it_is_sent_as_a_file_and_the_switch_survived(tmp_path: Path) -> None:
     result, guest = scene(tmp_path, ARCHIVE, PROMOTED)
     assert result == PROMOTED
-    assert bytes(guest.received) == ARCHIVE
-    assert [len(params["data"]) for params in guest.agent.named("agent.upload")] == [MAX_CHUNK, MAX_CHUNK, 17]
+    assert guest.sent() == (SHA256, ARCHIVE)
+    [put] = guest.agent.named("archive.put")
+    assert put["path"] == "/run/gcs/uploads"
     [asked] = guest.agent.named("agent.upgrade")
     assert asked["trial_ms"] == 2500
 
@@ -117,7 +133,7 @@ def test_it_is_sent_in_parts_and_the_switch_survived(tmp_path: Path) -> None:
 def test_code_that_runs_already_is_not_sent(tmp_path: Path) -> None:
     result, guest = scene(tmp_path, ARCHIVE, PROMOTED, running=SHA256)
     assert result.running == SHA256
-    assert not guest.agent.named("agent.upload")
+    assert not guest.agent.archives
 
 
 def test_a_roll_back_is_an_error_with_its_reason(tmp_path: Path) -> None:
