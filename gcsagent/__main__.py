@@ -85,6 +85,12 @@ def _parse(arguments: list[str]) -> Settings:
         help="who may connect over vsock, default: 2, the host; 'any' is for loopback tests",
     )
     parser.add_argument(
+        "--shell",
+        default="",
+        metavar="ADDRESS",
+        help="allow root shells over vsock:PORT or unix:PATH, which answer also when the agent does not",
+    )
+    parser.add_argument(
         "--watchdog",
         default=str(DEFAULT_WATCHDOG),
         metavar="SECONDS|off",
@@ -102,6 +108,7 @@ def _parse(arguments: list[str]) -> Settings:
             parse_listen(address)
         except ValueError as error:
             raise ConfigError(f"--listen {error}") from error
+    _check_shell(options.shell, listen)
     if not os.path.basename(options.runtime):
         raise ConfigError(f"--runtime {options.runtime}: a program's name or path")
     check_runtime_args(tuple(options.runtime_arg), "--runtime-arg=")
@@ -118,12 +125,25 @@ def _parse(arguments: list[str]) -> Settings:
         runtime_args=tuple(options.runtime_arg),
         no_pivot=options.no_pivot,
         own_network=options.own_network,
+        shell=options.shell,
         limits=tuple(
             (name, parse_limit(name, text, f"{_option(name)} "))
             for name in LIMITS
             if (text := getattr(options, name)) is not None
         ),
     )
+
+
+def _check_shell(address: str, listen: tuple[str, ...]) -> None:
+    from protocol.address import parse_listen
+
+    try:
+        if address and parse_listen(address) in map(parse_listen, listen):
+            raise ConfigError(f"--shell {address}: that is where the agent listens")
+        if address == "vsock":
+            raise ValueError("'vsock': give the port, too: vsock:1025")
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"--shell {error}") from error
 
 
 def _option(limit: str) -> str:
@@ -146,6 +166,15 @@ def _run(settings: Settings) -> int:
         )
     except OSError as error:
         return _refuse(ConfigError(f"state directory {settings.state}: {error}"), settings.guest)
+    if settings.shell:
+        try:
+            supervisor.allow_shell(settings.shell)
+        except OSError as error:
+            if not settings.guest:
+                return _refuse(
+                    ConfigError(f"--shell {settings.shell}: {error.strerror or error}"), guest=False
+                )
+            log.log("error", "the debug shell cannot be had", address=settings.shell, error=str(error))
     if settings.guest:
         from gcsagent.supervisor.machine import PowerButton
 

@@ -14,3 +14,6 @@ PROTOCOL_MAX = 1
 
 DEFAULT_PORT = 1024
 """AF_VSOCK port the agent listens on. Ports below 1024 need CAP_NET_BIND_SERVICE on Linux (vsock(7))."""
+
+DEFAULT_SHELL_PORT = 1025
+"""AF_VSOCK port of the debug shell, where it is allowed."""

@@ -19,6 +19,7 @@ from protocol.families import (
     network,
     pod,
     process,
+    shell,
     snapshot,
     storage,
     stream,
@@ -40,11 +41,15 @@ FAMILIES = (
     snapshot,
     storage,
     network,
+    shell,
 )
 
 METHODS: dict[str, Method] = {method.name: method for family in FAMILIES for method in family.METHODS}
 
 HELLO, ATTACH = "agent.hello", "stream.attach"
+
+ELSEWHERE = frozenset(method.name for method in shell.METHODS)
+"""What the agent does not answer, but the debug shell's port: there is nothing else but ``agent.hello``."""
 
 STREAMING = frozenset(name for name, method in METHODS.items() if method.streams)
 """What turns a connection into a raw byte stream: to the connection's states each is a ``stream.attach``."""

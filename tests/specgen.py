@@ -24,7 +24,7 @@ from gcsagent.agent.container import ALLOWED, REQUESTS
 from protocol import checks, errors, limits, method, methods, mountchecks, netchecks, pods, usage
 from protocol import types as records
 from protocol.connection import TRANSITIONS
-from protocol.families import guest
+from protocol.families import guest, shell
 from protocol.method import Empty
 
 SPEC = Path(__file__).parent.parent / "protocol" / "SPEC.md"
@@ -58,6 +58,9 @@ _NAMED = {
     netchecks.subnet: "network/prefix length",
     netchecks.destination: "network/prefix length, or `default`",
     netchecks.sysctls: "map of string to string",
+    shell.command: f"array of string, at most {shell.MAX_WORDS}",
+    shell.environment: "map of string to string",
+    shell.terminal_type: "string",
     guest.random_bytes: f"1 to {guest.MAX_ENTROPY} bytes",
     checks.Between(0, limits.MAX_STREAM_OFFSET): "offset",
 }

@@ -32,7 +32,7 @@ from gcsagent.agent.seeing.logring import LogRing
 from gcsagent.agent.signals import SignalService
 from gcsagent.agent.spools import SpoolService
 from gcsagent.agent.takeover import Opener
-from protocol.methods import ATTACH, METHODS, STREAMING
+from protocol.methods import ATTACH, ELSEWHERE, METHODS, STREAMING
 
 Handler = Callable[[Any, Call], Any | Awaitable[Any]]
 
@@ -42,7 +42,7 @@ SESSION_METHODS = frozenset({"agent.hello", "events.subscribe", "archive.put", "
 def openers(forwards: Forwards) -> dict[str, Opener]:
     """Of the methods that turn their connection into a stream, beside stream.attach."""
     table: dict[str, Opener] = {"forward.open": forwards.open}
-    missing = STREAMING ^ (table.keys() | {ATTACH})
+    missing = (STREAMING - ELSEWHERE) ^ (table.keys() | {ATTACH})
     if missing:
         raise AssertionError(f"the methods that stream and the contract differ: {sorted(missing)}")
     return table
@@ -95,7 +95,7 @@ def build(
         **registry.storage.handlers(),
         **network.handlers(registry),
     }
-    missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS | STREAMING)
+    missing = METHODS.keys() ^ (table.keys() | SESSION_METHODS | STREAMING | ELSEWHERE)
     if missing:
         raise AssertionError(f"the method table and the contract differ: {sorted(missing)}")
     return table

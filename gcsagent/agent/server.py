@@ -8,16 +8,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import os
 import socket
-import stat
 from collections.abc import Callable
 
 from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.session import Session
-from protocol.address import UnixAddress, VsockAddress, parse_listen
+from gcsagent.common.listening import listen_unix, listen_vsock
+from protocol.address import UnixAddress, parse_listen
 
-BACKLOG = 128
 MAX_STRANGERS = 256
 """Connections that have not said hello. One more, and the oldest gives way: who says hello at once, as hosts
 do, gets in, however many others only connect."""
@@ -98,53 +96,7 @@ def listen(text: str) -> socket.socket:
     address = parse_listen(text)
     try:
         if isinstance(address, UnixAddress):
-            return _listen_unix(address.path)
-        return _listen_vsock(address)
+            return listen_unix(address.path)
+        return listen_vsock(address.port)
     except OSError as error:
         raise ListenError(f"cannot listen on {text}: {error.strerror or error}") from error
-
-
-def _listen_unix(path: str) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        if _is_stale(path):
-            os.unlink(path)
-        mask = os.umask(0o177)  # only root and whoever root lets in may talk to the agent
-        try:
-            listener.bind(path)
-        finally:
-            os.umask(mask)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def _is_stale(path: str) -> bool:
-    """A socket file nobody listens on, as a crash leaves it."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return False
-    except FileNotFoundError:
-        return False
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except OSError:
-            return False
-    return False
-
-
-def _listen_vsock(address: VsockAddress) -> socket.socket:
-    listener = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-    try:
-        listener.bind((socket.VMADDR_CID_ANY, address.port))
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    return listener

@@ -33,7 +33,7 @@ from protocol.families.events import Subscribe, Subscribed
 from protocol.families.stream import Attach
 from protocol.framing import Message, Notification, Request, Response, encode
 from protocol.method import Envelope
-from protocol.methods import CANCEL, METHODS, STREAMING, Cancel
+from protocol.methods import CANCEL, ELSEWHERE, METHODS, STREAMING, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
 
 FEATURES = ("archive", "events.replay", "fifo", "forward", "network", "pods", "spool", "tee", "upgrade")
@@ -131,6 +131,12 @@ class Session:
             method = METHODS.get(request.method)
             if method is None:
                 raise RpcError(Code.UNIMPLEMENTED, f"there is no method {request.method[:64]!r}")
+            if request.method in ELSEWHERE:
+                raise RpcError(
+                    Code.UNIMPLEMENTED,
+                    "this is the agent's port; the debug shell has one of its own, if gcs.shell=on"
+                    " (gcsagent --shell) allows it",
+                )
             self._bounds.check_request(len(self._calls))
             try:
                 envelope = from_wire(Envelope, request.params)

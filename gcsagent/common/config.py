@@ -13,6 +13,8 @@ line more of them, and the later one wins:
     gcs.no_pivot=no            yes: containers get their root by MS_MOVE and chroot, not pivot_root
     gcs.on_failure=poweroff    what a guest that cannot start does: poweroff, or hold for a look
     gcs.watchdog=15            seconds of silence after which a stuck agent is restarted, or off
+    gcs.shell=off              on: root shells for the host, on a port that the agent has no part in
+    gcs.shell_port=1025        AF_VSOCK port of these
     gcs.max_NAME=NUMBER        one of the LIMITS below; protocol/SPEC.md says what each of them bounds
 
 ``gcs.hostname`` and ``gcs.disk.NAME`` are read by initramfs/init. Outside a guest the same settings come
@@ -73,6 +75,8 @@ class Settings(NamedTuple):
     """Of ``runtime``, before its command."""
     no_pivot: bool = False
     own_network: bool = False
+    shell: str = ""
+    """Where the debug shell listens, ``vsock:PORT`` or ``unix:PATH``; empty: nowhere."""
     limits: tuple[tuple[str, int], ...] = ()
     """Those of LIMITS that are not the default."""
 
@@ -125,8 +129,8 @@ def parse_guest_settings(words: list[str]) -> Settings:
         values.pop("gcs.log_level", "info"),
     )
     on_failure, runtime = values.pop("gcs.on_failure", "poweroff"), values.pop("gcs.runtime", "runc")
-    if not is_number(port) or not 0 < int(port) < 0xFFFF_FFFF:
-        raise ConfigError(f"gcs.port={port}: a vsock port is a number from 1 to 4294967294")
+    check_port(port, "gcs.port=")
+    shell = _parse_shell(values, port)
     if peer != "any" and not is_number(peer):
         raise ConfigError(f"gcs.peer_cid={peer}: a CID or 'any'")
     if level not in LOG_LEVELS:
@@ -162,8 +166,25 @@ def parse_guest_settings(words: list[str]) -> Settings:
         runtimes=runtimes,
         runtime_args=arguments,
         no_pivot=no_pivot == "yes",
+        shell=shell,
         limits=limits,
     )
+
+
+def check_port(text: str, option: str) -> None:
+    """Raises ConfigError, in which ``option`` stands before the value."""
+    if not is_number(text) or not 0 < int(text) < 0xFFFF_FFFF:
+        raise ConfigError(f"{option}{text}: a vsock port is a number from 1 to 4294967294")
+
+
+def _parse_shell(values: dict[str, str], agents_port: str) -> str:
+    allowed, port = values.pop("gcs.shell", "off"), values.pop("gcs.shell_port", "1025")
+    if allowed not in ("on", "off"):
+        raise ConfigError(f"gcs.shell={allowed}: on or off")
+    check_port(port, "gcs.shell_port=")
+    if allowed == "on" and int(port) == int(agents_port):
+        raise ConfigError(f"gcs.shell_port={port}: that is the agent's")
+    return f"vsock:{int(port)}" if allowed == "on" else ""
 
 
 def parse_runtimes(text: str, option: str) -> tuple[str, ...]:

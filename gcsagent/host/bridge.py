@@ -9,16 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from gcsagent.host.errors import ClosedByPeer, HostError
 from gcsagent.host.localio import LocalReader, LocalWriter
-from gcsagent.host.process import STDERR, RemoteProcess, first_error
+from gcsagent.host.process import STDERR, first_error
 from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
-from protocol.types import ExitRecord
 
 SIGPIPE_SECONDS = 2.0
 """How long a process whose output nobody reads any more has to end by SIGPIPE before SIGKILL."""
+
+
+Record_co = TypeVar("Record_co", covariant=True)
+
+
+class Bridged(Protocol[Record_co]):
+    """What can be connected: a process in a container, or a debug shell."""
+
+    @property
+    def outputs(self) -> list[Stream]: ...
+    @property
+    def input(self) -> Stream | None: ...
+    async def wait(self) -> Record_co: ...
+    async def end_input(self) -> None: ...
+    async def kill(self, signal: int | str = ...) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +45,7 @@ class LocalStdio:
     stderr: int = 2
 
 
-async def bridge(process: RemoteProcess, local: LocalStdio) -> ExitRecord:
+async def bridge(process: Bridged[Record_co], local: LocalStdio) -> Record_co:
     """Moves bytes until the process has ended. Its exit record, once all it wrote is written here.
 
     When local output breaks (``| head``) the process gets SIGPIPE as it would at home, SIGKILL if that does
@@ -81,7 +96,7 @@ async def _drain(stream: Stream, fd: int, broken: _BrokenOutput) -> None:
             writer.close()
 
 
-async def _feed(process: RemoteProcess, stream: Stream, fd: int) -> None:
+async def _feed(process: Bridged[object], stream: Stream, fd: int) -> None:
     reader = LocalReader(fd)
     try:
         while data := await reader.read():
@@ -98,7 +113,7 @@ async def _feed(process: RemoteProcess, stream: Stream, fd: int) -> None:
 class _BrokenOutput:
     """Ends a process whose output has nowhere to go."""
 
-    def __init__(self, process: RemoteProcess) -> None:
+    def __init__(self, process: Bridged[object]) -> None:
         self._process = process
         self._task: asyncio.Task[None] | None = None
 

@@ -13,8 +13,8 @@ import sys
 from collections.abc import Callable
 
 from gcsagent.common import channel
+from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.log import log
-from gcsagent.supervisor.loop import Loop, Timer
 from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.spawn import spawn
 from gcsagent.supervisor.watchdog import Watchdog

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 
 from gcsagent.common import channel
-from gcsagent.supervisor.loop import Loop
+from gcsagent.common.loop import Loop
 
 MAX_PATH = 107
 """sun_path is 108 bytes with its NUL (unix(7))."""

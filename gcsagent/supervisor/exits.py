@@ -12,8 +12,8 @@ import time
 from typing import Any
 
 from gcsagent.common.files import write_new
+from gcsagent.common.loop import Loop
 from gcsagent.supervisor.log import log
-from gcsagent.supervisor.loop import Loop
 
 RETRY_SECONDS = 5.0
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+NAME = "supervisor"
 _threshold = LEVELS["info"]
 KEPT = 256
 """Lines kept for the agent, which copies them into a ring of its own."""
@@ -44,7 +45,10 @@ def lines_after(number: int) -> list[dict[str, Any]]:
 
 
 def log(level: str, message: str, **fields: Any) -> None:
-    """Writes one line to standard error; a full or closed one must not stop the supervisor."""
+    """Writes one line to standard error; a full or closed one must not stop the supervisor.
+
+    ``name`` among ``fields`` is who says so, if that is not the supervisor.
+    """
     if LEVELS[level] < _threshold:
         return
     now = time.time_ns()
@@ -52,7 +56,7 @@ def log(level: str, message: str, **fields: Any) -> None:
     entry = {
         "time": f"{stamp}.{now % 1_000_000_000 // 1000:06d}Z",
         "level": level,
-        "name": "supervisor",
+        "name": NAME,
         "message": message,
         **fields,
     }
@@ -67,8 +71,10 @@ def log(level: str, message: str, **fields: Any) -> None:
 
 def _keep(now: int, level: str, message: str, text: str) -> None:
     fields = json.loads(text) if len(text) <= MAX_LINE else {}
-    for name in ("time", "level", "name", "message"):
+    for name in ("time", "level", "message"):
         fields.pop(name, None)
+    if fields.get("name") == NAME:
+        del fields["name"]
     number = _kept[-1]["number"] + 1 if _kept else 1
     line = {"number": number, "time_ns": now, "level": level, "message": message[:MAX_LINE]}
     _kept.append({**fields, **line})

@@ -7,8 +7,8 @@ import os
 import struct
 from collections.abc import Callable
 
+from gcsagent.common.loop import Loop
 from gcsagent.supervisor.log import boot_stage, log
-from gcsagent.supervisor.loop import Loop
 from gcsagent.supervisor.unmount import kill_all, unmount_all
 
 _EVENT = struct.Struct("llHHi")  # struct input_event, linux/input.h, 64-bit

@@ -14,13 +14,14 @@ import time
 from typing import Any
 
 from gcsagent.common import channel
+from gcsagent.common.loop import READ, WRITE, Loop, Timer
 from gcsagent.supervisor import requests
 from gcsagent.supervisor.agentproc import EX_CONFIG, AgentProcess
 from gcsagent.supervisor.exits import ExitRecords
 from gcsagent.supervisor.log import boot_stage, log, on_line
-from gcsagent.supervisor.loop import READ, WRITE, Loop, Timer
 from gcsagent.supervisor.notify import Notifier
 from gcsagent.supervisor.reaper import Call, Reaper
+from gcsagent.supervisor.shellproc import ShellProcess
 from gcsagent.supervisor.store import MAX_HELD, FdStore, StoreError
 from gcsagent.supervisor.upgrade import Upgrade, UpgradeError
 
@@ -71,6 +72,8 @@ class Supervisor:
             self.loop, self.reaper, agent_env, self._agent_connected, self._agent_ended, watchdog
         )
         self.upgrade = Upgrade(self.loop, self.agent, self._upgraded)
+        self.shell: ShellProcess | None = None
+        self._env = agent_env
         self.waiting: dict[str, int] = {}  # call key -> id of the request that waits for it
         self._install_signals()
         on_line(lambda: self._send([None, "log", {}]))
@@ -84,6 +87,10 @@ class Supervisor:
         self.loop.run()
         self.notify.close()
         return self._exit_code
+
+    def allow_shell(self, address: str) -> None:
+        """Listens for debug shells. Raises OSError."""
+        self.shell = ShellProcess(self.loop, self.reaper, self._env, address, self._end_if_done)
 
     # -- the agent ------------------------------------------------------------------------------
 
@@ -325,6 +332,8 @@ class Supervisor:
             return
         self._action = action
         self.agent.stop()
+        if self.shell is not None:
+            self.shell.stop()
         for call in self.reaper.calls.values():
             self.reaper.cancel_call(call.key)
         for process in self.reaper.processes.values():
@@ -333,7 +342,8 @@ class Supervisor:
         self._end_if_done()
 
     def _end_if_done(self) -> None:
-        if self._action and not self.agent.pid and not self.reaper.busy:
+        shell = self.shell is not None and self.shell.pid
+        if self._action and not self.agent.pid and not shell and not self.reaper.busy:
             self._end()
 
     def _end(self) -> None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import socket
 
+from gcsagent.common.loop import Loop
 from gcsagent.supervisor.log import log
-from gcsagent.supervisor.loop import Loop
 
 
 class Notifier:

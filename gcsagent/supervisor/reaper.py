@@ -22,10 +22,10 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.console import ConsoleSocket
 from gcsagent.supervisor.exits import ExitRecords, describe
 from gcsagent.supervisor.log import log
-from gcsagent.supervisor.loop import Loop, Timer
 from gcsagent.supervisor.spawn import spawn
 
 _PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT

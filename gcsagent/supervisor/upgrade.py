@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.agentproc import END_SECONDS, AgentProcess
 from gcsagent.supervisor.log import log
-from gcsagent.supervisor.loop import Loop, Timer
 
 
 class UpgradeError(ValueError):

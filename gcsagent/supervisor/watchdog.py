@@ -14,8 +14,8 @@ import signal
 import time
 from collections.abc import Callable
 
+from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.log import log
-from gcsagent.supervisor.loop import Loop, Timer
 
 START_FACTOR, READY_FACTOR = 4, 20
 

@@ -227,9 +227,10 @@ class RunningAgent:
     def _clear_cgroups(self) -> bool:
         """Kills what is in them and removes those that are empty; whether none is left."""
         for path in reversed(self.cgroups()):
-            for pid in Path(path, "cgroup.procs").read_text().split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(FileNotFoundError):  # one hierarchy may be mounted twice
+                for pid in Path(path, "cgroup.procs").read_text().split():
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
             with contextlib.suppress(OSError):
                 os.rmdir(path)
         return not self.cgroups()

@@ -156,6 +156,9 @@ def test_a_setting_that_cannot_be_used_is_named_with_what_is_allowed(word: str, 
         (["--peer-cid", "²"], "--peer-cid"),
         (["--peer-cid", "host"], "--peer-cid"),
         (["--log-level", "loud"], "--log-level"),
+        (["--shell", "vsock"], "--shell 'vsock': give the port, too"),
+        (["--shell", "tcp:1"], "--shell 'tcp:1': an address to listen on"),
+        (["--shell", "unix:/x", "--listen", "unix:/x"], "--shell unix:/x: that is where the agent listens"),
         (["--runtimes", "runc,"], "--runtimes runc,"),
         (["--runtime-arg=--systemd-cgroup"], "--runtime-arg=--systemd-cgroup: the agent places"),
         (["--guest", "--listen", "vsock"], "--guest"),
@@ -185,3 +188,23 @@ def test_what_is_no_watchdog_is_refused(text: str) -> None:
 def test_settings_of_a_newer_supervisor_are_taken_as_far_as_they_are_known() -> None:
     settings = Settings.from_json('{"listen": ["unix:/x"], "state": "/s", "weather": "fine"}')
     assert settings == Settings(["unix:/x"], "/s")  # type: ignore[arg-type]
+
+
+def test_the_debug_shell_is_off_unless_it_is_allowed() -> None:
+    assert parse_guest_settings([]).shell == ""
+    assert parse_guest_settings(["gcs.shell=off", "gcs.shell_port=99"]).shell == ""
+    assert parse_guest_settings(["gcs.shell=on"]).shell == "vsock:1025"
+    assert parse_guest_settings(["gcs.shell=on", "gcs.shell_port=2000"]).shell == "vsock:2000"
+
+
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["gcs.shell=yes"], "gcs.shell=yes: on or off"),
+        (["gcs.shell_port=0"], "gcs.shell_port=0: a vsock port is a number from 1"),
+        (["gcs.shell=on", "gcs.shell_port=1024"], "gcs.shell_port=1024: that is the agent's"),
+    ],
+)
+def test_what_is_no_setting_of_the_debug_shell(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse_guest_settings(words)

@@ -287,6 +287,7 @@ def test_only_waiting_and_moving_bytes_is_unbounded() -> None:
         "agent.upgrade_status",
         "container.wait",
         "process.wait",
+        "shell.wait",
     }
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.common.loop import Loop
 from gcsagent.supervisor.console import MAX_PATH, ConsoleSocket
-from gcsagent.supervisor.loop import Loop
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from gcsagent.common.loop import Loop
 from gcsagent.supervisor import exits
 from gcsagent.supervisor.exits import ExitRecords
-from gcsagent.supervisor.loop import Loop
 
 
 def record(pid: int, status: int = 0) -> dict[str, Any]:

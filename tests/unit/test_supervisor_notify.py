@@ -16,7 +16,7 @@ import pytest
 
 import gcsagent
 from gcsagent.__main__ import _parse
-from gcsagent.supervisor.loop import Loop
+from gcsagent.common.loop import Loop
 from gcsagent.supervisor.notify import Notifier
 from tests.fakes.supervised import SECONDS, Supervised
 

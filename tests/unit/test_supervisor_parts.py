@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.common.loop import READ, WRITE, Loop
 from gcsagent.supervisor import log as supervisor_log
 from gcsagent.supervisor import machine
-from gcsagent.supervisor.loop import READ, WRITE, Loop
 from gcsagent.supervisor.spawn import spawn
 from gcsagent.supervisor.store import MAX_NAME, FdStore, StoreError
 

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gcsagent.common import channel
-from gcsagent.supervisor.loop import READ
+from gcsagent.common.loop import READ
 from gcsagent.supervisor.main import Supervisor
 from gcsagent.supervisor.requests import MAX_CALLS, MAX_KEY, MAX_TARGET_FD
 

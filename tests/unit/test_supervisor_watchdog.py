@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from gcsagent.common import channel
+from gcsagent.common.loop import Loop
 from gcsagent.supervisor import watchdog
-from gcsagent.supervisor.loop import Loop
 from gcsagent.supervisor.watchdog import Watchdog
 from tests.fakes.supervised import Puppet, Supervised
 

@@ -8,13 +8,10 @@ everything in a container's network: it ends at once, and its successor begins i
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
-import sys
-from collections.abc import Callable
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
+from gcsagent.common.namespaces import CLONE_NEWNET, setns
 
 EX_OSERR = 71
 """sysexits.h."""
@@ -25,7 +22,7 @@ def make_socket(pidfd: int, family: socket.AddressFamily) -> socket.socket:
     5.8). Raises OSError, ESRCH when that process has ended."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _setns(pidfd)
+        setns(pidfd, CLONE_NEWNET)
         try:
             return socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         finally:
@@ -36,27 +33,7 @@ def make_socket(pidfd: int, family: socket.AddressFamily) -> socket.socket:
 
 def _come_back(home: int) -> None:
     try:
-        _setns(home)
+        setns(home, CLONE_NEWNET)
     except BaseException as error:
         os.write(2, f"cannot return from a container's network namespace: {error}\n".encode())
         os._exit(EX_OSERR)
-
-
-def _setns(fd: int) -> None:
-    _function()(fd, CLONE_NEWNET)
-
-
-@functools.cache
-def _function() -> Callable[[int, int], object]:
-    if sys.version_info >= (3, 12):
-        return os.setns
-    return _libc_setns
-
-
-def _libc_setns(fd: int, kind: int) -> None:
-    """os.setns is new in Python 3.12."""
-    import ctypes  # on demand: a guest has no need of it
-
-    if ctypes.CDLL(None, use_errno=True).setns(fd, kind) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

@@ -91,12 +91,13 @@ class LogRing(logging.Handler):
         number = int(line.pop("number"))
         if number > self.ring.mark:
             when, level, message = int(line.pop("time_ns")), str(line.pop("level")), str(line.pop("message"))
+            name = str(line.pop("name", SUPERVISOR))
             self.acquire()
             try:
                 if number > self.ring.mark + 1:
                     lost = {"lines": number - self.ring.mark - 1}
                     self._add(when, "warning", SUPERVISOR, SUPERVISOR, "lines of the log were lost", lost)
-                self._add(when, level, SUPERVISOR, SUPERVISOR, message, line, number)
+                self._add(when, level, SUPERVISOR, name, message, line, number)
                 self.ring.mark = number
             finally:
                 self.release()

@@ -26,6 +26,7 @@ from gcsagent.host.cli.guest import add_guest_commands, add_vm_grow
 from gcsagent.host.cli.images import add_image_commands, add_image_options
 from gcsagent.host.cli.network import add_network_commands, add_nic_commands
 from gcsagent.host.cli.seeing import add_seeing_commands
+from gcsagent.host.cli.shell import add_shell_command
 from gcsagent.host.cli.shells import add_completion_command
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
@@ -94,6 +95,7 @@ def build() -> argparse.ArgumentParser:
     _add_container_commands(commands)
     add_forward_command(commands, _add)
     add_copy_command(commands, _add)
+    add_shell_command(commands, _add)
     add_guest_commands(commands, _add)
     add_network_commands(commands, _add)
     add_seeing_commands(commands, _add)

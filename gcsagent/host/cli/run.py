@@ -21,6 +21,7 @@ from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.image import settings
 from gcsagent.host.process import RemoteProcess
+from gcsagent.host.shell import Shell
 from gcsagent.host.spec import container_spec, exec_spec, merge_env
 from gcsagent.host.spec_options import apply
 from gcsagent.host.spool import SpoolStream
@@ -275,7 +276,7 @@ async def _converse(process: RemoteProcess, signals: Signals, interactive: bool)
     local = LocalStdio(_STDIN if interactive else None, _STDOUT, _STDERR)
     with contextlib.ExitStack() as stack:
         if process.terminal:
-            stack.enter_context(_resizing(process))
+            stack.enter_context(resizing(process))
         if process.terminal and interactive and os.isatty(_STDIN):
             stack.enter_context(terminal.raw(_STDIN))
         else:
@@ -284,7 +285,7 @@ async def _converse(process: RemoteProcess, signals: Signals, interactive: bool)
 
 
 @contextlib.contextmanager
-def _resizing(process: RemoteProcess) -> Iterator[None]:
+def resizing(process: RemoteProcess | Shell) -> Iterator[None]:
     """Gives the remote terminal this one's size, now and whenever it changes."""
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()

@@ -37,6 +37,7 @@ class VmConfig:
         accel: auto, kvm or tcg.
         vsock: auto, vhost or vhost-user.
         port: the vsock port the agent listens on.
+        shell: allow the debug shell, for this host (`gcsagent.host.shell`).
         boot_timeout: seconds until the guest must be ready; None: 60 under KVM, 180 under TCG.
         console_log: file that gets the console's raw bytes, bounded by rotation to `console_log`.1.
         qmp_path: where an additional QEMU monitor listens, for people.
@@ -57,6 +58,7 @@ class VmConfig:
     accel: str = "auto"
     vsock: str = "auto"
     port: int = DEFAULT_PORT
+    shell: bool = False
     boot_timeout: float | None = None
     console_log: Path | None = None
     qmp_path: Path | None = None

@@ -400,7 +400,9 @@ class VirtualMachine:
 
     def _qemu_config(self, parts: _Parts, device: VsockDevice) -> QemuConfig:
         config = self.config
-        port = () if config.port == DEFAULT_PORT else (f"gcs.port={config.port}",)
+        words = [] if config.port == DEFAULT_PORT else [f"gcs.port={config.port}"]
+        if config.shell:
+            words.append("gcs.shell=on")
         return QemuConfig(
             qemu=parts.qemu,
             accelerator=self.accel.name,
@@ -413,7 +415,7 @@ class VirtualMachine:
             vsock_cid=device.cid,
             qmp_fd=-1,
             name=config.name,
-            cmdline=(*port, *config.cmdline),
+            cmdline=(*words, *config.cmdline),
             disks=parts.disks,
             nics=self.nics,
             qmp_path=config.qmp_path,

@@ -108,6 +108,9 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
         "--boot-timeout", type=float, metavar="S", help="seconds (default: 60 under KVM, 180 under TCG)"
     )
     parser.add_argument(
+        "--shell", action="store_true", help="allow `gcsctl shell`, also while the agent does not answer"
+    )
+    parser.add_argument(
         "--append", action="append", default=[], metavar="WORD", help="add to the kernel command line"
     )
 
@@ -124,6 +127,7 @@ def config_from_args(args: argparse.Namespace) -> VmConfig:
         image=args.guest_image,
         rootfs=args.rootfs,
         cmdline=tuple(args.append),
+        shell=args.shell,
         net=args.net,
         mac=args.mac,
         accel=args.accel,

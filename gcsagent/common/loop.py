@@ -1,4 +1,4 @@
-"""The supervisor's event loop: epoll and timers, nothing more.
+"""An event loop of epoll and timers, and nothing more: the supervisor's, and the debug shell's.
 
 asyncio would do, at three times the memory of everything else in PID 1.
 """
