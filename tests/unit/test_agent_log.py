@@ -22,7 +22,7 @@ from protocol.method import Empty
 from tests.fakes import watched_loop
 from tests.fakes.fake_agent import FakeAgent
 from tests.fakes.fake_supervisor import FakeSupervisor
-from tests.unit.test_gcsctl import gcsctl, with_agent
+from tests.gcsctl_process import gcsctl, with_agent
 
 _log = context(logging.getLogger("test.ring"))
 

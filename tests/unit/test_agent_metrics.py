@@ -19,7 +19,7 @@ from protocol.errors import Code, RemoteProtocolError, RpcError
 from protocol.families.diagnostics import AskMetrics, Metrics
 from tests import exposition
 from tests.fakes.fake_agent import FakeAgent
-from tests.unit.test_gcsctl import gcsctl, with_agent
+from tests.gcsctl_process import gcsctl, with_agent
 
 HOSTILE = 'a\\b"c\nd}, e="'
 PAGES = {

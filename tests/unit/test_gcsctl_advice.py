@@ -19,7 +19,7 @@ from gcsagent.host.errors import AgentSilent, ConnectFailed, HostError
 from gcsagent.host.vm.errors import Interrupted, VmError
 from protocol.errors import Code, ProtocolError, RpcError
 from tests.fakes.fake_agent import FakeAgent
-from tests.unit.test_gcsctl import gcsctl, refusing, running, with_agent
+from tests.gcsctl_process import gcsctl, refusing, running, with_agent
 
 ARGS = argparse.Namespace(command_name="gcsctl state", vm=None)
 

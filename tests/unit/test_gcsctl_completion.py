@@ -19,7 +19,7 @@ from gcsagent.host.cli import completion, parser, shells
 from gcsagent.host.cli.completion import complete, kind_of
 from protocol.types import ContainerState, Status
 from tests.fakes.fake_agent import FakeAgent
-from tests.unit.test_gcsctl import with_agent
+from tests.gcsctl_process import with_agent
 
 SECONDS = 20.0
 

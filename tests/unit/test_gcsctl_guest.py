@@ -28,8 +28,7 @@ from protocol.families.guest import (
 from protocol.method import Empty
 from protocol.types import Event
 from tests.fakes.fake_agent import FakeAgent
-from tests.unit import test_gcsctl
-from tests.unit.test_gcsctl import gcsctl, refusing, with_agent
+from tests.gcsctl_process import SECONDS, gcsctl, refusing, running, with_agent
 
 HOUR = 3600 * 10**9
 
@@ -156,7 +155,7 @@ def test_pressure_shows_its_own_watch_until_interrupted(tmp_path: Path) -> None:
         agent.handlers |= {"guest.watch_pressure": watch, "guest.unwatch_pressure": unwatch}
         agent.handlers["events.subscribe"] = lambda params: Subscribed(0, 0)
         words = ("pressure", "--full", "--stall", "20", "--window", "500", "web")
-        async with asyncio.timeout(test_gcsctl.SECONDS), test_gcsctl.running(agent, *words) as process:
+        async with asyncio.timeout(SECONDS), running(agent, *words) as process:
             assert process.stdout is not None
             assert await process.stdout.readline() == b"full full_avg10=1.5 some_avg10=2.0\n"
             process.send_signal(signal.SIGINT)
@@ -211,10 +210,3 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, words: tuple[str, ...])
         assert "--help" in shown.err
 
     with_agent(tmp_path, body)
-
-
-@pytest.mark.parametrize(
-    "command", ["clock", "entropy", "resources", "online", "pressure", "shutdown", "vm grow"]
-)
-def test_help_has_an_example(command: str) -> None:
-    test_gcsctl.test_help_has_an_example(command)

@@ -29,7 +29,7 @@ from protocol.families.storage import (
 )
 from protocol.method import Empty
 from tests.fakes.fake_agent import FakeAgent
-from tests.unit.test_gcsctl import gcsctl, refusing, with_agent
+from tests.gcsctl_process import gcsctl, refusing, with_agent
 
 STATE = MountState(
     "data",

@@ -16,7 +16,7 @@ from protocol.families.diagnostics import Metrics
 from protocol.families.events import Subscribe, Subscribed
 from protocol.types import Event
 from tests.fakes.fake_agent import FakeAgent
-from tests.unit.test_gcsctl import SECONDS, gcsctl, running, with_agent
+from tests.gcsctl_process import SECONDS, gcsctl, running, with_agent
 
 SAMPLES = {
     "gcs_guest_uptime_seconds": "{}",
