@@ -22,10 +22,10 @@ from enum import Enum, StrEnum
 from typing import Any
 
 from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, RpcError
-from protocol.framing import Message, Notification, Request, Response, decode, encode
+from protocol.framing import Message, Notification, Request, Response, decode, encode, is_ours
 from protocol.limits import MAX_MSGID, Limits
 from protocol.methods import HELLO, PROTOCOL_ERROR, STREAMING
-from protocol.scan import FrameScanner
+from protocol.scan import FrameScanner, is_plain
 
 
 class Role(Enum):
@@ -41,6 +41,8 @@ class State(StrEnum):
     STREAM = "STREAM"
     CLOSED = "CLOSED"
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every message is looked up by it
+
 
 class Step(StrEnum):
     """What happens on a connection, seen from both sides alike."""
@@ -55,6 +57,8 @@ class Step(StrEnum):
     REFUSED = "attach refused"
     CLIENT_NOTE = "client notification"
     SERVER_NOTE = "server notification"
+
+    __hash__ = str.__hash__
 
 
 TRANSITIONS: dict[tuple[State, Step], State] = {
@@ -220,6 +224,8 @@ class Connection:
 
     def _hold_to_the_contract(self, frame: bytes) -> None:
         """What we would refuse from the peer, the peer would refuse from us, and close for it."""
+        if is_plain(frame, self.peer) and is_ours(frame):
+            return
         scanner = FrameScanner(self.peer)
         scanner.feed(frame)
         scanner.next_frame()

@@ -7,7 +7,7 @@ exactly one map, so that arguments have names and may be added without breaking 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from protocol.errors import RemoteProtocolError
 from protocol.limits import MAX_MSGID
 
 _REQUEST, _RESPONSE, _NOTIFICATION = 0, 1, 2
+_BINARY = bytes((0xC4, 0xC5, 0xC6))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +83,29 @@ def decode(frame: bytes) -> Message:
     return _classify(value)
 
 
-def _text_map(pairs: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+def is_ours(frame: bytes) -> bool:
+    """Whether a frame we have packed is one the other side takes, as far as a look without Python can tell:
+    keys are strings where nothing is bytes. Raises RemoteProtocolError for what is no message.
+
+    What was packed from dicts has no key twice.
+    """
+    if len(frame) != len(frame.translate(None, _BINARY)):
+        return False
+    try:
+        _classify(msgpack.unpackb(frame, raw=False, strict_map_key=True))
+    except ValueError:
+        return False
+    return True
+
+
+def _text_map(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     """A map at any depth. Two readers of a doubled key may see different values, so it is refused."""
-    built: dict[str, Any] = {}
-    for key, value in pairs:
+    for key, _ in pairs:
         if type(key) is not str:
             raise RemoteProtocolError("malformed", "a map key must be a string")
-        if key in built:
-            raise RemoteProtocolError("malformed", "a map has the same key twice")
-        built[key] = value
+    built = dict(pairs)
+    if len(built) != len(pairs):
+        raise RemoteProtocolError("malformed", "a map has the same key twice")
     return built
 
 

@@ -7,10 +7,15 @@ is refused before anything is allocated for it, and so is a message of more valu
 have to build. It keeps its place between calls, so that a message
 that arrives byte by byte is read once.
 
+Most messages are small, whole and plain: msgpack finds their end (``skip`` builds nothing), and the number
+of bytes that could be headers shows that they reach no limit. All others are read header by header.
+
 Source of the format table: https://github.com/msgpack/msgpack/blob/master/spec.md
 """
 
 from __future__ import annotations
+
+import msgpack
 
 from protocol.errors import RemoteProtocolError
 from protocol.limits import Limits
@@ -43,6 +48,28 @@ def _format_table() -> list[tuple[int, int]]:
 
 
 _TABLE = _format_table()
+_OPENING = bytes(byte for byte, (kind, _) in enumerate(_TABLE) if kind in (_ARRAY, _MAP))
+_UNUSED = bytes(byte for byte, (kind, _) in enumerate(_TABLE) if kind == _BAD)
+
+_SMALL = 16 * 1024
+"""Bytes waiting, beyond which msgpack is not given a copy of them to look through."""
+
+_spare: list[msgpack.Unpacker] = []
+"""One that has been used up to the end of a frame: each takes 40 KiB, whatever it is given."""
+
+
+def is_plain(frame: bytes, limits: Limits) -> bool:
+    """Whether one whole value is certain to be within the limits, by its bytes alone.
+
+    It cannot have more levels than bytes that could open one, nor more values than bytes. False says nothing.
+    """
+    size = len(frame)
+    return (
+        size <= limits.max_frame
+        and size <= limits.max_values
+        and size - len(frame.translate(None, _OPENING)) <= limits.max_depth
+        and size == len(frame.translate(None, _UNUSED))
+    )
 
 
 class FrameScanner:
@@ -51,12 +78,14 @@ class FrameScanner:
     Raises :class:`RemoteProtocolError` with kind ``oversized``, ``depth`` or ``malformed``.
     """
 
-    __slots__ = ("_buffer", "_limits", "_max_frame", "_position", "_stack", "_values")
+    __slots__ = ("_buffer", "_limits", "_max_frame", "_position", "_skipped", "_skipper", "_stack", "_values")
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._max_frame = limits.max_frame
         self._buffer = bytearray()
+        self._skipper: msgpack.Unpacker | None = None  # has what is buffered, and is between two frames
+        self._skipped = 0  # bytes of it that are gone from the buffer
         self._position = 0
         self._values = 0  # declared in the frame being read, by the headers read so far
         self._stack: list[int] = []  # values still expected at each open level; empty: between frames
@@ -68,10 +97,12 @@ class FrameScanner:
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
+        self._skipper = None
 
     def take_rest(self) -> bytes:
         """Everything buffered, unparsed: the first bytes of a raw stream."""
         rest = bytes(self._buffer)
+        self._skipper = None
         self._buffer.clear()
         self._position = self._values = 0
         self._stack.clear()
@@ -82,6 +113,8 @@ class FrameScanner:
         if not self._buffer:
             return None
         if not self._stack:
+            if (frame := self._plain_frame()) is not None:
+                return frame
             self._stack.append(1)
         if not self._scan():
             if len(self._buffer) > self._max_frame:
@@ -90,6 +123,35 @@ class FrameScanner:
         frame = bytes(memoryview(self._buffer)[: self._position])
         del self._buffer[: self._position]
         self._position = self._values = 0
+        return frame
+
+    def _plain_frame(self) -> bytes | None:
+        """The next whole value if it is a plain one; None leaves everything as it was."""
+        skipper = self._skipper
+        if skipper is None:
+            if len(self._buffer) > _SMALL:
+                return None
+            try:
+                skipper = _spare.pop()
+            except IndexError:
+                skipper = msgpack.Unpacker(max_buffer_size=_SMALL)
+            self._skipped = skipper.tell()
+            skipper.feed(self._buffer)
+        self._skipper = None
+        try:
+            skipper.skip()
+        except (msgpack.OutOfData, ValueError):  # not whole, or not well-formed
+            return None
+        end = skipper.tell()
+        size = end - self._skipped
+        frame = bytes(memoryview(self._buffer)[:size])
+        if not is_plain(frame, self._limits):
+            return None
+        del self._buffer[:size]
+        if self._buffer:
+            self._skipper, self._skipped = skipper, end
+        elif not _spare:
+            _spare.append(skipper)
         return frame
 
     def _scan(self) -> bool:

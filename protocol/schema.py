@@ -40,9 +40,12 @@ def to_wire(value: Any) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
-    if dataclasses.is_dataclass(kind):
+    names = _names.get(kind)
+    if names is None and dataclasses.is_dataclass(kind):
+        names = _names[kind] = tuple(field.name for field in dataclasses.fields(kind))
+    if names is not None:
         wired = {}
-        for name in _field_names(kind):
+        for name in names:
             item = getattr(value, name)
             if item is not None:
                 wired[name] = item if type(item) in _PLAIN else to_wire(item)
@@ -61,13 +64,6 @@ _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 
 _decoders: dict[Any, _Decoder] = {}
 _names: dict[type, tuple[str, ...]] = {}
-
-
-def _field_names(cls: type) -> tuple[str, ...]:
-    names = _names.get(cls)
-    if names is None:
-        names = _names[cls] = tuple(field.name for field in dataclasses.fields(cls))
-    return names
 
 
 def _decoder_of(hint: Any) -> _Decoder:
@@ -192,12 +188,10 @@ def _record(cls: type) -> _Decoder:
             raise SchemaError(path, f"must be a map, not {_name_of(value)}")
         arguments: dict[str, Any] = {}
         for name, decode_field, required in plan:
-            where = f"{path}.{name}" if path else name
-            if name not in value:
-                if required:
-                    raise SchemaError(where, "is missing")
-                continue
-            arguments[name] = decode_field(value[name], where)
+            if name in value:
+                arguments[name] = decode_field(value[name], f"{path}.{name}" if path else name)
+            elif required:
+                raise SchemaError(f"{path}.{name}" if path else name, "is missing")
         return cls(**arguments)
 
     return decode

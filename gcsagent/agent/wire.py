@@ -10,7 +10,9 @@ of answers, and the answers of what was in flight when those were reached.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+from collections.abc import Iterator
 from typing import Protocol
 
 from gcsagent.agent.bounds import Bounds
@@ -51,6 +53,8 @@ class Wire:
         self._taken = 0  # bytes the host has taken so far
         self._counted = 0  # bytes of ours in bounds.unfinished
         self._reading = self._gone = False
+        self._gathering = False  # in a block whose answers go out at its end
+        self._turn_is_due = False
         self._late: asyncio.TimerHandle | None = None  # the host owes us the rest of a message, or hello
         self._stalled: asyncio.TimerHandle | None = None  # the host owes us room
         self._await_input()
@@ -78,28 +82,40 @@ class Wire:
 
     def _work(self) -> None:
         """Handles what has arrived, up to a turn's worth."""
-        end = self._loop.time() + TURN_SECONDS
+        self._turn_is_due = False
         try:
-            for _ in range(TURN):
-                if self._gone:
-                    return
-                if self.unread > MAX_UNREAD:
-                    self._read(False)
-                    return
-                message = self.connection.next_message()
-                if message is None:
-                    self._await_input()
-                    return
-                self._set_late(False)
-                self._owner.on_message(message)
-                if self._loop.time() > end:
-                    break
+            with self.gathered():
+                more = self._take_turn()
         except RemoteProtocolError as error:
             self._owner.on_breach(error)
             return
-        if not self._gone:
+        if more and not self._gone:
             self._read(False)
+            self._work_soon()
+
+    def _work_soon(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
             self._loop.call_soon(self._work)
+
+    def _take_turn(self) -> bool:
+        """Whether there may be more for another turn. Raises RemoteProtocolError."""
+        end = self._loop.time() + TURN_SECONDS
+        for _ in range(TURN):
+            if self._gone:
+                return False
+            if self.unread > MAX_UNREAD:
+                self._read(False)
+                return False
+            message = self.connection.next_message()
+            if message is None:
+                self._await_input()
+                return False
+            self._set_late(False)
+            self._owner.on_message(message)
+            if self._loop.time() > end:
+                break
+        return True
 
     def _await_input(self) -> None:
         """Nothing is left but, perhaps, the beginning of a message."""
@@ -145,10 +161,33 @@ class Wire:
 
     # -- out ------------------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> None:
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """What is written in the block goes out at its end, at once: a send takes longer than an answer."""
+        if self._gathering or self._out:
+            yield
+            return
+        self._gathering = True
+        try:
+            yield
+        finally:
+            self._send_gathered()
+
+    def _send_gathered(self) -> None:
+        self._gathering = False
+        data, self._out = self._out, bytearray()
+        if not data:
+            return
+        self.write(data)
+        if not self._out and not self._gone:
+            self._owner.on_drained()
+        if not self._out and not self._gone and not self._reading:
+            self._work_soon()  # it was not read for what waited to go out
+
+    def write(self, data: bytes | bytearray) -> None:
         if self._gone:
             return
-        if not self._out:
+        if not self._out and not self._gathering:
             try:
                 data = data[self.sock.send(data) :]
             except BlockingIOError:
@@ -204,6 +243,10 @@ class Wire:
         """Nothing happens on the socket any more; it is the caller's to close or to use. Idempotent."""
         if self._gone:
             return
+        if self._gathering and self._out:
+            with contextlib.suppress(OSError):  # whoever closes here has nothing to add
+                self.sock.send(self._out)
+            self._out.clear()
         self._gone = True
         self._count(0)
         self._set_late(False)

@@ -7,6 +7,8 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,3 +143,26 @@ def test_what_is_no_agent(tmp_path: Path) -> None:
         assert "see that the address is an agent's" in done.err
 
     asyncio.run(scenario())
+
+
+# -- colours --------------------------------------------------------------------------------------
+
+COLOURED = "\x1b[31mgcsctl:\x1b[0m no agent to talk to"
+
+
+@pytest.mark.parametrize(
+    "settings, coloured",
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals(settings: dict[str, str], coloured: bool) -> None:
+    kept = {key: value for key, value in os.environ.items() if key not in ("NO_COLOR", "GCS_ADDRESS")}
+    main, side = os.openpty()
+    with os.fdopen(main, "rb", buffering=0) as seen:
+        try:
+            argv = [sys.executable, "-m", "gcsagent.host", "ps"]
+            env = {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TERM": "xterm", **settings}
+            done = subprocess.run(argv, env=env, stderr=side, stdout=subprocess.PIPE, timeout=20, check=False)
+        finally:
+            os.close(side)
+        assert (done.returncode, done.stdout) == (125, b"")
+        assert seen.read(65536).decode().startswith(COLOURED if coloured else COLOURED[5:12] + COLOURED[16:])

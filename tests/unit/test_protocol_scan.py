@@ -176,7 +176,7 @@ def test_declared_lengths_take_no_memory(bomb: bytes) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < len(bomb) + 20_000
+    assert peak < len(bomb) + 80_000  # with one of msgpack's unpackers, which is 40 KiB
 
 
 @settings(deadline=None)
@@ -215,7 +215,7 @@ def test_looks_at_every_value_once(monkeypatch: pytest.MonkeyPatch, size: int) -
     stream = frame + small * 2_000
     chunks = [stream[at : at + size] for at in range(0, len(stream), size)]
     assert len(frames_of(FrameScanner(Limits()), chunks)) == 2_001
-    values = 1 + 5_000 * 4 + 2_000 * 6
+    values = 1 + 5_000 * 4  # the large one's: where a small one ends, msgpack says
     # A header of several bytes that comes in pieces is looked at once per piece, and no more.
     assert values <= table.reads <= len(stream) + 2_000
 

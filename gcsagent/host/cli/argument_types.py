@@ -83,6 +83,11 @@ def identifier(text: str) -> str:
     return text
 
 
+def add_id(parser: argparse.ArgumentParser) -> None:
+    """The container that a command is about."""
+    parser.add_argument("id", type=identifier, metavar="ID")
+
+
 def signal(text: str) -> int | str:
     """A number, or a name in capitals."""
     value: int | str = int(text) if text.isascii() and text.isdigit() else text.upper()

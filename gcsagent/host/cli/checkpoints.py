@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from gcsagent.host.checkpoints import (
     delete_checkpoint,
@@ -10,13 +12,55 @@ from gcsagent.host.checkpoints import (
     make_checkpoint,
     restore_container,
 )
+from gcsagent.host.cli.argument_types import absolute_path, add_id, identifier
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
 from gcsagent.host.cli.processes import age
 from gcsagent.host.cli.resources import size
 from protocol.families.checkpoint import MakeCheckpoint, Restore
 
+Add = Callable[..., argparse.ArgumentParser]
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+
+def add_checkpoint_commands(commands: Any, add: Add) -> None:
+    about = "save a container with its processes; list and remove what was saved"
+    example = "example: gcsctl checkpoint create web web-1"
+    group = commands.add_parser("checkpoint", help=about, description=about, epilog=example)
+    verbs = group.add_subparsers(metavar="COMMAND", required=True)
+    parser = add(
+        verbs,
+        "create",
+        create,
+        "save a container, which ends with that",
+        "gcsctl checkpoint create --leave-running web web-1",
+    )
+    _add_options(parser)
+    parser.add_argument(
+        "--path", type=absolute_path, metavar="DIR", help="directory in the guest to make for it"
+    )
+    add_id(parser)
+    parser.add_argument("checkpoint", type=identifier, metavar="NAME", help="the checkpoint's id")
+    add(verbs, "ls", ls, "list checkpoints", "gcsctl checkpoint ls")
+    parser = add(verbs, "rm", rm, "remove a checkpoint", "gcsctl checkpoint rm web-1")
+    parser.add_argument("checkpoint", type=identifier, metavar="NAME")
+    _add_restore(commands, add)
+
+
+def _add_restore(commands: Any, add: Add) -> None:
+    parser = add(
+        commands,
+        "restore",
+        restore,
+        "make a container of a checkpoint, going on where it was; see it with `attach` or `logs`",
+        "gcsctl restore --id web2 web-1",
+    )
+    parser.add_argument("--id", type=identifier, metavar="ID", help="default: the id it had")
+    parser.add_argument(
+        "--path", type=absolute_path, metavar="DIR", help="the checkpoint's directory in the guest"
+    )
+    parser.add_argument("checkpoint", nargs="?", type=identifier, metavar="NAME", help="the checkpoint's id")
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     for name, about in (
         ("--leave-running", "let it run on"),
         ("--tcp-established", "save open TCP connections, too"),

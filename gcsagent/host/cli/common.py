@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from gcsagent.host.cli.colour import Colour, paint
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import jsonable, printable
@@ -92,8 +93,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
     """Left-aligned columns; the last one is as long as it is."""
     cells = [list(header), *([printable(cell, 200) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header) - 1)]
-    for row in cells:
-        print("  ".join([*map(str.ljust, row, widths), row[-1]]))
+    heading, *lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in cells]
+    print("\n".join([paint(heading, Colour.BOLD, sys.stdout), *lines]))
 
 
 def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
@@ -105,7 +106,7 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
 
 def complain(text: object) -> None:
     """One line on stderr."""
-    print(f"gcsctl: {printable(text)}", file=sys.stderr, flush=True)
+    print(paint("gcsctl:", Colour.RED, sys.stderr), printable(text), file=sys.stderr, flush=True)
 
 
 def when(time_ns: int, *, milliseconds: bool = False) -> str:

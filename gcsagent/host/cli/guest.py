@@ -35,6 +35,14 @@ Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_guest_commands(commands: Any, add: Add) -> None:
+    _add_clock(commands, add)
+    _add_entropy(commands, add)
+    _add_resources(commands, add)
+    pressure.add_command(commands, add)
+    _add_shutdown(commands, add)
+
+
+def _add_clock(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "clock",
@@ -56,6 +64,9 @@ def add_guest_commands(commands: Any, add: Add) -> None:
         metavar="N",
         help="round trips, default: %(default)s",
     )
+
+
+def _add_entropy(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "entropy",
@@ -69,6 +80,9 @@ def add_guest_commands(commands: Any, add: Add) -> None:
         metavar="BYTES",
         help="this many random bytes, credited, then reseed; 1 to 4096",
     )
+
+
+def _add_resources(commands: Any, add: Add) -> None:
     add(
         commands,
         "resources",
@@ -89,7 +103,9 @@ def add_guest_commands(commands: Any, add: Add) -> None:
     parser.add_argument(
         "--memory", type=checked(checks.cpuset), metavar="LIST", help="blocks by number, waited for"
     )
-    pressure.add_command(commands, add)
+
+
+def _add_shutdown(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "shutdown",

@@ -6,20 +6,45 @@ import argparse
 import asyncio
 import contextlib
 import re
+from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
+from gcsagent.host.cli.argument_types import add_id, count, identifier, typed
 from gcsagent.host.cli.common import UsageError, complain, connect, print_json
 from gcsagent.host.client import Client
 from gcsagent.host.localio import LocalWriter
 from gcsagent.host.process import STDERR, STREAM_END, first_error
 from gcsagent.host.spool import SpoolStream
+from protocol import checks
 from protocol.errors import Code, RpcError
 from protocol.families.stream import StreamName
 from protocol.types import StreamMode
 
+Add = Callable[..., argparse.ArgumentParser]
+
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd])")
 _DELETED = "container.deleted"
+
+
+def add_logs_command(commands: Any, add: Add) -> None:
+    parser = add(
+        commands,
+        "logs",
+        logs,
+        "show what a process wrote, of `run -d`, `run --log` and `exec -d --log`",
+        "gcsctl logs -f --tail 10 web",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the process's output ends")
+    parser.add_argument(
+        "--since", type=typed(since), metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
+    )
+    parser.add_argument("--tail", type=count, metavar="N", help="the last N lines of each stream")
+    parser.add_argument(
+        "--process", type=identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
+    )
+    add_id(parser)
 
 
 async def logs(args: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from gcsagent.host.cli import checkpoints, container_options, events, logs, manage, pods, resources, run
 from gcsagent.host.cli.argument_types import (
     absolute_path,
+    add_id,
     argument,
     count,
     identifier,
@@ -51,16 +52,6 @@ exit code: that of the command run; 125 when gcsctl, the agent or the VM failed,
 examples:
   gcsctl vm run --rootfs ./rootfs -it -- sh
   gcsctl --address unix:/run/gcs.sock run --rm --rootfs ./rootfs -- uname -a
-"""
-
-
-_POD_EXAMPLES = """\
-examples:
-  gcsctl run -d --sandbox --id web --pod-memory 256M --dns 10.0.0.1 --rootfs ./pause -- /pause
-  gcsctl run -d --pod web --rootfs ./app -- /app
-  gcsctl run --rm -it --pod web --share network,pid --rootfs ./tools -- sh
-  gcsctl pod stats web
-  gcsctl delete --force web
 """
 
 
@@ -194,7 +185,7 @@ def _add_run_commands(commands: _Subparsers) -> None:
     parser.add_argument("--log", action="store_true", help="with -d: keep its output for `logs --process P`")
     _add_process_options(parser)
     container_options.add_exec_options(parser)
-    _add_id(parser)
+    add_id(parser)
     _add_command(parser)
     parser = _add(
         commands,
@@ -203,16 +194,16 @@ def _add_run_commands(commands: _Subparsers) -> None:
         "connect this terminal to a running process; its exit code is gcsctl's",
         "gcsctl attach web",
     )
-    _add_id(parser)
+    add_id(parser)
     parser.add_argument(
         "--process", type=identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
     )
 
 
 def _add_container_commands(commands: _Subparsers) -> None:
-    _add_id(_add(commands, "start", manage.start, "start a created container", "gcsctl start web"))
-    _add_id(_add(commands, "state", manage.state, "show a container", "gcsctl state web"))
-    _add_id(
+    add_id(_add(commands, "start", manage.start, "start a created container", "gcsctl start web"))
+    add_id(_add(commands, "state", manage.state, "show a container", "gcsctl state web"))
+    add_id(
         _add(
             commands,
             "wait",
@@ -221,6 +212,23 @@ def _add_container_commands(commands: _Subparsers) -> None:
             "gcsctl wait web; echo $?",
         )
     )
+    _add_kill(commands)
+    add_id(_add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
+    add_id(_add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))
+    resources.add_resource_commands(commands, _add)
+    checkpoints.add_checkpoint_commands(commands, _add)
+    pods.add_pod_commands(commands, _add)
+    parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
+    parser.add_argument(
+        "--force", action="store_true", help="kill what still runs in it; with a sandbox goes its pod"
+    )
+    add_id(parser)
+    logs.add_logs_command(commands, _add)
+    parser = _add(commands, "ps", manage.ps, "list containers, or one's processes", "gcsctl ps web")
+    parser.add_argument("id", nargs="?", type=identifier, metavar="ID")
+
+
+def _add_kill(commands: _Subparsers) -> None:
     parser = _add(
         commands,
         "kill",
@@ -238,87 +246,7 @@ def _add_container_commands(commands: _Subparsers) -> None:
     )
     parser.add_argument("-a", "--all", action="store_true", help="every process of the container")
     parser.add_argument("-p", "--process", type=identifier, metavar="PROCESS", help="an exec of it")
-    _add_id(parser)
-    _add_id(_add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
-    _add_id(_add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))
-    _add_id(_add(commands, "stats", resources.stats, "show what a container uses", "gcsctl stats web"))
-    parser = _add(
-        commands, "update", resources.update, "change a container's limits", "gcsctl update --memory 64M web"
-    )
-    resources.add_limits(parser)
-    _add_id(parser)
-    _add_checkpoint_commands(commands)
-    _add_pod_commands(commands)
-    parser = _add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
-    parser.add_argument(
-        "--force", action="store_true", help="kill what still runs in it; with a sandbox goes its pod"
-    )
-    _add_id(parser)
-    parser = _add(
-        commands,
-        "logs",
-        logs.logs,
-        "show what a process wrote, of `run -d`, `run --log` and `exec -d --log`",
-        "gcsctl logs -f --tail 10 web",
-    )
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until the process's output ends")
-    parser.add_argument(
-        "--since", type=typed(logs.since), metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
-    )
-    parser.add_argument("--tail", type=count, metavar="N", help="the last N lines of each stream")
-    parser.add_argument(
-        "--process", type=identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
-    )
-    _add_id(parser)
-    parser = _add(commands, "ps", manage.ps, "list containers, or one's processes", "gcsctl ps web")
-    parser.add_argument("id", nargs="?", type=identifier, metavar="ID")
-
-
-def _add_checkpoint_commands(commands: _Subparsers) -> None:
-    about = "save a container with its processes; list and remove what was saved"
-    example = "example: gcsctl checkpoint create web web-1"
-    group = commands.add_parser("checkpoint", help=about, description=about, epilog=example)
-    verbs = group.add_subparsers(metavar="COMMAND", required=True)
-    parser = _add(
-        verbs,
-        "create",
-        checkpoints.create,
-        "save a container, which ends with that",
-        "gcsctl checkpoint create --leave-running web web-1",
-    )
-    checkpoints.add_options(parser)
-    parser.add_argument(
-        "--path", type=absolute_path, metavar="DIR", help="directory in the guest to make for it"
-    )
-    _add_id(parser)
-    parser.add_argument("checkpoint", type=identifier, metavar="NAME", help="the checkpoint's id")
-    _add(verbs, "ls", checkpoints.ls, "list checkpoints", "gcsctl checkpoint ls")
-    parser = _add(verbs, "rm", checkpoints.rm, "remove a checkpoint", "gcsctl checkpoint rm web-1")
-    parser.add_argument("checkpoint", type=identifier, metavar="NAME")
-    parser = _add(
-        commands,
-        "restore",
-        checkpoints.restore,
-        "make a container of a checkpoint, going on where it was; see it with `attach` or `logs`",
-        "gcsctl restore --id web2 web-1",
-    )
-    parser.add_argument("--id", type=identifier, metavar="ID", help="default: the id it had")
-    parser.add_argument(
-        "--path", type=absolute_path, metavar="DIR", help="the checkpoint's directory in the guest"
-    )
-    parser.add_argument("checkpoint", nargs="?", type=identifier, metavar="NAME", help="the checkpoint's id")
-
-
-def _add_pod_commands(commands: _Subparsers) -> None:
-    about = "limit and measure a pod, which `run --sandbox` begins and `run --pod` adds to"
-    group = commands.add_parser("pod", help=about, description=about, epilog=_POD_EXAMPLES)
-    verbs = group.add_subparsers(metavar="COMMAND", required=True)
-    parser = _add(
-        verbs, "update", pods.update, "change what a whole pod may use", "gcsctl pod update --memory 256M web"
-    )
-    pods.add_limits(parser)
-    _add_id(parser)
-    _add_id(_add(verbs, "stats", pods.stats, "show what a whole pod uses", "gcsctl pod stats web"))
+    add_id(parser)
 
 
 def _add_vm_run(commands: _Subparsers) -> None:
@@ -373,10 +301,6 @@ def _add_process_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--env", action="append", default=[], metavar="K=V", help="may be repeated")
     parser.add_argument("-w", "--workdir", type=absolute_path, metavar="DIR", help="working directory")
     container_options.add_process_options(parser)
-
-
-def _add_id(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", type=identifier, metavar="ID")
 
 
 def _add_command(parser: argparse.ArgumentParser) -> None:

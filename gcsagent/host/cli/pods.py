@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli import resources
-from gcsagent.host.cli.argument_types import cpus, require, typed
+from gcsagent.host.cli.argument_types import add_id, cpus, require, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json
 from gcsagent.host.cli.option_text import size
 from protocol import checks
@@ -27,6 +27,17 @@ _SANDBOX_ONLY = {
     "pod_pids_limit": "--pod-pids-limit",
 }
 NOTHING = "none"
+
+_EXAMPLES = """\
+examples:
+  gcsctl run -d --sandbox --id web --pod-memory 256M --dns 10.0.0.1 --rootfs ./pause -- /pause
+  gcsctl run -d --pod web --rootfs ./app -- /app
+  gcsctl run --rm -it --pod web --share network,pid --rootfs ./tools -- sh
+  gcsctl pod stats web
+  gcsctl delete --force web
+"""
+
+Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -108,6 +119,18 @@ def member_of(args: argparse.Namespace) -> PodMember | None:
 # -- the command ----------------------------------------------------------------------------------
 
 
+def add_pod_commands(commands: Any, add: Add) -> None:
+    about = "limit and measure a pod, which `run --sandbox` begins and `run --pod` adds to"
+    group = commands.add_parser("pod", help=about, description=about, epilog=_EXAMPLES)
+    verbs = group.add_subparsers(metavar="COMMAND", required=True)
+    parser = add(
+        verbs, "update", update, "change what a whole pod may use", "gcsctl pod update --memory 256M web"
+    )
+    _add_limits(parser)
+    add_id(parser)
+    add_id(add(verbs, "stats", stats, "show what a whole pod uses", "gcsctl pod stats web"))
+
+
 async def update(args: argparse.Namespace) -> int:
     fields = ("memory_bytes", "cpus", "cpu_shares", "pids")
     wanted = {name: value for name in fields if (value := getattr(args, name)) is not None}
@@ -126,7 +149,7 @@ async def stats(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     """The options of ``pod update``; -1 takes a limit away."""
     add = parser.add_argument
     add("--memory", dest="memory_bytes", type=typed(_limit), metavar="SIZE", help="-1: no limit")

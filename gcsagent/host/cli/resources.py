@@ -7,13 +7,21 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from gcsagent.host.cli.argument_types import require, typed
+from gcsagent.host.cli.argument_types import add_id, require, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
 from protocol import checks
 from protocol.checks import UNLIMITED
 from protocol.usage import ContainerStats, IoLimit, Pressure
 
+Add = Callable[..., argparse.ArgumentParser]
 _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)\Z", re.ASCII)
+
+
+def add_resource_commands(commands: Any, add: Add) -> None:
+    add_id(add(commands, "stats", stats, "show what a container uses", "gcsctl stats web"))
+    parser = add(commands, "update", update, "change a container's limits", "gcsctl update --memory 64M web")
+    _add_limits(parser)
+    add_id(parser)
 
 
 async def stats(args: argparse.Namespace) -> int:
@@ -49,7 +57,7 @@ def parse_size(text: str) -> int:
     return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2].upper()]
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
+def _add_limits(parser: argparse.ArgumentParser) -> None:
     """The options of ``update``; -1 takes a limit away."""
     for option, field, parse, metavar, help_ in _OPTIONS:
         parser.add_argument(option, dest=field, type=typed(parse), metavar=metavar, help=help_)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from gcsagent.host.agentlog import AgentLog
 from gcsagent.host.cli.argument_types import count, typed
+from gcsagent.host.cli.colour import Colour, paint
 from gcsagent.host.cli.common import complain, connect, print_json, when
 from gcsagent.host.cli.logs import moment, since
 from gcsagent.host.metrics import metrics, samples
@@ -17,6 +19,7 @@ from protocol.families.diagnostics import Level, LogEntry, LogLevel, LogSource, 
 from protocol.method import Empty
 
 Add = Callable[..., argparse.ArgumentParser]
+_COLOURS = {"warning": Colour.YELLOW, "error": Colour.RED, "critical": Colour.RED}
 
 
 def add_seeing_commands(commands: Any, add: Add) -> None:
@@ -121,11 +124,8 @@ def _show_entry(entry: LogEntry, as_json: bool) -> None:
         print_json(entry, indent=None)
         return
     fields = " ".join(f"{key}={value}" for key, value in entry.fields.items())
-    parts = (
-        when(entry.time_ns, milliseconds=True),
-        entry.level.upper(),
-        f"{entry.name}:",
-        entry.message,
-        fields,
-    )
-    print(printable(" ".join(part for part in parts if part), 20_000), flush=True)
+    said = " ".join(part for part in (f"{entry.name}:", entry.message, fields) if part)
+    stamp, level = when(entry.time_ns, milliseconds=True), printable(entry.level.upper())
+    if entry.level in _COLOURS:
+        level = paint(level, _COLOURS[entry.level], sys.stdout)
+    print(" ".join(part for part in (stamp, level, printable(said, 20_000)) if part), flush=True)
