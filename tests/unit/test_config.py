@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from gcsagent.__main__ import _parse
 from gcsagent.agent import counters
 from gcsagent.agent.bounds import calls_by_cpus, limits_of
 from gcsagent.common.config import LIMITS, ConfigError, Settings, parse_guest_settings, read_guest_settings
+from gcsagent.options import parse
 from gcsagent.supervisor import requests
 from protocol.limits import Limits
 
@@ -71,8 +71,8 @@ def test_every_limit_is_taken_in_a_guest_and_outside() -> None:
     for wanted in (least, most):
         assert parse_guest_settings([f"gcs.{name}={value}" for name, value in wanted]).limits == wanted
         options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted]
-        assert _parse(["--listen", "unix:/x", *options]).limits == wanted
-        carried = Settings.from_json(json.dumps(_parse(["--listen", "unix:/x", *options])._asdict()))
+        assert parse(["--listen", "unix:/x", *options]).limits == wanted
+        carried = Settings.from_json(json.dumps(parse(["--listen", "unix:/x", *options])._asdict()))
         assert limits_of(carried.limits) == Limits(**dict(wanted))
 
 
@@ -103,7 +103,7 @@ def test_a_limit_that_cannot_be_used_is_named_with_what_is_allowed(name: str, va
         parse_guest_settings([f"gcs.{name}={value}"])
     option = f"--{name.replace('_', '-')}"
     with pytest.raises(ConfigError, match=f"^{option} {value}: a number from {low} to {high}$"):
-        _parse([f"{option}={value}"])
+        parse([f"{option}={value}"])
 
 
 @pytest.mark.parametrize(

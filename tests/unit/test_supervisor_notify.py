@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 import gcsagent
-from gcsagent.__main__ import _parse
 from gcsagent.common.loop import Loop
+from gcsagent.options import parse
 from gcsagent.supervisor.notify import Notifier
 from tests.fakes.supervised import SECONDS, Supervised
 
@@ -120,7 +120,7 @@ def unit() -> configparser.ConfigParser:
 def test_the_units_command_line_is_one_we_take() -> None:
     program, *arguments = unit()["Service"]["ExecStart"].split()
     assert program == "gcsagent"
-    settings = _parse(arguments)
+    settings = parse(arguments)
     runtime_directory = f"/run/{unit()['Service']['RuntimeDirectory']}/"
     assert settings.state.startswith(runtime_directory)
     assert settings.listen[0].removeprefix("unix:").startswith(runtime_directory)
