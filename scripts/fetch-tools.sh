@@ -1,8 +1,10 @@
 #!/bin/bash
-# Puts QEMU 10 and vhost-device-vsock into <cache>/tools/<hash>/ and points <cache>/tools/current there.
+# Puts QEMU 10, vhost-device-vsock and virtiofsd into <cache>/tools/<hash>/ and points <cache>/tools/current
+# there.
 #
 # Why not the host's: Debian 12's QEMU 7.2 corrupts flags on cmpxchg16b under TCG and panics Debian
-# kernels at random; vhost-device-vsock is only in Debian sid (it needs nothing but glibc >= 2.34).
+# kernels at random; vhost-device-vsock is only in Debian sid (it needs nothing but glibc >= 2.34);
+# Debian 12 has no virtiofsd in Rust, and Debian 13's wants a newer glibc, which it gets, loader and all.
 set -Eeuo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
@@ -13,7 +15,7 @@ usage: fetch-tools.sh [--mirror URL] [--refresh]
   --mirror URL   Debian mirror (default: the one in this host's apt sources)
   --refresh      ask the archive again even though tools are there
 
-Prints the folder whose bin/ holds qemu-system-x86_64 and vhost-device-vsock.
+Prints the folder whose bin/ holds qemu-system-x86_64, vhost-device-vsock and virtiofsd.
 USAGE
 }
 while [ $# -gt 0 ]; do
@@ -28,8 +30,9 @@ done
 TOOLS=$GCS_CACHE/tools
 QEMU=qemu-system-x86_64
 VSOCK=vhost-device-vsock
+VIRTIOFSD=virtiofsd
 
-works() { [ -x "$1/bin/$QEMU" ] && [ -x "$1/bin/$VSOCK" ]; }
+works() { [ -x "$1/bin/$QEMU" ] && [ -x "$1/bin/$VSOCK" ] && [ -x "$1/bin/$VIRTIOFSD" ]; }
 if [ -z "$GCS_REFRESH" ] && works "$TOOLS/current"; then
     echo "$TOOLS/current"
     exit 0
@@ -99,12 +102,30 @@ apt_fetch "$WORK/vsock.pkgs" "$WORK/debs-vsock"
 apt_unpack "$WORK/debs-vsock" "$WORK/tools/vsock"
 wrapper vsock $VSOCK
 
-rm -rf "$WORK"/tools/*/usr/share/{doc,man,locale,icons,lintian} "$WORK"/tools/*/{etc,var}
-cat "$WORK/qemu.pkgs" "$WORK/vsock.pkgs" >"$WORK/tools/packages"
+# Without uidmap and what that needs: the launcher maps no ids.
+APT_DROP='uidmap|debconf|libsubid5|libpam0g|libaudit.*|libsemanage.*|libsepol2|libselinux1|libpcre2-8-0|libcrypt1|libacl1|libattr1|libbsd0|libbz2-1.0|libmd0' \
+    apt_resolve_trixie virtiofsd virtiofsd
+resolved "$RESOLVED" >"$WORK/share.pkgs"
+apt_fetch "$WORK/share.pkgs" "$WORK/debs-share"
+apt_unpack "$WORK/debs-share" "$WORK/tools/share"
+# By its own loader, which alone takes its own glibc.
+cat >"$WORK/tools/bin/$VIRTIOFSD" <<'SH'
+#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/../share
+libs=$root/usr/lib/x86_64-linux-gnu
+exec "$libs/ld-linux-x86-64.so.2" --library-path "$libs" "$root/usr/libexec/virtiofsd" "$@"
+SH
+chmod 755 "$WORK/tools/bin/$VIRTIOFSD"
 
-say "trying both programs"
+rm -rf "$WORK"/tools/*/usr/share/{doc,man,locale,icons,lintian} "$WORK"/tools/*/{etc,var} \
+    "$WORK"/tools/share/usr/lib/x86_64-linux-gnu/gconv
+cat "$WORK/qemu.pkgs" "$WORK/vsock.pkgs" "$WORK/share.pkgs" >"$WORK/tools/packages"
+
+say "trying the programs"
 "$WORK/tools/bin/$QEMU" --version >"$WORK/tools/versions" || die "the fetched QEMU does not run here"
-"$WORK/tools/bin/$VSOCK" --version >>"$WORK/tools/versions" || die "the fetched $VSOCK does not run here"
+for program in $VSOCK $VIRTIOFSD; do
+    "$WORK/tools/bin/$program" --version >>"$WORK/tools/versions" || die "the fetched $program does not run here"
+done
 
 key=$(cat "$WORK/tools/packages" "${BASH_SOURCE[0]}" | sha256)
 publish "$WORK/tools" "$TOOLS/$key"

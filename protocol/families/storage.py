@@ -110,7 +110,7 @@ class MountStorage:
     verity: Verity | None = None
     """Check all that is read from it."""
     tag: mountchecks.DeviceName | None = None
-    """The virtiofs tag."""
+    """The virtiofs tag. It may come later, as a device may."""
     size_bytes: Annotated[int, checks.Between(4096, 1 << 50)] | None = None
     """How much a tmpfs may hold; absent: half of the guest's memory."""
     path: mountchecks.ExactPath | None = None
@@ -126,7 +126,7 @@ class MountStorage:
     read_only: bool = False
     """Nobody can write to it."""
     wait_ms: Annotated[int, checks.Between(0, 600_000)] = 10_000
-    """How long a device that is not there yet is waited for."""
+    """How long a device or tag that is not there yet is waited for."""
 
 
 @dataclass(frozen=True, slots=True)

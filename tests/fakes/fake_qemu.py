@@ -76,7 +76,7 @@ class Refused(Exception):
 
 
 class Slot:
-    """The vsock device's place: what QEMU has been given for it, and what it says to more.
+    """The vsock device's place: what QEMU has been given for it, and what it says to more. And the shares.
 
     Each command is echoed on the console, so that a test sees them in order.
     """
@@ -85,6 +85,7 @@ class Slot:
         self.mode = mode
         self.monitor = monitor
         self.devices = {"vsock": "vsock0"}
+        self.ports = {f"plug{number}": "" for number in range(2)}
         self.chardevs = {"vsock0": -1}
         self.fds: dict[str, int] = {}
         self.freeing = False
@@ -102,7 +103,26 @@ class Slot:
         assert arguments["path"] == "/machine/peripheral"
         return [{"name": "type", "type": "string"}, *({"name": name} for name in self.devices)]
 
+    def query_pci(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        return [
+            {
+                "devices": [
+                    {"qdev_id": port, "pci_bridge": {"devices": [{"qdev_id": device}] if device else []}}
+                    for port, device in self.ports.items()
+                ]
+            }
+        ]
+
+    def unplug_share(self, name: str) -> object:
+        if self.mode == "keeps-device":
+            return {}
+        self.ports = {port: "" if there == name else there for port, there in self.ports.items()}
+        event(self.monitor, "DEVICE_DELETED", device=name, path=f"/machine/peripheral/{name}")
+        return {}
+
     def device_del(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        if arguments["id"].startswith("share-"):
+            return self.unplug_share(arguments["id"])
         if self.mode == "dies-unplugging":
             sys.exit("qemu-system-x86_64: bad slot")
         if self.mode == "keeps-device":
@@ -135,7 +155,9 @@ class Slot:
         if self.freeing:
             self.freeing = False
             raise Refused(f"Chardev '{arguments['id']}' is busy")
-        del self.chardevs[arguments["id"]]
+        fd = self.chardevs.pop(arguments["id"])
+        if fd >= 0 and arguments["id"].startswith("share-"):
+            os.close(fd)
         return {}
 
     def getfd(self, arguments: dict[str, Any], fds: list[int]) -> object:
@@ -157,7 +179,24 @@ class Slot:
         self.chardevs[arguments["id"]] = self.fds.pop(address["data"]["str"])
         return {}
 
+    def plug_share(self, arguments: dict[str, Any]) -> object:
+        assert arguments["chardev"] == arguments["id"] == f"share-{arguments['tag']}"
+        with socket.socket(fileno=os.dup(self.chardevs[arguments["id"]])) as daemon:
+            daemon.settimeout(0.2)  # as long as a daemon that is about to die may take
+            try:
+                alive = bool(daemon.recv(1))
+            except TimeoutError:
+                alive = True
+            except ConnectionResetError:
+                alive = False
+        if not alive:
+            raise Refused("vhost initialization failed: Protocol error")
+        self.ports[arguments["bus"]] = arguments["id"]
+        return {}
+
     def device_add(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        if arguments["driver"] == "vhost-user-fs-pci":
+            return self.plug_share(arguments)
         assert self.chardevs.keys() == {arguments["chardev"]}
         assert (arguments["driver"], arguments["bus"]) == ("vhost-user-vsock-pci", "vsock-port")
         if self.mode == "adds-second-time":

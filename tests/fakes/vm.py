@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gcsagent.host.vm.process import start_time
+from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
 
 _FAKES = Path(__file__).parent
 
@@ -49,6 +50,7 @@ def fake_host(patch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
         (root / "image" / name).touch()
     patch.setenv("GCS_QEMU", str(program(root / "qemu", "fake_qemu.py")))
     patch.setenv("GCS_VHOST_DEVICE_VSOCK", str(program(root / "vsock", "fake_vsock_daemon.py")))
+    patch.setenv("GCS_VIRTIOFSD", str(program(root / "virtiofsd", "fake_virtiofsd.py")))
     patch.setenv("GCS_IMAGE", str(root / "image"))
     patch.setenv("GCS_CACHE", str(root / "cache"))
     patch.setenv("XDG_RUNTIME_DIR", str(root / "run"))
@@ -67,6 +69,18 @@ def script(path: Path, body: str) -> Path:
     path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
     path.chmod(0o755)
     return path
+
+
+def end_of(pid: int) -> bool:
+    """Waits for a process that is not ours to end."""
+    started = start_time(pid)
+    pidfd = None if started is None else open_pidfd(pid, started)
+    if pidfd is None:
+        return True
+    try:
+        return asyncio.run(wait_pidfd(pidfd, 20.0))
+    finally:
+        os.close(pidfd)
 
 
 def _environ(entry: Path) -> bytes:

@@ -27,10 +27,9 @@ from gcsagent.host.vm.errors import (
     VmNotRunning,
 )
 from gcsagent.host.vm.named import VmStore, read_record, state_dir, write_record
-from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
 from gcsagent.host.vm.vmcli import vm_address
 from tests.cases.agents import eventually
-from tests.fakes.vm import FakeHost, fake_host
+from tests.fakes.vm import FakeHost, end_of, fake_host
 
 
 @pytest.fixture
@@ -51,18 +50,6 @@ def vm(*words: str) -> int:
 
 def start(name: str, mode: str = "boot", *options: str) -> int:
     return vm("start", name, "--accel", "tcg", "--vsock", "vhost-user", "--append", f"fake={mode}", *options)
-
-
-def end_of(pid: int) -> bool:
-    """Waits for a process that is not ours to end."""
-    started = start_time(pid)
-    pidfd = None if started is None else open_pidfd(pid, started)
-    if pidfd is None:
-        return True
-    try:
-        return asyncio.run(wait_pidfd(pidfd, 20.0))
-    finally:
-        os.close(pidfd)
 
 
 def test_start_list_console_stop(host: FakeHost, capsys: pytest.CaptureFixture[str]) -> None:

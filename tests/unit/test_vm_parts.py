@@ -20,6 +20,7 @@ from gcsagent.host.vm.disk import Disk, detect_fstype
 from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, LaunchError, ToolMissing, UnsuitableTool
 from gcsagent.host.vm.nic import Nic
 from gcsagent.host.vm.qemu import QemuConfig, kernel_cmdline, qemu_argv
+from gcsagent.host.vm.share import Share
 from tests.fakes.vm import script
 
 MAC = "52:54:00:12:34:56"
@@ -67,12 +68,12 @@ def test_a_tcg_guest_with_the_daemon_shares_its_memory() -> None:
     assert values(argv, "-qmp") == []
 
 
-def test_a_kvm_guest_with_vhost_vsock_has_private_memory() -> None:
+def test_a_kvm_guest_with_vhost_vsock_can_be_given_shares() -> None:
     argv = qemu_argv(dataclasses.replace(QEMU, accelerator="kvm", vsock="vhost-vsock", vsock_cid=4711))
     assert values(argv, "-accel") == ["kvm"]
     assert values(argv, "-cpu") == ["host"]
     assert vsock(argv) == {"driver": "vhost-vsock-pci", **BEHIND_PORT, "guest-cid": 4711, "vhostfd": "5"}
-    assert not any("memfd" in word for word in argv)
+    assert "memory-backend-memfd,id=ram,size=512M,share=on" in values(argv, "-object")
     assert "tsc=reliable" not in values(argv, "-append")[0]
 
 
@@ -91,6 +92,17 @@ def test_disks_are_named_by_serial_and_on_the_kernel_command_line() -> None:
     words = kernel_cmdline(config).split()
     assert "gcs.disk.rootfs=erofs" in words
     assert "gcs.disk.data=ext4" in words
+
+
+def test_shares_are_named_by_tag_and_on_the_kernel_command_line() -> None:
+    shares = ((Share(Path("/src"), "src"), 7), (Share(Path("/doc"), "doc", read_only=True), 8))
+    config = dataclasses.replace(QEMU, shares=shares)
+    argv = qemu_argv(config)
+    assert {"socket,id=share-src,fd=7", "socket,id=share-doc,fd=8"} < set(values(argv, "-chardev"))
+    [src, doc] = [json.loads(word) for word in values(argv, "-device") if "vhost-user-fs" in word]
+    assert src == {"driver": "vhost-user-fs-pci", "id": "share-src", "chardev": "share-src", "tag": "src"}
+    assert doc["tag"] == "doc"
+    assert {"gcs.share.src=rw", "gcs.share.doc=ro"} < set(kernel_cmdline(config).split())
 
 
 def test_a_network_card_is_named_by_its_address() -> None:

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 from gcsagent.agent import mountinfo
-from gcsagent.agent.storage import paths, superblock
+from gcsagent.agent.storage import paths, superblock, tags
 from gcsagent.agent.storage.devices import arrived
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
 from gcsagent.agent.storage.table import Entry, Table
@@ -49,6 +49,8 @@ class Mounter:
         asked = entry.asked
         if asked.kind in (MountKind.BLOCK, MountKind.SWAP):
             await self._make_device(entry, seconds)
+        if asked.kind is MountKind.VIRTIOFS:
+            await tags.arrived(asked.tag or "", asked.wait_ms / 1000)
         if asked.kind is MountKind.SWAP:
             argv = ["swapon", entry.device]
             await self._tools.run(entry, argv, seconds, what=f"swap to {entry.device}")

@@ -250,7 +250,7 @@ def _add_mount_options(parser: argparse.ArgumentParser) -> None:
         type=patience,
         default=10.0,
         metavar="SECONDS",
-        help="for a disk to come, default: %(default)g",
+        help="for a disk or tag to come, default: %(default)g",
     )
     _add_id(parser)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
 from gcsagent.host import network
-from gcsagent.host.cli import image_roots
+from gcsagent.host.cli import image_roots, option_text
 from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError
 from gcsagent.host.cli.image_roots import ImageRoot
 from gcsagent.host.cli.run import RunPlan, run_container, run_plan
@@ -47,7 +48,10 @@ async def vm_run(args: argparse.Namespace) -> int:
 
 
 def vm_plan(args: argparse.Namespace, image: ImageRoot | None = None) -> RunPlan:
-    """The container of ``vm run``: the disk is read-only, so it gets a throw-away layer."""
+    """The container of ``vm run``: the disk is read-only, so it gets a throw-away layer.
+
+    What is shared is where it is in the guest, too.
+    """
     own = {
         "id": None,
         "bundle": None,
@@ -59,7 +63,11 @@ def vm_plan(args: argparse.Namespace, image: ImageRoot | None = None) -> RunPlan
         "quiet": False,
         "vm_network": "host" if args.net == "user" else "none",
     }
-    return run_plan(argparse.Namespace(**{**vars(args), **own}), HybridAddress("in the guest"), image)
+    plan = run_plan(argparse.Namespace(**{**vars(args), **own}), HybridAddress("in the guest"), image)
+    shares = [option_text.bind(each.target, each.target, each.read_only) for each in args.share]
+    spec = plan.params.spec or {}
+    spec = {**spec, "mounts": [*spec["mounts"], *shares]}
+    return replace(plan, params=replace(plan.params, spec=spec))
 
 
 def _progress(shown: bool) -> Progress:

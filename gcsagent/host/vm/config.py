@@ -11,12 +11,13 @@ from gcsagent.host.vm.console import Finding
 from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import InvalidVmConfig
 from gcsagent.host.vm.nic import NETWORKS, Nic
+from gcsagent.host.vm.share import Share
 
 DEFAULT_PORT = 1024
 DEFAULT_MEMORY_MIB = 1024
 DEFAULT_CPUS = min(2, os.cpu_count() or 1)
 
-_PATHS = ("image", "rootfs", "console_log", "qmp_path", "snapshot")
+_PATHS = ("image", "kernel", "rootfs", "console_log", "qmp_path", "snapshot")
 
 OWN = ("name", "image", "vsock", "boot_timeout", "console_log", "qmp_path", "snapshot")
 """Fields that are of one VM, and no part of a snapshot of it."""
@@ -29,10 +30,12 @@ class VmConfig:
     Attributes:
         memory_mib: guest memory in MiB.
         image: directory with `vmlinuz` and `initramfs`; None: GCS_IMAGE, else the cache.
+        kernel: another one than the image's; what it has no modules for must be built in.
         rootfs: directory or image file that the guest mounts read-only at /run/gcs/disks/rootfs.
-        disks: further disks, mounted at /run/gcs/disks/NAME.
+        disks: further disks; those with a type are mounted at /run/gcs/disks/NAME.
         net: none, or user for a network card with QEMU's user-mode network; the guest is not configured.
         mac: that card's address; None: a random one.
+        shares: directories of this host, mounted at /run/gcs/shares/TAG.
         cmdline: words added to the kernel's command line.
         accel: auto, kvm or tcg.
         vsock: auto, vhost or vhost-user.
@@ -50,8 +53,10 @@ class VmConfig:
     memory_mib: int = DEFAULT_MEMORY_MIB
     cpus: int = DEFAULT_CPUS
     image: Path | None = None
+    kernel: Path | None = None
     rootfs: Path | None = None
     disks: tuple[Disk, ...] = ()
+    shares: tuple[Share, ...] = ()
     cmdline: tuple[str, ...] = ()
     net: str = "none"
     mac: str | None = None
@@ -91,7 +96,8 @@ class VmConfig:
         data = asdict(self)
         for key in _PATHS:
             data[key] = None if data[key] is None else str(data[key])
-        data["disks"] = [{**disk, "path": str(disk["path"])} for disk in data["disks"]]
+        for kind in ("disks", "shares"):
+            data[kind] = [{**each, "path": str(each["path"])} for each in data[kind]]
         return data
 
     @classmethod
@@ -102,6 +108,9 @@ class VmConfig:
         for key in _PATHS:
             values[key] = Path(values[key]) if values.get(key) is not None else None
         values["disks"] = tuple(Disk(**{**disk, "path": Path(disk["path"])}) for disk in values["disks"])
+        values["shares"] = tuple(
+            Share(**{**each, "path": Path(each["path"])}) for each in values.get("shares", ())
+        )
         values["cmdline"] = tuple(values["cmdline"])
         return cls(**values)
 

@@ -35,11 +35,14 @@ _MKFS_DEADLINE = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """One virtio-blk disk: image file, name (the device's serial number), file system type."""
+    """One virtio-blk disk: image file or block device, name (the device's serial number), file system type.
+
+    The guest mounts it while it boots if its type is given, else when it is told to (`storage.mount`).
+    """
 
     path: Path
     name: str
-    fstype: str
+    fstype: str = ""
     read_only: bool = True
 
     def __post_init__(self) -> None:
@@ -47,6 +50,21 @@ class Disk:
             raise InvalidVmConfig(
                 f"disk name {self.name!r} must be 1 to 20 of a-z, 0-9, '_' and '-', not starting with a sign"
             )
+
+    @classmethod
+    def parse(cls, text: str) -> Disk:
+        """`FILE[:NAME][:ro]`, not to be mounted; the name is the file's, less what cannot be in one.
+
+        Raises:
+            InvalidVmConfig: no such form, or the name cannot be one.
+        """
+        path, *more = text.split(":")
+        read_only = bool(more) and more[-1] == "ro"
+        more = more[: len(more) - read_only]
+        if not path or len(more) > 1:
+            raise InvalidVmConfig(f"disk {text!r}: write FILE[:NAME][:ro]")
+        stem = re.sub(r"[^a-z0-9_-]+", "-", Path(path).stem.lower()).strip("_-")[:20]
+        return cls(Path(path), more[0] if more else stem, read_only=read_only)
 
 
 def detect_fstype(path: Path) -> str:

@@ -6,11 +6,10 @@ import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, QmpError
 from gcsagent.host.vm.hotplug import HotPlug
-from gcsagent.host.vm.qemu import disk_name
+from gcsagent.host.vm.qemu import disk_name, disk_node
 
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,19}\Z")
 
@@ -70,7 +69,7 @@ class DiskPlug:
         except OSError as error:
             raise DiskError(f"disk image {path}: {error.strerror}") from error
         name = disk_name(serial)
-        await self._ports.qmp.execute("blockdev-add", _node(path, serial, read_only))
+        await self._ports.qmp.execute("blockdev-add", disk_node(path, serial, read_only=read_only))
         try:
             await self._ports.add({"driver": "virtio-blk-pci", "id": name, "drive": name, "serial": serial})
         except BaseException:
@@ -97,11 +96,3 @@ class DiskPlug:
 
     async def _drop_node(self, serial: str) -> None:
         await self._ports.drop("blockdev-del", {"node-name": disk_name(serial)})
-
-
-def _node(path: Path, serial: str, read_only: bool) -> dict[str, Any]:
-    # A device's file is opened by another driver than a regular one's.
-    driver = "host_device" if path.is_block_device() else "file"
-    options = {"read-only": read_only, "discard": "unmap"}
-    file = {"driver": driver, "filename": str(path), **options}
-    return {"driver": "raw", "node-name": disk_name(serial), **options, "file": file}

@@ -33,8 +33,12 @@ class DiskError(VmError):
     """A root file system could not be turned into, or recognised as, a disk."""
 
 
+class ShareError(VmError):
+    """A directory cannot be shared with a VM, or a share cannot be taken away."""
+
+
 class LaunchError(VmError):
-    """QEMU or the vsock daemon did not start."""
+    """QEMU or a daemon it needs did not start."""
 
 
 class QmpError(VmError):

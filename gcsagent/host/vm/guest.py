@@ -1,9 +1,9 @@
-"""One running QEMU: its process, vsock device, console and monitor, watched until it ends.
+"""One running QEMU: its process, vsock device, shares, console and monitor, watched until it ends.
 
-Three things can end a guest: QEMU exits, the vsock daemon dies (the guest is then out of reach, since
-QEMU's device does not reconnect) other than by a replug, or the virtual machine stops inside a living QEMU
-(a KVM internal error). All three lead to one `VmExit`, made after the console and the monitor have been
-read to their ends.
+Three things can end a guest: QEMU exits; the vsock daemon, or a share's, dies (the guest is then out of
+reach, or waits for ever, since QEMU's devices do not reconnect) other than by a replug; or the virtual
+machine stops inside a living QEMU (a KVM internal error). All three lead to one `VmExit`, made after the
+console and the monitor have been read to their ends.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gcsagent.host.vm.migration import Migration
 from gcsagent.host.vm.process import Child, PipeReader, Tail
 from gcsagent.host.vm.qemu import QemuConfig, qemu_argv
 from gcsagent.host.vm.qmp import QmpClient, QmpEvent
+from gcsagent.host.vm.shareplug import Shares
 from gcsagent.host.vm.vsockdev import VsockDevice
 from gcsagent.host.vm.vsockplug import VsockPlug
 
@@ -41,9 +42,15 @@ class Guest:
     """One attempt at running a guest. `start`, then `booted`, then `exited`; `destroy` at any time."""
 
     def __init__(
-        self, device: VsockDevice, on_console: Callable[[bytes], None], on_stage: Callable[[str], None]
+        self,
+        device: VsockDevice,
+        shares: Shares,
+        on_console: Callable[[bytes], None],
+        on_stage: Callable[[str], None],
     ) -> None:
         self.device = device
+        self.shares = shares
+        self.shares.on_lost = self._on_lost_share
         self.console = ConsoleMonitor(self._on_line)
         self._on_console = on_console
         self._on_stage = on_stage
@@ -70,10 +77,11 @@ class Guest:
         cls,
         config: QemuConfig,
         device: VsockDevice,
+        shares: Shares,
         on_console: Callable[[bytes], None],
         on_stage: Callable[[str], None],
     ) -> Guest:
-        """Starts QEMU as `config` describes it, with `device` for its vsock, which it then owns.
+        """Starts QEMU as `config` describes it, with `device` for its vsock and `shares`: it owns both then.
 
         Args:
             on_console: gets the console's raw bytes.
@@ -82,7 +90,7 @@ class Guest:
         Raises:
             LaunchError: QEMU did not start.
         """
-        guest = cls(device, on_console, on_stage)
+        guest = cls(device, shares, on_console, on_stage)
         try:
             await guest._start(config)
         except BaseException:
@@ -203,6 +211,7 @@ class Guest:
         self._console_pipe.close()
         self._stderr.close()
         self.device.close()
+        self.shares.close()
         self._conclude()
 
     async def _start(self, config: QemuConfig) -> None:
@@ -213,7 +222,11 @@ class Guest:
             self._qemu = Child.spawn(
                 "QEMU",
                 qemu_argv(config),
-                pass_fds=(config.qmp_fd, *([] if config.incoming else [config.vsock_fd])),
+                pass_fds=(
+                    config.qmp_fd,
+                    *([] if config.incoming else [config.vsock_fd]),
+                    *(fd for _, fd in config.shares),
+                ),
                 stdout=self._console_pipe.write_end,
                 stderr=self._stderr.write_end,
             )
@@ -229,6 +242,7 @@ class Guest:
         else:
             self.device.handed_over()
             self.device.publish()
+            self.shares.handed_over()
             self._watch_daemon()
         self._run(self._watch(self._qemu))
         try:
@@ -256,10 +270,13 @@ class Guest:
             self._console_pipe.drained(_DRAIN_SECONDS),
             self._stderr.drained(_DRAIN_SECONDS),
             *([self._qmp.finished(_DRAIN_SECONDS)] if self._qmp is not None else []),
+            # One that ended first, and had QEMU end, is the reason.
+            self.shares.ended(_DRAIN_SECONDS),
         )
         self._console_pipe.close()
         self._stderr.close()
         self.device.close()
+        self.shares.close()
         self._conclude()
 
     def _watch_daemon(self) -> None:
@@ -274,6 +291,11 @@ class Guest:
         status = await daemon.wait()
         if self._qemu is not None and self._qemu.returncode is None:
             self.kill(f"vhost-device-vsock exited {status}: {self.device.complaints()}")
+
+    def _on_lost_share(self, status: int, how: str) -> None:
+        running = self._qemu is not None and self._qemu.returncode is None
+        if running or status:
+            self.kill(how)
 
     def _conclude(self) -> None:
         if self._plug is not None:

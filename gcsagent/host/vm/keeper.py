@@ -14,15 +14,17 @@ import os
 import signal
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gcsagent.host.vm import control
 from gcsagent.host.vm.config import VmConfig, VmExit
 from gcsagent.host.vm.errors import BootError, VmError
 from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.named import NamedVm, boot_id, read_record, remove, write_record
 from gcsagent.host.vm.process import start_time
+from gcsagent.host.vm.share import Share
 
 # Whoever stops the VM decides how long to wait, and sends a second SIGTERM then. This only bounds
 # forgetting it.
@@ -46,17 +48,17 @@ class Keeper:
         """Keeps the VM until it ends; returns the process's exit status."""
         try:
             vm = await self._launch()
+            if vm is None:
+                remove(self._directory)
+                return 0
+            async with vm, control.listening(self._directory / control.CONTROL, orders(vm)):
+                report({"ready": self._record_running(vm).to_json()})
+                detach()
+                ended = await self._until_end(vm)
         except VmError as error:
             remove(self._directory)
             report({"error": describe(error)})
             return 1
-        if vm is None:
-            remove(self._directory)
-            return 0
-        async with vm:
-            report({"ready": self._record_running(vm).to_json()})
-            detach()
-            ended = await self._until_end(vm)
         self._record_end(ended)
         return 0
 
@@ -109,12 +111,27 @@ class Keeper:
         return read_record(self._directory)
 
 
-async def keep(orders: dict[str, Any]) -> int:
-    """Carries out the starter's orders."""
-    directory, config = Path(orders["directory"]), VmConfig.from_json(orders["config"])
+def orders(vm: VirtualMachine) -> dict[str, control.Order]:
+    """What the keeper does for whoever asks."""
+
+    async def share_add(asked: dict[str, Any]) -> None:
+        await vm.plug_share(Share(Path(asked["path"]), asked["tag"], asked["read_only"]))
+
+    async def share_rm(asked: dict[str, Any]) -> None:
+        await vm.unplug_share(asked["tag"], asked["timeout"])
+
+    async def share_ls(asked: dict[str, Any]) -> list[dict[str, Any]]:
+        return [asdict(share) for share in vm.shares()]
+
+    return {"share-add": share_add, "share-rm": share_rm, "share-ls": share_ls}
+
+
+async def keep(told: dict[str, Any]) -> int:
+    """Does what the starter has told it."""
+    directory, config = Path(told["directory"]), VmConfig.from_json(told["config"])
     keeper = Keeper(directory, config)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, keeper.asked_to_stop)
-    claim(Path(orders["fresh"]), directory, config)
+    claim(Path(told["fresh"]), directory, config)
     if not report({"claimed": os.getpid()}):
         # The starter died while it held the lock: nobody wants this VM.
         remove(directory)
@@ -186,8 +203,8 @@ def main() -> None:
     # The terminal may go away; Ctrl-C there is meant for others.
     for signum in (signal.SIGHUP, signal.SIGINT):
         signal.signal(signum, signal.SIG_IGN)
-    orders = sys.stdin.buffer.read()
-    if not orders:
+    told = sys.stdin.buffer.read()
+    if not told:
         # The starter died before it had any.
         sys.exit(1)
-    sys.exit(asyncio.run(keep(json.loads(orders))))
+    sys.exit(asyncio.run(keep(json.loads(told))))

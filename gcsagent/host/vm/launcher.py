@@ -27,7 +27,7 @@ from gcsagent.host.vm.console import ConsoleMonitor
 from gcsagent.host.vm.consolelog import ConsoleLog
 from gcsagent.host.vm.disk import Disk, rootfs_disk
 from gcsagent.host.vm.diskplug import DiskPlug, PluggedDisk
-from gcsagent.host.vm.errors import BootError, LaunchError, QmpClosed, QmpError, VmError
+from gcsagent.host.vm.errors import BootError, DiskError, LaunchError, QmpClosed, QmpError, VmError
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, new_mac
 from gcsagent.host.vm.nicplug import NicPlug
@@ -35,6 +35,8 @@ from gcsagent.host.vm.process import interrupts_held
 from gcsagent.host.vm.qemu import QemuConfig
 from gcsagent.host.vm.qmp import QmpClient
 from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
+from gcsagent.host.vm.share import Share
+from gcsagent.host.vm.shareplug import PluggedShare, Shares
 from gcsagent.host.vm.snapshotdir import Saved
 from gcsagent.host.vm.tools import GuestImage
 from gcsagent.host.vm.vsockdev import VsockChoice, VsockDevice
@@ -278,6 +280,32 @@ class VirtualMachine:
         """
         await NicPlug(self._running.ports).unplug(mac, timeout)
 
+    async def plug_share(self, share: Share) -> None:
+        """Shares one more directory with the running guest; `storage.mount` waits for its tag.
+
+        Raises:
+            InvalidVmConfig, ShareError, PlugError: it cannot be a share of this VM.
+            LaunchError, ToolMissing: its virtiofsd did not start.
+            QmpError: QEMU refused.
+        """
+        await self._running.shares.plug(self._running.ports, share)
+
+    async def unplug_share(self, tag: str, timeout: float = 30.0) -> None:
+        """Takes a share away again; unmount it in the guest first: what is left there gives errors.
+
+        Args:
+            timeout: seconds the guest may take to let go of it.
+
+        Raises:
+            ShareError: it was not plugged in.
+            QmpError: the guest or QEMU refused.
+        """
+        await self._running.shares.unplug(self._running.ports, tag, timeout)
+
+    def shares(self) -> list[PluggedShare]:
+        """All shares it has, by tag."""
+        return self._running.shares.all()
+
     async def kill(self, why: str = "killed") -> VmExit:
         """Ends the VM at once, as pulling the plug does."""
         self._running.kill(why)
@@ -347,25 +375,31 @@ class VirtualMachine:
         parts = self._parts = replace(parts, disks=restoring.booted(saved, images))
         if self.config.console_log is not None:
             self._log = ConsoleLog(self.config.console_log)
-        device = await VsockDevice.create(parts.vsock, self._private(socket_parent()))
+        sockets = self._private(socket_parent())
+        device, shares = await VsockDevice.create(parts.vsock, sockets), Shares(sockets)
         config = replace(
-            self._qemu_config(parts, device),
+            self._qemu_config(parts, device, shares),
             machine=saved.machine,
             incoming=True,
             plugged=restoring.plugged(saved, images),
         )
-        self._guest = await Guest.start(config, device, self._on_console, self._on_stage)
+        self._guest = await Guest.start(config, device, shares, self._on_console, self._on_stage)
         seconds = self.config.boot_timeout or BOOT_SECONDS[self.accel.name]
         await restoring.go_on(self._guest, saved, directory, self.address, seconds)
 
     async def _prepare(self, choice: AccelChoice) -> _Parts:
         config = self.config
         qemu = tools.find_tool(tools.QEMU)
-        image = tools.find_image(config.image)
+        image = tools.find_image(config.image, config.kernel)
         if self.vsock.kind == "vhost-user-vsock":
             tools.find_tool(tools.VHOST_DEVICE_VSOCK)
+        if config.shares:
+            tools.find_tool(tools.VIRTIOFSD)
         await asyncio.to_thread(tools.check_qemu, qemu, choice.name)
         disks = config.disks
+        for disk in disks:
+            if not disk.path.exists():
+                raise DiskError(f"disk {disk.name}: there is no {disk.path}")
         if config.rootfs is not None:
             disks = (await self._rootfs(config.rootfs), *disks)
         return _Parts(qemu, image, disks, self.vsock)
@@ -386,19 +420,21 @@ class VirtualMachine:
         self.accel = choice
         self._progress(f"booting under {self.describe()}")
         started = time.monotonic()
-        device = await VsockDevice.create(parts.vsock, self._private(socket_parent()))
+        directory = self._private(socket_parent())
+        device, shares = await VsockDevice.create(parts.vsock, directory), Shares(directory)
         try:
-            config = self._qemu_config(parts, device)
+            config = self._qemu_config(parts, device, shares)
         except BaseException:
             device.close()
+            shares.close()
             raise
-        self._guest = await Guest.start(config, device, self._on_console, self._on_stage)
+        self._guest = await Guest.start(config, device, shares, self._on_console, self._on_stage)
         timeout = self.config.boot_timeout or BOOT_SECONDS[choice.name]
         silence = _KVM_SILENCE if choice.may_fall_back else None
         await self._guest.booted(timeout, silence)
         self.boot_seconds = time.monotonic() - started
 
-    def _qemu_config(self, parts: _Parts, device: VsockDevice) -> QemuConfig:
+    def _qemu_config(self, parts: _Parts, device: VsockDevice, shares: Shares) -> QemuConfig:
         config = self.config
         words = [] if config.port == DEFAULT_PORT else [f"gcs.port={config.port}"]
         if config.shell:
@@ -418,6 +454,7 @@ class VirtualMachine:
             cmdline=(*words, *config.cmdline),
             disks=parts.disks,
             nics=self.nics,
+            shares=tuple((share, shares.serve(share)) for share in config.shares),
             qmp_path=config.qmp_path,
             max_cpus=config.max_cpus,
             max_memory_mib=config.max_memory_mib,

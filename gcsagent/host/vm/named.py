@@ -7,6 +7,7 @@ directory:
     STATE/vms/NAME/vm.json        the record below, replaced atomically
     STATE/vms/NAME/console.log    the guest's console, bounded (console.log.1: the part before)
     STATE/vms/NAME/qmp            QEMU's monitor, for people
+    STATE/vms/NAME/control        where the keeper takes orders (`control.py`)
     STATE/vms/NAME/keeper.log     what the keeper had to say, normally nothing
 
 STATE is $XDG_STATE_HOME/gcsctl; without that variable /run/gcsctl for root, since no VM outlives the

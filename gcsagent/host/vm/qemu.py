@@ -11,6 +11,7 @@ from gcsagent.host.vm.accel import Accelerator
 from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import InvalidVmConfig
 from gcsagent.host.vm.nic import Nic, nic_backend, nic_device
+from gcsagent.host.vm.share import Share
 from gcsagent.host.vm.vsockdev import Kind
 
 VSOCK_DEVICE = "vsock"
@@ -46,6 +47,7 @@ class QemuConfig:
         cmdline: words added to the kernel's command line.
         vsock_fd: descriptor QEMU inherits: the vhost device, or the connected vhost-user socket.
         qmp_fd: descriptor QEMU inherits: a connected socket for its monitor.
+        shares: each with a descriptor QEMU inherits: the connection to its virtiofsd.
         qmp_path: where a second monitor listens, for people.
         max_cpus, max_memory_mib: what the VM can grow to while it runs; None: what it begins with.
         machine: machine type.
@@ -67,6 +69,7 @@ class QemuConfig:
     cmdline: tuple[str, ...] = ()
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
+    shares: tuple[tuple[Share, int], ...] = ()
     qmp_path: Path | None = None
     max_cpus: int | None = None
     max_memory_mib: int | None = None
@@ -121,29 +124,28 @@ def qemu_argv(config: QemuConfig) -> list[str]:
         *_hotplug_ports(),
         *(word for nic in config.nics for word in _nic(nic)),
         *(word for disk in config.disks for word in _disk(disk)),
+        *(word for share, fd in config.shares for word in _share(share, fd)),
         *config.plugged,
         *(("-incoming", "defer") if config.incoming else ()),
     ]
 
 
 def kernel_cmdline(config: QemuConfig) -> str:
-    """The kernel's command line: defaults, disks, then the caller's words; the last of a kind wins."""
+    """The kernel's: defaults, disks, shares, then the caller's words; the last of a kind wins."""
     emulated: tuple[str, ...] = _TCG_CMDLINE if config.accelerator == "tcg" else ()
     if _parks_cpus(config):
         emulated += (f"maxcpus={config.cpus}",)
-    disks = (f"gcs.disk.{disk.name}={disk.fstype}" for disk in config.disks)
-    return " ".join((*_BASE_CMDLINE, *emulated, *disks, *config.cmdline))
+    disks = (f"gcs.disk.{disk.name}={disk.fstype}" for disk in config.disks if disk.fstype)
+    shares = (f"gcs.share.{share.tag}={'ro' if share.read_only else 'rw'}" for share, _ in config.shares)
+    return " ".join((*_BASE_CMDLINE, *emulated, *disks, *shares, *config.cmdline))
 
 
 def _machine(config: QemuConfig) -> list[str]:
     accel = "kvm" if config.accelerator == "kvm" else "tcg,thread=multi"
     cpu = "host" if config.accelerator == "kvm" else "max"
-    machine = f"{config.machine},usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"
-    memory: list[str] = []
-    if config.vsock == "vhost-user-vsock":
-        # The daemon reads and writes the guest's memory, so both processes must map it.
-        machine += ",memory-backend=ram"
-        memory = ["-object", f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"]
+    # Daemons for vsock and shares read and write the guest's memory, so all of them must be able to map it.
+    machine = f"{config.machine},usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off,memory-backend=ram"
+    memory = ["-object", f"memory-backend-memfd,id=ram,size={config.memory_mib}M,share=on"]
     return [
         *("-machine", machine, "-accel", accel, "-cpu", cpu),
         *("-smp", _cpus(config), "-m", _memory(config), *memory),
@@ -220,17 +222,37 @@ def disk_name(serial: str) -> str:
     return f"disk-{serial}"
 
 
+def disk_node(path: Path, serial: str, *, read_only: bool) -> dict[str, Any]:
+    """A raw image file or block device, as -blockdev and QMP's blockdev-add take it."""
+    # A device's file is opened by another driver than a regular one's.
+    driver = "host_device" if path.is_block_device() else "file"
+    options = {"read-only": read_only, "discard": "unmap"}
+    file = {"driver": driver, "filename": str(path), **options}
+    return {"driver": "raw", "node-name": disk_name(serial), **options, "file": file}
+
+
 def _disk(disk: Disk) -> list[str]:
     node = disk_name(disk.name)
-    # JSON, because a path may hold anything, commas included.
-    blockdev = {
-        "driver": "raw",
-        "node-name": node,
-        "read-only": disk.read_only,
-        "file": {"driver": "file", "filename": str(disk.path), "read-only": disk.read_only},
-    }
     device = f"virtio-blk-pci,id={node},drive={node},serial={disk.name}"
+    # JSON, because a path may hold anything, commas included.
+    blockdev = disk_node(disk.path, disk.name, read_only=disk.read_only)
     return ["-blockdev", json.dumps(blockdev), "-device", device]
+
+
+def share_name(tag: str) -> str:
+    """Of a share's device, and of the chardev behind it."""
+    return f"share-{tag}"
+
+
+def share_device(tag: str) -> dict[str, Any]:
+    """A share's properties, for the command line and for QMP's device_add."""
+    name = share_name(tag)
+    return {"driver": "vhost-user-fs-pci", "id": name, "chardev": name, "tag": tag}
+
+
+def _share(share: Share, fd: int) -> list[str]:
+    device = json.dumps(share_device(share.tag))
+    return ["-chardev", f"socket,id={share_name(share.tag)},fd={fd}", "-device", device]
 
 
 def _nic(nic: Nic) -> list[str]:

@@ -37,6 +37,7 @@ _ERRORS = {
         errors.ToolMissing,
         errors.UnsuitableTool,
         errors.DiskError,
+        errors.ShareError,
         errors.LaunchError,
         errors.QmpError,
     )
@@ -154,8 +155,10 @@ def _absolute(config: VmConfig) -> VmConfig:
     return replace(
         config,
         image=None if config.image is None else config.image.absolute(),
+        kernel=None if config.kernel is None else config.kernel.absolute(),
         rootfs=None if config.rootfs is None else config.rootfs.absolute(),
         disks=tuple(replace(disk, path=disk.path.absolute()) for disk in config.disks),
+        shares=tuple(replace(share, path=share.path.absolute()) for share in config.shares),
     )
 
 

@@ -1,7 +1,7 @@
-"""Finds what a VM is made of: QEMU, the vsock daemon, mkfs.erofs, and the guest image.
+"""Finds what a VM is made of: QEMU, the daemons for vsock and shares, mkfs.erofs, and the guest image.
 
-Looked for in this order: the environment (GCS_QEMU, GCS_VHOST_DEVICE_VSOCK, GCS_MKFS_EROFS, GCS_IMAGE), the
-cache directory that `make tools` and `scripts/build-rootfs.sh` fill, then PATH.
+Looked for in this order: the environment (GCS_QEMU, GCS_VHOST_DEVICE_VSOCK, GCS_VIRTIOFSD, GCS_MKFS_EROFS,
+GCS_IMAGE), the cache directory that `make tools` and `scripts/build-rootfs.sh` fill, then PATH.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from gcsagent.host.vm.errors import ToolMissing, UnsuitableTool
 
 QEMU = "qemu-system-x86_64"
 VHOST_DEVICE_VSOCK = "vhost-device-vsock"
+VIRTIOFSD = "virtiofsd"
 MKFS_EROFS = "mkfs.erofs"
 
-_VARIABLES = {QEMU: "GCS_QEMU", VHOST_DEVICE_VSOCK: "GCS_VHOST_DEVICE_VSOCK", MKFS_EROFS: "GCS_MKFS_EROFS"}
+_VARIABLES = {
+    QEMU: "GCS_QEMU",
+    VHOST_DEVICE_VSOCK: "GCS_VHOST_DEVICE_VSOCK",
+    VIRTIOFSD: "GCS_VIRTIOFSD",
+    MKFS_EROFS: "GCS_MKFS_EROFS",
+}
 _REMEDIES = {MKFS_EROFS: "install erofs-utils"}
 
 # Under TCG, 7.2 corrupts flags on cmpxchg16b and 8.0 translates code it does not hold the page lock for
@@ -71,17 +77,21 @@ def find_tool(name: str, env: Mapping[str, str] | None = None) -> Path:
     return Path(found)
 
 
-def find_image(directory: Path | None = None, env: Mapping[str, str] | None = None) -> GuestImage:
-    """The guest image in `directory`, else GCS_IMAGE, else the cache.
+def find_image(
+    directory: Path | None = None, kernel: Path | None = None, env: Mapping[str, str] | None = None
+) -> GuestImage:
+    """The guest image in `directory`, else GCS_IMAGE, else the cache; with `kernel` in place of its own.
 
     Raises:
-        ToolMissing: the directory lacks the kernel or the initramfs.
+        ToolMissing: the directory lacks the kernel or the initramfs, or there is no such kernel.
     """
     env = os.environ if env is None else env
     if directory is None:
         named = env.get("GCS_IMAGE")
         directory = Path(named) if named else cache_dir(env) / "image" / "current"
-    image = GuestImage(directory, directory / "vmlinuz", directory / "initramfs")
+    if kernel is not None and not kernel.is_file():
+        raise ToolMissing(f"there is no kernel {kernel}")
+    image = GuestImage(directory, kernel or directory / "vmlinuz", directory / "initramfs")
     for part in (image.kernel, image.initramfs):
         if not part.is_file():
             raise ToolMissing(

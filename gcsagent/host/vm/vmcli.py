@@ -24,11 +24,13 @@ from gcsagent.host.client import Client
 from gcsagent.host.vm import consolelog, starter
 from gcsagent.host.vm.config import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, VmConfig
 from gcsagent.host.vm.console import LineSplitter
-from gcsagent.host.vm.errors import Interrupted, VmError, VmNotFound
+from gcsagent.host.vm.disk import Disk
+from gcsagent.host.vm.errors import Interrupted, InvalidVmConfig, VmError, VmNotFound
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
 from gcsagent.host.vm.named import NamedVm, VmStore
 from gcsagent.host.vm.nic import NETWORKS
 from gcsagent.host.vm.process import open_pidfd
+from gcsagent.host.vm.share import Share
 
 T = TypeVar("T")
 
@@ -89,7 +91,30 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
         help="what the VM boots (default: GCS_IMAGE, else the built one)",
     )
     parser.add_argument(
+        "--kernel",
+        type=Path,
+        metavar="FILE",
+        help="another kernel than the guest image's: of the same version, or with virtio and vsock built in",
+    )
+    parser.add_argument(
         "--rootfs", type=Path, metavar="DIR|FILE", help="root file system for containers, read-only"
+    )
+    parser.add_argument(
+        "--disk",
+        type=disk,
+        action="append",
+        default=[],
+        metavar="FILE[:NAME][:ro]",
+        help="a raw image or block device, for `storage mount --serial NAME`; NAME is its name by default;"
+        " may be repeated",
+    )
+    parser.add_argument(
+        "--share",
+        type=share,
+        action="append",
+        default=[],
+        metavar="DIR[:TAG][:ro]",
+        help="share a directory, mounted at /run/gcs/shares/TAG; TAG is its name by default; may be repeated",
     )
     parser.add_argument(
         "--net",
@@ -125,7 +150,10 @@ def config_from_args(args: argparse.Namespace) -> VmConfig:
         memory_mib=args.memory,
         cpus=args.cpus,
         image=args.guest_image,
+        kernel=args.kernel,
         rootfs=args.rootfs,
+        disks=tuple(args.disk),
+        shares=tuple(args.share),
         cmdline=tuple(args.append),
         shell=args.shell,
         net=args.net,
@@ -136,6 +164,23 @@ def config_from_args(args: argparse.Namespace) -> VmConfig:
         max_cpus=args.max_cpus,
         max_memory_mib=args.max_memory,
     )
+
+
+def disk(text: str) -> Disk:
+    """``FILE[:NAME][:ro]``. Raises ArgumentTypeError."""
+    return _parsed(Disk.parse, text)
+
+
+def share(text: str) -> Share:
+    """``DIR[:TAG][:ro]``. Raises ArgumentTypeError."""
+    return _parsed(Share.parse, text)
+
+
+def _parsed(parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except InvalidVmConfig as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def vm_address(name: str) -> str:

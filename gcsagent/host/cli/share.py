@@ -1,0 +1,142 @@
+"""gcsctl vm share: directories of this host in a VM that runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from gcsagent.host import storage
+from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError, print_json, print_table
+from gcsagent.host.client import Client
+from gcsagent.host.vm import control
+from gcsagent.host.vm.named import VmStore
+from gcsagent.host.vm.share import Share
+from gcsagent.host.vm.vmcli import share, vm_address
+from protocol.families.storage import MountKind, MountStorage
+
+Add = Callable[..., argparse.ArgumentParser]
+
+_PLUG_SECONDS = 30.0
+_UNPLUG_SECONDS = 30.0
+
+
+def add_share_commands(commands: Any, add: Add) -> None:
+    """`vm share`, below `vm`."""
+    parser = commands.add_parser(
+        "share", help="share directories with a running VM, take them away, list them"
+    )
+    below = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser = add(
+        below,
+        "add",
+        share_add,
+        "share a directory of this host; prints where the guest has it",
+        "gcsctl vm share add dev ./src:src:ro",
+    )
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument(
+        "share", type=share, metavar="DIR[:TAG][:ro]", help="the tag is DIR's name by default"
+    )
+    parser.add_argument("--no-mount", action="store_true", help="leave it to `storage mount --virtiofs TAG`")
+    parser = add(
+        below,
+        "rm",
+        share_rm,
+        "unmount a share, unless somebody uses it, and take it away",
+        "gcsctl vm share rm dev src",
+    )
+    parser.add_argument("--force", action="store_true", help="whoever uses it gets errors from then on")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("tag", metavar="TAG")
+    parser = add(below, "ls", share_ls, "list a VM's shares", "gcsctl vm share ls dev")
+    parser.add_argument("name", metavar="NAME")
+
+
+async def share_add(args: argparse.Namespace) -> int:
+    wanted: Share = args.share
+    path = str(wanted.path.absolute())
+    await _ask(args.name, "share-add", path=path, tag=wanted.tag, read_only=wanted.read_only)
+    if not args.no_mount:
+        try:
+            await _mount(args.name, wanted)
+        except BaseException:
+            await _ask(args.name, "share-rm", tag=wanted.tag, timeout=_UNPLUG_SECONDS)
+            raise
+    where = None if args.no_mount else wanted.target
+    if args.json:
+        print_json({"tag": wanted.tag, "path": path, "read_only": wanted.read_only, "target": where})
+    else:
+        print(where or wanted.tag)
+    return 0
+
+
+async def share_rm(args: argparse.Namespace) -> int:
+    if not args.force:
+        await _unmount(args.name, args.tag)
+    await _ask(args.name, "share-rm", tag=args.tag, timeout=_UNPLUG_SECONDS)
+    if args.json:
+        print_json({"tag": args.tag})
+    return 0
+
+
+async def share_ls(args: argparse.Namespace) -> int:
+    found = await _ask(args.name, "share-ls")
+    if args.json:
+        print_json(found)
+        return 0
+    rows = [
+        (
+            each["tag"],
+            "ro" if each["read_only"] else "rw",
+            "plugged" if each["removable"] else "since boot",
+            each["path"],
+        )
+        for each in found
+    ]
+    print_table(("TAG", "MODE", "REMOVABLE", "DIRECTORY"), rows)
+    return 0
+
+
+async def _ask(name: str, order: str, **arguments: object) -> Any:
+    vm_address(name)  # refuses a VM that does not run
+    path = VmStore().directory(name) / control.CONTROL
+    return await control.ask(path, order, arguments, _PLUG_SECONDS + _UNPLUG_SECONDS)
+
+
+async def _connect(name: str) -> Client:
+    return await Client.connect(vm_address(name), timeout=CONNECT_SECONDS, client_name=CLIENT_NAME)
+
+
+def _mount_id(tag: str) -> str:
+    return f"share-{tag}"
+
+
+async def _mount(name: str, wanted: Share) -> None:
+    mount = MountStorage(
+        _mount_id(wanted.tag),
+        MountKind.VIRTIOFS,
+        tag=wanted.tag,
+        target=wanted.target,
+        read_only=wanted.read_only,
+    )
+    async with await _connect(name) as client:
+        await storage.mount(client, mount)
+
+
+async def _unmount(name: str, tag: str) -> None:
+    async with await _connect(name) as client:
+        found = [
+            each
+            for each in await storage.list_mounts(client)
+            if each.kind is MountKind.VIRTIOFS and each.source == tag
+        ]
+        for each in found:
+            others = [holder for holder in each.holders if holder != _mount_id(tag)]
+            if others:
+                raise UsageError(
+                    f"share {tag} is mounted as {others[0]} at {each.target}: `storage unmount {others[0]}`"
+                    " first, or --force"
+                )
+        for each in found:
+            await storage.unmount(client, each.mount)
