@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from gcsagent.host.cli import parser
+from tests.cases import image_files
 from tests.cases.agents import REPO, RunningAgent
 from tests.fakes.fake_agent import FakeAgent
 from tests.fakes.vm import FakeHost, fake_host
@@ -112,7 +113,15 @@ FAKE_VM = {
     "vm stop": "vm stop dev --timeout 0.1",
 }
 
+IMAGES = {
+    "image load": "image load {tmp}/app.tar",
+    "image ls": "image ls",
+    "image inspect": "image inspect {tmp}/app.tar",
+    "image rm": "image rm app:1",
+}
+
 ELSEWHERE = {
+    "shell": "tests/runc/test_shell.py",
     "pressure": "tests/cases",  # a document when the kernel tells of pressure
     "vm run": "tests/vm/test_network.py",
     "vm grow": "tests/vm",
@@ -175,7 +184,7 @@ def kept(command: str, out: str, err: str) -> list[str]:
 
 def test_every_command_is_walked_and_promised() -> None:
     commands = {path for path, _ in leaves(parser.build())}
-    walked = [*REAL, *SCRIPTED, *FAKE_VM, *ELSEWHERE]
+    walked = [*REAL, *SCRIPTED, *FAKE_VM, *IMAGES, *ELSEWHERE]
     assert len(walked) == len(set(walked))
     assert commands == set(walked) == set(PROMISES)
 
@@ -235,6 +244,15 @@ def test_those_of_a_guest(tmp_path: Path) -> None:
                 wrong.extend([done.stderr] if done.returncode else kept(command, done.stdout, done.stderr))
 
     asyncio.run(scenario())
+    assert wrong == []
+
+
+def test_those_of_images(tmp_path: Path) -> None:
+    image_files.docker_archive(tmp_path / "app.tar", image_files.tar(image_files.file("hello")))
+    wrong = []
+    for command, line in IMAGES.items():
+        done = gcsctl("", line.format(tmp=tmp_path), "--json", GCS_CACHE=str(tmp_path / "cache"))
+        wrong += [done.stderr] if done.returncode else kept(command, done.stdout, done.stderr)
     assert wrong == []
 
 

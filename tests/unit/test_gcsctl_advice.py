@@ -18,6 +18,7 @@ import pytest
 from gcsagent.host.cli.advice import with_advice
 from gcsagent.host.cli.common import UsageError
 from gcsagent.host.errors import AgentSilent, ConnectFailed, HostError
+from gcsagent.host.image.errors import Damaged, ImageError, Unsupported
 from gcsagent.host.vm.errors import Interrupted, VmError
 from protocol.errors import Code, ProtocolError, RpcError
 from tests.fakes.fake_agent import FakeAgent
@@ -57,7 +58,8 @@ def test_each_code_of_the_contract_has_its_advice(tmp_path: Path, code: Code) ->
 )
 def test_each_failure_of_this_side_has_its_advice(kind: type[Exception]) -> None:
     error = kind.__new__(kind)
-    assert bool(advice(error)) == (kind not in (UsageError,))
+    says_it = issubclass(kind, (UsageError, ImageError)) and kind not in (Damaged, Unsupported)
+    assert bool(advice(error)) == (not says_it)
 
 
 def test_what_says_what_to_do_is_left_alone() -> None:

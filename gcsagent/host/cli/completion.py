@@ -18,6 +18,7 @@ from gcsagent.host.checkpoints import list_checkpoints
 from gcsagent.host.cli.common import agent_address
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
+from gcsagent.host.image.cache import ImageCache
 from gcsagent.host.storage import list_mounts
 from gcsagent.host.vm.errors import VmError
 from gcsagent.host.vm.named import VmStore
@@ -133,7 +134,7 @@ def _of_action(place: _Place, action: argparse.Action, current: str) -> Completi
         names = [getattr(choice, "value", choice) for choice in action.choices]
         return Completion(tuple(_starting(current, ((str(name), "") for name in names))))
     values = tuple(_starting(current, _known(_KINDS[kind], place.given))) if kind in _KINDS else ()
-    files = kind == "files" or (kind == "places" and not values)
+    files = kind == "files" or (kind in ("places", "images") and not values)
     return Completion(values, files, glued=kind == "places")
 
 
@@ -155,6 +156,8 @@ def kind_of(path: str, action: argparse.Action) -> str:
         return "pods"
     if path == "cp":
         return "places"
+    if action.metavar in ("IMAGE", "ID|NAME"):
+        return "images"
     by_dest = {"container": "containers", "process": "processes", "signal": "signals", "runtime": "runtimes"}
     if name in by_dest:
         return by_dest[name]
@@ -216,6 +219,10 @@ async def _runtimes(given: dict[str, str]) -> Iterable[str]:
     return [each.name for each in (await _ask(given, lambda client: client.info())).runtimes]
 
 
+async def _images(_given: dict[str, str]) -> Iterable[str]:
+    return [name for each in ImageCache().entries() for name in (*each.names, each.ident)]
+
+
 async def _vms(_given: dict[str, str]) -> Iterable[str]:
     return [each.name for each in VmStore().list()]
 
@@ -236,6 +243,7 @@ _KINDS: dict[str, Source] = {
     "checkpoints": _checkpoints,
     "mounts": _mounts,
     "runtimes": _runtimes,
+    "images": _images,
     "VMs": _vms,
     "running VMs": _running_vms,
     "signals": _signals,
