@@ -10,15 +10,16 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from tests.bench import crowds, execs, host, lifecycle, machine, pings, plot, report, streams
+from tests.bench import crowds, execs, host, lifecycle, machine, pings, plot, report, streams, vm, vmfigures
 from tests.bench.figures import FIGURES, Figure, Measured
 
-GROUPS = (execs, lifecycle, streams, pings, crowds)
-WORLDS = {"host": host.world}
+World = Callable[[Path], contextlib.AbstractAsyncContextManager[Any]]
+GROUPS = (execs, lifecycle, streams, pings, crowds, vmfigures)
+WORLDS: dict[str, World] = {"host": host.world, "vm": vm.world}
 FIGURE_SECONDS = 180.0
 """After that a figure is given up, and the next one has its turn."""
 

@@ -141,4 +141,4 @@ async def _pairs(host: Host, samples: int) -> Measured:
     async def theirs() -> float:
         return bare(command)
 
-    return await in_turn(samples, lambda: one(host), theirs)
+    return await in_turn(samples, lambda: one(host.client), theirs)

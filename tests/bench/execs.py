@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 
+from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spec import exec_spec
 from protocol.families.process import Exec
@@ -18,19 +19,30 @@ TRUE = exec_spec(args=("true",))
 _numbers = itertools.count(1)
 
 
-async def one(host: Host) -> float:
+async def one(client: Client) -> float:
     """Seconds from the request to its exit, with both outputs attached; what is left of it goes untimed."""
     began = time.perf_counter()
-    process = await run(host)
+    process = await run(client)
     took = time.perf_counter() - began
     process.detach()
-    await forget(host.client, process)
+    await forget(client, process)
     return took
 
 
-async def run(host: Host) -> RemoteProcess:
+async def at_once(client: Client, count: int) -> float:
+    """Seconds until the last of so many has ended."""
+    began = time.perf_counter()
+    processes = await asyncio.gather(*(run(client) for _ in range(count)))
+    took = time.perf_counter() - began
+    for process in processes:
+        process.detach()
+        await forget(client, process)
+    return took
+
+
+async def run(client: Client) -> RemoteProcess:
     params = Exec(BOX, f"true{next(_numbers)}", TRUE, OUTPUT)
-    process = await RemoteProcess.exec(host.client, params)
+    process = await RemoteProcess.exec(client, params)
     record = await process.wait()
     if record.exit_code:
         raise RuntimeError(f"true ended with {record}")
@@ -52,7 +64,7 @@ async def exec_true(host: Host, samples: int) -> Measured:
     async def theirs() -> float:
         return bare(command)
 
-    return await in_turn(samples, lambda: one(host), theirs)
+    return await in_turn(samples, lambda: one(host.client), theirs)
 
 
 @figure(
@@ -67,19 +79,10 @@ async def exec_true(host: Host, samples: int) -> Measured:
 async def exec_at_once(host: Host, samples: int) -> Measured:
     command = host.bare_exec("true")
 
-    async def ours() -> float:
-        began = time.perf_counter()
-        processes = await asyncio.gather(*(run(host) for _ in range(AT_ONCE)))
-        took = time.perf_counter() - began
-        for process in processes:
-            process.detach()
-            await forget(host.client, process)
-        return took
-
     async def theirs() -> float:
         began = time.perf_counter()
         for started in [start(command) for _ in range(AT_ONCE)]:
             finish(started)
         return time.perf_counter() - began
 
-    return await in_turn(samples, ours, theirs, seconds=60)
+    return await in_turn(samples, lambda: at_once(host.client, AT_ONCE), theirs, seconds=60)

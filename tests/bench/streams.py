@@ -11,6 +11,7 @@ import itertools
 import os
 import time
 
+from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spec import exec_spec
 from protocol.families.process import Exec
@@ -27,37 +28,42 @@ RATE = 1 / MIB
 _numbers = itertools.count(1)
 
 
-async def read(host: Host, count: int, spec: StreamSpec = STREAM) -> float:
+def new_name(stem: str) -> str:
+    return f"{stem}{next(_numbers)}"
+
+
+async def leave(client: Client, process: RemoteProcess) -> None:
+    process.detach()
+    await forget(client, process)
+
+
+async def read(client: Client, count: int, spec: StreamSpec = STREAM) -> float:
     """Bytes a second of ``count`` zeros out of the box, from the request to the last byte."""
     began = time.perf_counter()
-    params = Exec(
-        BOX, f"out{next(_numbers)}", exec_spec(args=(PROGRAM, "zeros", str(count))), Stdio(stdout=spec)
-    )
-    process = await RemoteProcess.exec(host.client, params)
+    params = Exec(BOX, new_name("out"), exec_spec(args=(PROGRAM, "zeros", str(count))), Stdio(stdout=spec))
+    process = await RemoteProcess.exec(client, params)
     stream, seen = process.streams["stdout"], 0
     while seen < count and (data := await stream.read(CHUNK)):
         seen += len(data)
     took = time.perf_counter() - began
-    process.detach()
-    await forget(host.client, process)
+    await leave(client, process)
     if seen != count:
         raise RuntimeError(f"{seen} of {count} bytes came")
     return count / took
 
 
-async def write(host: Host, count: int) -> float:
+async def write(client: Client, count: int) -> float:
     """Likewise into the box: to the reader's end, who has counted."""
     data = bytes(CHUNK)
     began = time.perf_counter()
     spec = exec_spec(args=(PROGRAM, "drain", str(count)))
-    params = Exec(BOX, f"in{next(_numbers)}", spec, Stdio(stdin=STREAM))
-    process = await RemoteProcess.exec(host.client, params)
+    params = Exec(BOX, new_name("in"), spec, Stdio(stdin=STREAM))
+    process = await RemoteProcess.exec(client, params)
     for _ in range(count // CHUNK):
         await process.streams["stdin"].write(data)
     record = await process.wait()
     took = time.perf_counter() - began
-    process.detach()
-    await forget(host.client, process)
+    await leave(client, process)
     if record.exit_code:
         raise RuntimeError(f"the reader ended with {record}")
     return count / took
@@ -99,7 +105,7 @@ async def stdout(host: Host, samples: int) -> Measured:
     async def theirs() -> float:
         return piped(source, [str(host.program), "drain", str(OUT)], OUT)
 
-    return await in_turn(samples, lambda: read(host, OUT), theirs)
+    return await in_turn(samples, lambda: read(host.client, OUT), theirs)
 
 
 @figure(
@@ -118,7 +124,7 @@ async def stdin(host: Host, samples: int) -> Measured:
     async def theirs() -> float:
         return piped([str(host.program), "zeros", str(IN)], sink, IN)
 
-    return await in_turn(samples, lambda: write(host, IN), theirs)
+    return await in_turn(samples, lambda: write(host.client, IN), theirs)
 
 
 @figure(
@@ -132,7 +138,9 @@ async def stdin(host: Host, samples: int) -> Measured:
     samples=9,
 )
 async def spool(host: Host, samples: int) -> Measured:
-    return await in_turn(samples, lambda: read(host, SPOOLED, SPOOL), lambda: read(host, SPOOLED))
+    return await in_turn(
+        samples, lambda: read(host.client, SPOOLED, SPOOL), lambda: read(host.client, SPOOLED)
+    )
 
 
 @figure(
@@ -149,25 +157,24 @@ async def sixteen(host: Host, samples: int) -> Measured:
     """Of processes that run already: what is compared is moving bytes, not starting 16 processes."""
 
     async def ours() -> float:
-        return await at_once(host, STREAMS, EACH)
+        return await at_once(host.client, STREAMS, EACH)
 
-    return await in_turn(samples, ours, lambda: at_once(host, 1, STREAMS * EACH))
+    return await in_turn(samples, ours, lambda: at_once(host.client, 1, STREAMS * EACH))
 
 
-async def at_once(host: Host, streams: int, count: int) -> float:
+async def at_once(client: Client, streams: int, count: int) -> float:
     """Each waits for a line before it writes, so that all begin together."""
     shell = ("sh", "-c", f"read line; exec {PROGRAM} zeros {count}")
     stdio = Stdio(stdin=STREAM, stdout=STREAM)
     processes = [
-        await RemoteProcess.exec(host.client, Exec(BOX, f"s{next(_numbers)}", exec_spec(args=shell), stdio))
+        await RemoteProcess.exec(client, Exec(BOX, new_name("s"), exec_spec(args=shell), stdio))
         for _ in range(streams)
     ]
     began = time.perf_counter()
     await asyncio.gather(*(_release(process, count) for process in processes))
     took = time.perf_counter() - began
     for process in processes:
-        process.detach()
-        await forget(host.client, process)
+        await leave(client, process)
     return streams * count / took
 
 
