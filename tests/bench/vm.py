@@ -1,4 +1,4 @@
-"""The VM tier's world: a guest of this tree's image, a container to exec in, and one that sees all of the guest.
+"""The VM tier's world: a guest of this tree's image, a container to exec in, one that sees all of the guest.
 
 The second is how baselines get to run in the guest: it shares every namespace but that of mounts, and has
 the guest's root directory, to which its programs change.
@@ -138,5 +138,5 @@ def _everything(spec: dict[str, Any]) -> None:
     }
     del spec["hostname"]
     process = spec["process"]
-    process["capabilities"] = {kind: ALL_CAPABILITIES for kind in ("bounding", "effective", "permitted")}
+    process["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), ALL_CAPABILITIES)
     process["noNewPrivileges"] = False

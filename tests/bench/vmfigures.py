@@ -19,7 +19,7 @@ from tests.bench import execs, streams
 from tests.bench.figures import Measured, at_least, at_most, figure, in_turn
 from tests.bench.host import BOX, PROGRAM
 from tests.bench.vm import GUEST, PORT, RUNC, SEEN, Vm
-from tests.cases.target import MIB, STREAM, expect, executing
+from tests.cases.target import MIB, STREAM, executing, expect
 
 AT_ONCE = 8
 COUNT = 48 * MIB
