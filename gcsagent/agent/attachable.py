@@ -158,6 +158,7 @@ class Attachable:
         self._linger: asyncio.TimerHandle | None = None
         self._freed = False
         self._reply = -1
+        self._held_back = self._answerable = False
         self._idle_since = self._loop.time()
         self.ended = fd < 0
         if fd >= 0:
@@ -241,6 +242,19 @@ class Attachable:
             if made:
                 self._hold_nothing()
         elif self._connection is connection:
+            self._answerable = True
+            if not self._held_back:
+                self.begin()
+
+    def hold_back(self) -> None:
+        """Who attaches is answered by :meth:`begin`: what is in the pipes before it is the runtime's."""
+        self._held_back = True
+
+    def begin(self) -> None:
+        """The process runs."""
+        self._held_back = False
+        if self._answerable:
+            self._answerable = False
             reply, self._reply = self._reply, -1
             self._send_reply(reply)
 
@@ -304,6 +318,7 @@ class Attachable:
         if connection is None:
             return
         self._idle_since = self._loop.time()
+        self._answerable = False
         if self._linger is not None:
             self._linger.cancel()
             self._linger = None

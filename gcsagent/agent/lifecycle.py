@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from gcsagent.agent import bundle, fifos, overlay, sidecar, stdio
+from gcsagent.agent.attachable import Attachable
 from gcsagent.agent.call import CLEANUP_SECONDS, Call
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import explain_launch, to_rpc_error
@@ -142,6 +143,9 @@ class Lifecycle:
         self._registry.process_started(container, process, launched)
         process.early_exit = launched.exit or process.early_exit
         await self._take_terminal(container, process, prepared)
+        for stream in prepared.streams.values():
+            if isinstance(stream, Attachable):
+                stream.begin()
 
     def make_directory(self, container: Container) -> None:
         """Raises FAILED_PRECONDITION, or what the disk says, with nothing made."""
@@ -184,6 +188,9 @@ class Lifecycle:
             lambda name, count: self._registry.stream_ended(container, process, name, count),
         )
         process.streams, process.slots = prepared.streams, prepared.slots
+        for stream in prepared.streams.values():
+            if isinstance(stream, Attachable):
+                stream.hold_back()
         give_pipes(prepared.child, mapped_root(spec))
         return prepared
 

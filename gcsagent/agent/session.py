@@ -37,7 +37,18 @@ from protocol.method import Envelope
 from protocol.methods import CANCEL, ELSEWHERE, METHODS, STREAMING, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
 
-FEATURES = ("archive", "events.replay", "fifo", "forward", "network", "pods", "spool", "tee", "upgrade")
+FEATURES = (
+    "archive",
+    "events.replay",
+    "exec_request",
+    "fifo",
+    "forward",
+    "network",
+    "pods",
+    "spool",
+    "tee",
+    "upgrade",
+)
 
 PING = "agent.ping"
 

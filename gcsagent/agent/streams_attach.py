@@ -6,6 +6,7 @@ import socket
 
 from gcsagent.agent.attachable import Stream
 from gcsagent.agent.registry import Registry
+from protocol.errors import Code, RpcError
 from protocol.families.stream import Attach, Attached
 
 
@@ -31,4 +32,10 @@ class AttachStream:
 
     def _stream(self) -> Stream:
         wanted = self._params
-        return self._registry.get(wanted.container).process(wanted.process).stream(wanted.stream.value)
+        process = self._registry.get(wanted.container).process(wanted.process)
+        asked = process.request.ident if process.request is not None else None
+        if wanted.exec_request not in (None, asked):
+            raise RpcError(
+                Code.NOT_FOUND, f"process {wanted.process} is not that of request {wanted.exec_request}"
+            )
+        return process.stream(wanted.stream.value)

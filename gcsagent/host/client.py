@@ -177,9 +177,13 @@ class Client:
                 self._link = await Link.over(dialogue)
             return self._link
 
+    def offers(self, feature: str) -> bool:
+        """Whether the agent has said that it has it."""
+        return self.welcome is not None and feature in self.welcome.features
+
     async def _require(self, feature: str) -> None:
         await self._linked()
-        if self.welcome is not None and feature not in self.welcome.features:
+        if not self.offers(feature):
             raise RpcError(Code.UNIMPLEMENTED, f"the agent at {self.address} has no {feature}: upgrade it")
 
     # -- the methods of the contract ------------------------------------------------------------
@@ -409,14 +413,19 @@ class Client:
         *,
         take: bool = False,
         offset: int | None = None,
+        exec_request: str | None = None,
+        launching: asyncio.Future[Any] | None = None,
     ) -> Stream:
         """Attaches to one stream over a new connection; closing it detaches and does nothing else.
 
         ``offset`` is where to begin, for a spool. Raises what :meth:`call` raises; FAILED_PRECONDITION when
         somebody else is attached and not ``take``, or the spool has no such offset (any more).
+        ``launching`` is an exec under way with the request_id ``exec_request``, not to be waited for first.
         """
-        wanted = Attach(container, process, stream, offset, take)
-        return await Stream.open(self.address, wanted, timeout=self.timeout, client_name=self.client_name)
+        wanted = Attach(container, process, stream, offset, take, exec_request=exec_request)
+        return await Stream.open(
+            self.address, wanted, timeout=self.timeout, client_name=self.client_name, launching=launching
+        )
 
     async def events(self, *, after: int | None = None, container: str | None = None) -> EventStream:
         """Subscribes over a new connection, which it replaces when lost, going on where it was.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,7 +21,7 @@ from gcsagent.host.errors import ClosedByPeer, HostError, OutputTooLarge
 from gcsagent.host.streams import CHUNK, Stream
 from protocol import checks
 from protocol.errors import Code, RpcError
-from protocol.families.container import CreateContainer
+from protocol.families.container import CreateContainer, Created
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
 from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, StreamState, WhenFull, Winsize
@@ -96,15 +97,19 @@ class RemoteProcess:
         :meth:`Client.call` raises.
         """
         process = cls(client, params.container, params.process)
+        request = secrets.token_hex(8)
+        launching = asyncio.ensure_future(client.exec_process(params, request_id=request))
+        wanted = _named(params.stdio) if attached else {}
+        attaching = asyncio.ensure_future(process._attach_all(wanted, launching=(request, launching)))
         try:
-            process.pid = (await client.exec_process(params)).pid
-            await process._attach_all(_named(params.stdio) if attached else {})
-        except RpcError:
-            if process.pid:
+            process.pid = (await launching).pid
+            await attaching
+        except BaseException as error:
+            attaching.cancel()
+            await asyncio.wait([attaching])
+            process.detach()
+            if process.pid or not isinstance(error, RpcError):
                 await process.destroy()
-            raise
-        except BaseException:
-            await process.destroy()
             raise
         return process
 
@@ -204,9 +209,14 @@ class RemoteProcess:
         self,
         wanted: Mapping[StreamName, StreamSpec | StreamState],
         offsets: Mapping[str, int] | None = None,
+        launching: tuple[str, asyncio.Future[Created]] | None = None,
     ) -> None:
+        """``launching``: the exec's request_id, and the exec, which need not be waited for."""
+
         async def one(name: StreamName) -> None:
             where = self.container, self.process, name
+            if launching is not None and (name is StreamName.TTY or wanted[name].mode is StreamMode.SPOOL):
+                await asyncio.wait([launching[1]])  # what is no pipe begins with the process
             if wanted[name].mode is StreamMode.SPOOL:
                 self.streams[name.value] = await self.client.attach_spool(
                     *where,
@@ -214,7 +224,13 @@ class RemoteProcess:
                     acknowledge=not _is_log(wanted[name]),
                     passive=_is_led(wanted[name]),
                 )
+            elif launching is not None and self.client.offers("exec_request"):
+                self.streams[name.value] = await self.client.attach(
+                    *where, exec_request=launching[0], launching=launching[1]
+                )
             else:
+                if launching is not None:
+                    await asyncio.wait([launching[1]])
                 self.streams[name.value] = await self.client.attach(*where)
 
         try:

@@ -13,11 +13,12 @@ import dataclasses
 import socket
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from gcsagent.host.dialogue import despite_losses, encode_params, greet
+from gcsagent.host.dialogue import Dialogue, despite_losses, encode_params, greet
 from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken, OutputTruncated
 from gcsagent.host.transport import Address
+from protocol.errors import Code, RpcError
 from protocol.families.stream import Attach, Attached
 from protocol.methods import ATTACH
 
@@ -46,21 +47,39 @@ class Stream:
         self._ended = asyncio.Event()
 
     @classmethod
-    async def open(cls, address: Address, wanted: Attach, *, timeout: float, client_name: str) -> Self:
+    async def open(
+        cls,
+        address: Address,
+        wanted: Attach,
+        *,
+        timeout: float,
+        client_name: str,
+        launching: asyncio.Future[Any] | None = None,
+    ) -> Self:
+        """``launching`` is the request that makes the process, sent before; its failure is its caller's."""
         encode_params(ATTACH, wanted)
         async for attempt in despite_losses():
             with attempt:
-                return await cls._open_once(address, wanted, timeout, client_name)
+                return await cls._open_once(address, wanted, timeout, client_name, launching)
             # Our earlier connection may have been granted before it was lost; it is in nobody's way.
             wanted = dataclasses.replace(wanted, take=True)
         raise AssertionError("ends only by returning or raising")
 
     @classmethod
-    async def _open_once(cls, address: Address, wanted: Attach, timeout: float, client_name: str) -> Self:
+    async def _open_once(
+        cls,
+        address: Address,
+        wanted: Attach,
+        timeout: float,
+        client_name: str,
+        launching: asyncio.Future[Any] | None,
+    ) -> Self:
         dialogue, _ = await greet(address, timeout=timeout, client_name=client_name)
         try:
-            async with asyncio.timeout(_ATTACH_SECONDS):
-                reply: Attached = await dialogue.ask(ATTACH, wanted)
+            reply = await _ask_early(dialogue, wanted, launching) if launching is not None else None
+            if reply is None:
+                async with asyncio.timeout(_ATTACH_SECONDS):
+                    reply = await dialogue.ask(ATTACH, wanted)
             first = dialogue.connection.stream_bytes()
         except BaseException as error:
             dialogue.close()
@@ -197,6 +216,32 @@ class Stream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _ask_early(dialogue: Dialogue, wanted: Attach, launching: asyncio.Future[Any]) -> Attached | None:
+    """None: the agent had not got so far as to know the process, which runs now. Ask again.
+
+    Raises what :meth:`Dialogue.ask` raises; TimeoutError when no answer comes although the process runs.
+    """
+    loop, waiting = asyncio.get_running_loop(), True
+
+    def it_runs(_: object) -> None:
+        if waiting:
+            limit.reschedule(loop.time() + _ATTACH_SECONDS)
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            launching.add_done_callback(it_runs)
+            try:
+                reply: Attached = await dialogue.ask(ATTACH, wanted)
+                return reply
+            finally:
+                waiting = False
+    except RpcError as error:
+        await asyncio.wait([launching])
+        if error.code is not Code.NOT_FOUND or launching.cancelled() or launching.exception() is not None:
+            raise
+    return None
 
 
 def _bell() -> tuple[asyncio.Future[None], Callable[[], None]]:

@@ -32,6 +32,9 @@ class Attach:
     """Detach whoever is attached now, instead of being refused."""
     passive: bool = False
     """For a spool with ``tee``: read along as from a log, and hold nothing up."""
+    exec_request: checks.RequestId | None = None
+    """Only if it is the process of the exec with this ``request_id``, which may still be on its way: the
+    answer comes when the process runs."""
 
 
 @dataclass(frozen=True, slots=True)

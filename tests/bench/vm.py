@@ -131,7 +131,10 @@ def _bench_mount(spec: dict[str, Any]) -> None:
 
 
 def _everything(spec: dict[str, Any]) -> None:
-    spec["mounts"] = [{"destination": SEEN, "source": "/", "type": "bind", "options": ["rbind", "rw"]}]
+    spec["mounts"] = [
+        {"destination": "/proc", "source": "proc", "type": "proc"},
+        {"destination": SEEN, "source": "/", "type": "bind", "options": ["rbind", "rw"]},
+    ]
     spec["linux"] = {
         "namespaces": [{"type": "mount"}],
         "resources": {"devices": [{"allow": True, "access": "rwm"}]},

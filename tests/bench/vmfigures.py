@@ -91,7 +91,7 @@ async def memory_ratio(vm: Vm, samples: int) -> Measured:
 
 @contextlib.asynccontextmanager
 async def _bare(vm: Vm, ours: str) -> AsyncIterator[int]:
-    """An interpreter in the guest that has imported what ``ours`` imports of the standard library; its pid."""
+    """The pid of an interpreter in the guest with what ``ours`` imports of the standard library."""
     names = (await vm.output("python3", "-P", "-c", LIST_MODULES.format(ours=ours))).split()
     command = ("chroot", SEEN, "python3", "-P", "-c", IMPORT_AND_WAIT, *names)
     stdio = Stdio(STREAM, STREAM)
@@ -143,7 +143,7 @@ async def serving(vm: Vm) -> AsyncIterator[None]:
 
 
 async def plainly(vm: Vm, way: bytes) -> float:
-    """Bytes a second over a vsock connection of its own; without the program's start, which ours has not either."""
+    """Bytes a second over a vsock connection of its own, to a program that runs, as ours does."""
     sock = await dial(parse_dial(vm.plain_address))
     sock.setblocking(True)
     sock.settimeout(TIMEOUT)
