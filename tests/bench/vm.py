@@ -32,7 +32,7 @@ from tests.cases.target import PIPES, Target, connect, creation, executing, expe
 ROOTFS = "/run/gcs/disks/rootfs"
 GUEST, SEEN = "guest", "/mnt"
 SHARED = "/run/bench"
-RUNC = ("runc", "--root", "/run/gcs/runtime/runc")
+RUNC = ("runc", "--root", "/run/gcs/state/runtime/runc")
 BOOT_SECONDS, BUILD_SECONDS, END_SECONDS = 300.0, 900.0, 90.0
 PORT = 7000
 

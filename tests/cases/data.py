@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import sys
 
+from gcsagent.host.spec import exec_spec
 from gcsagent.host.streams import Stream
 from protocol.errors import Code
+from protocol.families.process import Exec
 from protocol.families.stream import StreamName
 from protocol.types import Stdio
 from tests.cases import pattern
@@ -22,6 +24,7 @@ from tests.cases.target import (
     connect,
     executing,
     expect,
+    name,
     refused,
     run,
     running,
@@ -200,6 +203,34 @@ async def a_second_attach_is_refused_unless_it_takes(target: Target) -> None:
             assert await first.read() == b""
             await cat.streams["stdin"].write(b"for the second")
             await expect(second, b"for the second")
+
+
+@case
+async def an_attach_may_go_ahead_of_the_answer_to_its_exec(target: Target) -> None:
+    """It is for the process of that request only, and answered once it runs: from its first byte on."""
+    spec = exec_spec(args=("sh", "-c", "echo first; echo there >&2; read line; exit 3"))
+    params = Exec(target.box, name("p"), spec, PIPES)
+    where = params.container, params.process
+    async with await connect(target) as client:
+        launching = asyncio.ensure_future(client.exec_process(params, request_id=params.process))
+        stdin, stdout, stderr = await asyncio.gather(
+            *(
+                client.attach(*where, each, exec_request=params.process, launching=launching)
+                for each in (StreamName.STDIN, StreamName.STDOUT, StreamName.STDERR)
+            )
+        )
+        await launching
+        try:
+            assert (stdout.offset, await expect(stdout, b"first\n")) == (0, b"first\n")
+            await expect(stderr, b"there\n")
+            with refused(Code.NOT_FOUND):
+                await client.attach(*where, StreamName.STDOUT, take=True, exec_request="of another")
+            await stdin.write(b"\n")
+            assert (await client.wait_process(*where)).exit_code == 3
+        finally:
+            for stream in (stdin, stdout, stderr):
+                stream.close()
+            await client.delete_process(*where)
 
 
 @case
