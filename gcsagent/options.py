@@ -60,13 +60,14 @@ def _check(options: argparse.Namespace, listen: tuple[str, ...]) -> None:
 
 
 def _check_shell(address: str, listen: tuple[str, ...]) -> None:
+    if address == "vsock":
+        raise ConfigError("--shell 'vsock': give the port, too: vsock:1025")
     try:
-        if address and parse_listen(address) in map(parse_listen, listen):
-            raise ConfigError(f"--shell {address}: that is where the agent listens")
-        if address == "vsock":
-            raise ValueError("'vsock': give the port, too: vsock:1025")
+        taken = address and parse_listen(address) in map(parse_listen, listen)
     except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(f"--shell {error}") from error
+        raise ConfigError(f"--shell {error}") from error
+    if taken:
+        raise ConfigError(f"--shell {address}: that is where the agent listens")
 
 
 def _option(limit: str) -> str:
