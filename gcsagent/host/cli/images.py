@@ -32,9 +32,8 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 
 def add_image_commands(commands: Any, add: Add) -> None:
     about = "look at images, and at those that have been unpacked and are kept"
-    below = commands.add_parser("image", help=about, description=about).add_subparsers(
-        metavar="COMMAND", required=True
-    )
+    parser = commands.add_parser("image", help=about, description=about, epilog="example: gcsctl image ls")
+    below = parser.add_subparsers(metavar="COMMAND", required=True)
     add(below, "ls", ls, "list the images in the cache", "gcsctl image ls")
     parser = add(
         below,
@@ -94,7 +93,9 @@ async def inspect(args: argparse.Namespace) -> int:
             print_json({"id": image.ident, "names": image.names, **more, **_shown(image.config)})
     except NoFile:
         entry = cache.find(args.image)
-        print_json({"id": entry.ident, "names": entry.names, **_shown(entry.config)})
+        layers = [{"digest": each, "size": None} for each in entry.config.diff_ids]
+        more = {"manifest": None, "format": None, "layers": layers}
+        print_json({"id": entry.ident, "names": entry.names, **more, **_shown(entry.config)})
     return 0
 
 
