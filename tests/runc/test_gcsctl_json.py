@@ -109,6 +109,7 @@ SCRIPTED = {
 FAKE_VM = {
     "vm start": "vm start dev --accel tcg --vsock vhost-user --append fake=boot",
     "vm ls": "vm ls",
+    "vm replug": "vm replug dev --no-wait",
     "vm console": "vm console dev",
     "vm stop": "vm stop dev --timeout 0.1",
 }
@@ -125,9 +126,9 @@ ELSEWHERE = {
     "pressure": "tests/cases",  # a document when the kernel tells of pressure
     "vm run": "tests/vm/test_network.py",
     "vm grow": "tests/vm",
-    **{f"vm {kind} {verb}": "tests/vm" for kind in ("disk", "net") for verb in ("add", "rm", "ls")},
+    **{f"vm {kind} {verb}": "tests/vm" for kind in ("disk", "net", "share") for verb in ("add", "rm", "ls")},
 }
-"""Only a VM has it: the file that runs it there."""
+"""The file or tier that runs it; tests/vm/test_gcsctl_vm.py compares."""
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from gcsagent.host.cli.forward import add_forward_command
 from gcsagent.host.cli.guest import add_guest_commands, add_vm_grow
 from gcsagent.host.cli.images import add_image_commands, add_image_options
 from gcsagent.host.cli.network import add_network_commands, add_nic_commands
+from gcsagent.host.cli.replug import add_replug_command
 from gcsagent.host.cli.seeing import add_seeing_commands
 from gcsagent.host.cli.share import add_share_commands
 from gcsagent.host.cli.shell import add_shell_command
@@ -101,6 +102,7 @@ def build() -> argparse.ArgumentParser:
     add_share_commands(vm_commands, _add)
     add_nic_commands(vm_commands, _add)
     add_vm_grow(vm_commands, _add)
+    add_replug_command(vm_commands, _add)
     return parser
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ class Keeper:
             if vm is None:
                 remove(self._directory)
                 return 0
-            async with vm, control.listening(self._directory / control.CONTROL, orders(vm)):
+            async with (
+                vm,
+                control.listening(self._directory / control.CONTROL, orders(vm, self._record_running)),
+            ):
                 report({"ready": self._record_running(vm).to_json()})
                 detach()
                 ended = await self._until_end(vm)
@@ -111,7 +115,7 @@ class Keeper:
         return read_record(self._directory)
 
 
-def orders(vm: VirtualMachine) -> dict[str, control.Order]:
+def orders(vm: VirtualMachine, record: Callable[[VirtualMachine], NamedVm]) -> dict[str, control.Order]:
     """What the keeper does for whoever asks."""
 
     async def share_add(asked: dict[str, Any]) -> None:
@@ -123,7 +127,11 @@ def orders(vm: VirtualMachine) -> dict[str, control.Order]:
     async def share_ls(asked: dict[str, Any]) -> list[dict[str, Any]]:
         return [asdict(share) for share in vm.shares()]
 
-    return {"share-add": share_add, "share-rm": share_rm, "share-ls": share_ls}
+    async def replug(asked: dict[str, Any]) -> dict[str, Any]:
+        await vm.replug_vsock(asked["timeout"])
+        return record(vm).to_json()  # the daemon is another one now
+
+    return {"share-add": share_add, "share-rm": share_rm, "share-ls": share_ls, "replug": replug}
 
 
 async def keep(told: dict[str, Any]) -> int:
