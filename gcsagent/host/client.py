@@ -15,20 +15,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from gcsagent.host.dialogue import decode_result, despite_losses, encode_params, greet
-from gcsagent.host.errors import AgentSilent, ClosedByUs
+from gcsagent.host.caller import Caller
 from gcsagent.host.events import EventStream
-from gcsagent.host.link import Link
 from gcsagent.host.spool import SpoolStream
 from gcsagent.host.streams import Stream
-from gcsagent.host.transport import Address
 from protocol import checks
-from protocol.address import parse_dial
-from protocol.errors import Code, RpcError
-from protocol.families.agent import AskInfo, Info, Pong, Shutdown, ShutdownAction, Welcome
+from protocol.families.agent import AskInfo, Info, Pong, Shutdown, ShutdownAction
 from protocol.families.container import (
     ContainerList,
     ContainerRef,
@@ -48,145 +42,15 @@ from protocol.families.pod import PodRef, UpdatePod
 from protocol.families.process import CloseStdin, Exec, KillProcess, ProcessRef, Resize
 from protocol.families.stream import Ack, Attach, Find, Found, StreamName
 from protocol.method import Empty
-from protocol.methods import METHODS
 from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
 from protocol.usage import ContainerProcess, ContainerStats, IoLimit
-
-_IDEMPOTENT = frozenset(
-    {
-        "process.resize",
-        "process.close_stdin",
-        "stream.ack",
-        "agent.shutdown",
-        "agent.log_level",
-        "forward.close_write",
-        "network.apply",
-        "network.attach",
-    }
-)
-"""Mutating methods that come to the same when they are carried out twice."""
-
-CONNECT_SECONDS = 10.0
-"""How long connect waits for an agent to come up."""
-
-GRACE_SECONDS = 5.0
-"""What a call waits beyond its deadline, so that the agent's own answer about it wins."""
 
 LIST_PAGE = 50
 """Containers asked for at once: some milliseconds of the agent's event loop."""
 
 
-class Client:
-    """One agent. Safe to use from many tasks of one event loop."""
-
-    def __init__(self, address: Address, *, timeout: float, client_name: str) -> None:
-        """Use :meth:`connect`."""
-        self.address = address
-        self.timeout = timeout
-        self.client_name = client_name
-        self.welcome: Welcome | None = None
-        self._link: Link | None = None
-        self._closed = False
-        self._linking = asyncio.Lock()
-
-    @classmethod
-    async def connect(
-        cls,
-        address: str | Address,
-        *,
-        timeout: float = CONNECT_SECONDS,
-        patience: float | None = None,
-        client_name: str = "gcsagent.host",
-    ) -> Self:
-        """Waits up to ``timeout`` seconds for the agent at ``address`` (``unix:``, ``vsock:``, ``hvsock:``).
-
-        ``patience`` is the same for an agent that was there and is to come back; ``timeout`` if not given.
-
-        Raises:
-            ValueError: not an address.
-            ConnectFailed: no agent in that time, or none possible there.
-            RpcError: the agent refused the greeting (no common protocol version).
-            RemoteProtocolError: what answers is no agent.
-        """
-        parsed = parse_dial(address) if isinstance(address, str) else address
-        client = cls(parsed, timeout=timeout, client_name=client_name)
-        await client._linked()
-        if patience is not None:
-            client.timeout = patience
-        return client
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Closes the control connection; streams and event subscriptions have their own."""
-        self._closed = True
-        if self._link is not None:
-            await self._link.close()
-
-    # -- calls ----------------------------------------------------------------------------------
-
-    async def call(
-        self, method: str, params: object, *, deadline: float | None = None, request_id: str | None = None
-    ) -> Any:
-        """One request; the result is the dataclass ``protocol.methods.METHODS[method].result``.
-
-        ``deadline`` is in seconds; without it the method's own applies, and some have none. Cancelling the
-        caller cancels the request. A connection that is lost is made again and the request repeated; a
-        mutating one gets a ``request_id`` if none is given, so that it is carried out once.
-
-        Raises:
-            RpcError: how the agent says it failed; :class:`AgentSilent` when it says nothing in time.
-            ConnectionLost: the connection was lost again and again.
-            RemoteProtocolError: the agent broke the contract.
-        """
-        repeatable = method in METHODS and (not METHODS[method].mutating or method in _IDEMPOTENT)
-        if request_id is None and not repeatable:
-            # An agent that was restarted must not carry out the same request twice.
-            request_id = secrets.token_hex(8)
-        wire = encode_params(method, params, deadline=deadline, request_id=request_id)
-        limit = _limit(method, deadline)
-        try:
-            async with asyncio.timeout(limit):
-                async for attempt in despite_losses(self._generation):
-                    with attempt:
-                        return decode_result(method, await (await self._linked()).call(method, wire))
-        except TimeoutError:
-            raise AgentSilent(method, limit or 0) from None
-        raise AssertionError("AsyncRetrying ends only by returning or raising")
-
-    def _generation(self) -> int | None:
-        return self.welcome.generation if self.welcome is not None else None
-
-    async def _linked(self) -> Link:
-        """The link in use; a new one when the last was lost."""
-        async with self._linking:
-            if self._closed:
-                raise ClosedByUs("this client has been closed")
-            if self._link is None or self._link.lost is not None:
-                if self._link is not None:
-                    await self._link.close()
-                dialogue, self.welcome = await greet(
-                    self.address, timeout=self.timeout, client_name=self.client_name
-                )
-                self._link = await Link.over(dialogue)
-            return self._link
-
-    def offers(self, feature: str) -> bool:
-        """Whether the agent has said that it has it."""
-        return self.welcome is not None and feature in self.welcome.features
-
-    async def _require(self, feature: str) -> None:
-        await self._linked()
-        if not self.offers(feature):
-            raise RpcError(Code.UNIMPLEMENTED, f"the agent at {self.address} has no {feature}: upgrade it")
-
-    # -- the methods of the contract ------------------------------------------------------------
+class Client(Caller):
+    """The methods of the contract, and the connections that are streams or events."""
 
     async def ping(self) -> Pong:
         result: Pong = await self.call("agent.ping", Empty())
@@ -436,11 +300,3 @@ class Client:
         return await EventStream.open(
             self.address, wanted, timeout=self.timeout, client_name=self.client_name
         )
-
-
-def _limit(method: str, deadline: float | None) -> float | None:
-    """Seconds the host waits for an answer, or None for ever."""
-    if deadline is not None:
-        return deadline + GRACE_SECONDS
-    own = METHODS[method].deadline_ms
-    return None if own is None else own / 1000 + GRACE_SECONDS

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gcsagent.host import client as client_module
+from gcsagent.host import caller
 from gcsagent.host.client import Client
 from gcsagent.host.errors import (
     AgentSilent,
@@ -204,7 +204,7 @@ def test_cancelling_the_caller_cancels_the_request(tmp_path: Path) -> None:
 
 
 def test_a_silent_agent_is_given_up_on_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(caller, "GRACE_SECONDS", 0.05)
 
     async def body(agent: FakeAgent, client: Client) -> None:
         async def endless(params: Any) -> Any:
