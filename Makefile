@@ -19,6 +19,7 @@ help:
 	@echo "make chaos       kills the agent under load, at every step of every request, and in a VM"
 	@echo "make scale       200 containers and 1,000 processes at once, 30 containers in a VM, in figures"
 	@echo "make copy         1 GiB into a guest and out of it, in figures"
+	@echo "make boot-failures     VMs broken on purpose, and what is said of each"
 	@echo "make test-long   all of these"
 	@echo "make bench       what it costs beside runc and plain sockets; OUT= a directory for JSON, table, plot"
 	@echo "make lint | format        ruff, mypy, import directions | ruff format"
@@ -88,9 +89,14 @@ bench: export GCS_DEPS = gcc libc6-dev
 bench: venv tools image demo-rootfs
 	$(RUN) -m tests.bench --out "$(OUT)" $(BENCH_ARGS)
 
+# VMs broken in more ways, and what the launcher says of them.
+.PHONY: boot-failures
+boot-failures: venv tools image
+	GCS_BOOT=long $(PYTEST) tests/vm/test_boot_failures.py $(PYTEST_ARGS)
+
 # What make test has in short, at full length.
 .PHONY: test-long
-test-long: scale chaos copy
+test-long: scale chaos copy boot-failures
 
 .PHONY: demo
 demo: venv tools image demo-rootfs

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 
+from gcsagent.common import boot
 from gcsagent.common.config import ConfigError, Settings, read_guest_settings
 
 
@@ -28,9 +29,9 @@ def _refuse(error: ConfigError, guest: bool) -> int:
     if not guest:
         print(f"gcsagent: {error}", file=sys.stderr)
         return 2
-    from gcsagent.supervisor import log, machine
+    from gcsagent.supervisor import machine
 
-    log.boot_stage("supervisor", str(error))
+    boot.failed("supervisor", str(error))
     machine.end("poweroff")
     return 1
 
@@ -63,7 +64,7 @@ def _run(settings: Settings) -> int:
     if settings.guest:
         from gcsagent.supervisor.machine import PowerButton
 
-        log.boot_stage("agent")
+        boot.reached("agent")
         PowerButton(supervisor.loop, lambda: supervisor.ask_to_stop("poweroff"))
     return supervisor.run()
 
@@ -77,6 +78,7 @@ def _agent_env(settings: Settings) -> dict[str, str]:
         **kept,
         "PATH": os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         "PYTHONPATH": ":".join(paths),
+        "PYTHON_COLORS": "0",  # standard error may be a guest's console, which Python takes for a terminal
         "GCS_SETTINGS": json.dumps(settings._asdict()),
         "GCS_SUPERVISOR_PID": str(os.getpid()),
     }

@@ -309,9 +309,25 @@ class BootStage:
     """A stage the guest's boot reached, in milliseconds since the kernel started."""
 
     stage: str
-    """Its name."""
+    """Its name, as in Boot stages."""
     uptime_ms: int
     """Since the kernel started."""
+
+
+@dataclass(frozen=True, slots=True)
+class MachineInfo:
+    """The machine the agent runs on; what it does not tell is empty."""
+
+    architecture: str = ""
+    """As ``uname -m``."""
+    processor: str = ""
+    """Model name of its first CPU."""
+    product: str = ""
+    """Maker and name, as its firmware has them."""
+    clocksource: str = ""
+    """What its kernel reads the time from: ``kvm-clock``, ``tsc``, ``hpet``, ..."""
+    command_line: str = ""
+    """What its kernel was started with; outside a VM, empty."""
 
 
 class UpgradeState(StrEnum):

@@ -33,6 +33,7 @@ from gcsagent.agent.session import Session
 from gcsagent.agent.storage.recovery import recover as recover_storage
 from gcsagent.agent.storage.service import StorageService, mounts_directory
 from gcsagent.agent.supervisor_client import SupervisorClient
+from gcsagent.common import boot
 from gcsagent.common.config import Settings
 
 EX_CONFIG = 78
@@ -47,6 +48,8 @@ _log = logging.getLogger("agent")
 def main() -> int:
     settings = Settings.from_json(os.environ["GCS_SETTINGS"])
     generation = int(os.environ["GCS_GENERATION"])
+    if settings.guest:
+        boot.reached("loaded")
     logs.set_up(os.environ.get("GCS_LOG_LEVEL") or settings.log_level)
     try:
         return asyncio.run(_run(settings, generation))

@@ -15,11 +15,15 @@ from gcsagent import __version__
 from gcsagent.agent import proc
 from gcsagent.agent.call import Call
 from gcsagent.agent.container import Container
+from gcsagent.agent.features import features
+from gcsagent.agent.machine_facts import machine, msgpack_version
 from gcsagent.agent.process_dir import read_json
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime_facts import RuntimeFacts
 from gcsagent.agent.upgrade import UpgradeService
+from gcsagent.common import boot
 from gcsagent.common.config import Settings
+from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.address import UnixAddress, parse_listen
 from protocol.errors import RpcError
 from protocol.families.agent import AskInfo, Info, Pong, Shutdown, ShutdownAction
@@ -27,8 +31,6 @@ from protocol.method import Empty
 from protocol.types import BootStage, Status
 
 BUILD_FILE = "/etc/gcsagent/build.json"
-BOOT_FILE = "/run/gcs/boot-stages"
-"""Lines ``STAGE UPTIME`` written by initramfs/init and the supervisor as the boot reaches them."""
 
 SANDBOX_SECONDS = 1.0
 """A sandbox's grace when its pod's containers have used all of it up."""
@@ -85,6 +87,12 @@ class AgentService:
             boot_stages=_boot_stages() if self._settings.guest else (),
             build=_build(),
             code=self.upgrades.running,
+            protocol_min=PROTOCOL_MIN,
+            protocol_max=PROTOCOL_MAX,
+            features=features(),
+            limits=self._registry.bounds.limits,
+            msgpack=msgpack_version(),
+            machine=machine(self._settings.guest),
         )
 
     # -- the end --------------------------------------------------------------------------------
@@ -156,14 +164,7 @@ def _os_name() -> str:
 
 
 def _boot_stages() -> tuple[BootStage, ...]:
-    stages = []
-    for line in proc.text(BOOT_FILE).splitlines():
-        stage, _, uptime = line.partition(" ")
-        try:
-            stages.append(BootStage(stage, int(float(uptime) * 1000)))
-        except ValueError:
-            continue
-    return tuple(stages)
+    return tuple(BootStage(stage, round(uptime * 1000)) for stage, uptime in boot.stages())
 
 
 def _build() -> dict[str, Any]:

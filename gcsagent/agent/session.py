@@ -15,10 +15,11 @@ import socket
 from typing import Any, Protocol
 
 from gcsagent import __version__
-from gcsagent.agent import criu, room
+from gcsagent.agent import room
 from gcsagent.agent.call import Call
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.failures import to_rpc_error
+from gcsagent.agent.features import features
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.logs import context
 from gcsagent.agent.registry import Registry
@@ -36,19 +37,6 @@ from protocol.framing import Message, Notification, Request, Response, encode
 from protocol.method import Envelope
 from protocol.methods import CANCEL, ELSEWHERE, METHODS, STREAMING, Cancel
 from protocol.schema import SchemaError, from_wire, to_wire
-
-FEATURES = (
-    "archive",
-    "events.replay",
-    "exec_request",
-    "fifo",
-    "forward",
-    "network",
-    "pods",
-    "spool",
-    "tee",
-    "upgrade",
-)
 
 PING = "agent.ping"
 
@@ -280,7 +268,7 @@ class Session:
             __version__,
             self._agent.boot_id,
             self._agent.generation,
-            _features(),
+            features(),
             self._bounds.limits,
         )
 
@@ -379,11 +367,6 @@ class Session:
             return
         self._closing = True
         self._let_go()
-
-
-def _features() -> tuple[str, ...]:
-    """With ``checkpoint`` only where CRIU is, which may be installed while the agent runs."""
-    return ("checkpoint", *FEATURES) if criu.present() else FEATURES
 
 
 def _not_alone() -> RpcError:

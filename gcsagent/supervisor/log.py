@@ -24,8 +24,6 @@ _kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
 _poke: Callable[[], None] | None = None
 WAIT_SECONDS = 0.5
 """How long an entry waits for room; a pipe that has any takes PIPE_BUF bytes (pipe(7)), more than a line."""
-BOOT_STAGES = "/run/gcs/boot-stages"
-"""Lines ``STAGE UPTIME``, begun by initramfs/init, for agent.info."""
 
 
 def set_level(name: str) -> None:
@@ -80,17 +78,3 @@ def _keep(now: int, level: str, message: str, text: str) -> None:
     _kept.append({**fields, **line})
     if _poke is not None:
         _poke()
-
-
-def boot_stage(stage: str, failure: str | None = None) -> None:
-    """The console line the launcher follows a boot by: ``gcs-boot: STAGE UPTIME`` or FAILED and why."""
-    with open("/proc/uptime", encoding="ascii") as file:
-        uptime = file.read().split()[0]
-    line = f"gcs-boot: {stage} {uptime}" if failure is None else f"gcs-boot: FAILED {stage}: {failure}"
-    try:
-        os.write(2, (line.replace("\n", " ") + "\n").encode())
-        if failure is None:
-            with open(BOOT_STAGES, "a", encoding="ascii") as stages:
-                stages.write(f"{stage} {uptime}\n")
-    except OSError:
-        return

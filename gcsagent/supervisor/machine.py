@@ -7,8 +7,9 @@ import os
 import struct
 from collections.abc import Callable
 
+from gcsagent.common import boot
 from gcsagent.common.loop import Loop
-from gcsagent.supervisor.log import boot_stage, log
+from gcsagent.supervisor.log import log
 from gcsagent.supervisor.unmount import kill_all, unmount_all
 
 _EVENT = struct.Struct("llHHi")  # struct input_event, linux/input.h, 64-bit
@@ -59,5 +60,5 @@ def end(action: str) -> None:
         # where the first one, which is done, was given up.
         os.execv("/bin/busybox", ["busybox", program, "-f", "-n"])
     except OSError as error:
-        boot_stage("shutdown", f"cannot {program}: {error}")
+        boot.failed("shutdown", f"cannot {program}: {error}")
         raise

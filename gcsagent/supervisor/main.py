@@ -13,12 +13,12 @@ import socket
 import time
 from typing import Any
 
-from gcsagent.common import channel
+from gcsagent.common import boot, channel
 from gcsagent.common.loop import READ, WRITE, Loop, Timer
 from gcsagent.supervisor import requests
 from gcsagent.supervisor.agentproc import EX_CONFIG, AgentProcess
 from gcsagent.supervisor.exits import ExitRecords
-from gcsagent.supervisor.log import boot_stage, log, on_line
+from gcsagent.supervisor.log import log, on_line
 from gcsagent.supervisor.notify import Notifier
 from gcsagent.supervisor.reaper import Call, Reaper
 from gcsagent.supervisor.shellproc import ShellProcess
@@ -96,8 +96,8 @@ class Supervisor:
 
     def agent_ready(self) -> None:
         self.agent.set_ready()
-        if self._guest and self.agent.generation == 1:
-            boot_stage("ready")
+        if self._guest:
+            boot.reached("ready")
         self.notify.ready(f"serving, agent generation {self.agent.generation}")
         log("info", "agent ready", generation=self.agent.generation, pid=self.agent.pid)
         if self._stopping:
@@ -138,7 +138,7 @@ class Supervisor:
             self._exit_code = 1
             self.finish("exit")
             return
-        boot_stage("agent", reason)
+        boot.failed("agent", reason)
         if self._on_failure == "poweroff":
             self.finish("poweroff")
         else:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from protocol import checks
 from protocol.limits import Limits
 from protocol.method import LONG, QUICK, Empty, Method
-from protocol.types import BootStage, RuntimeInfo, UpgradeStatus
+from protocol.types import BootStage, MachineInfo, RuntimeInfo, UpgradeStatus
 
 
 class ShutdownAction(StrEnum):
@@ -112,11 +112,23 @@ class Info:
     boot_stages: tuple[BootStage, ...] = ()
     """In the order they were reached; empty outside a VM."""
     build: dict[str, Any] = field(default_factory=dict)
-    """What the image was stamped with: commit and package versions; empty outside a VM."""
+    """What the image was stamped with: its ``key``, commit and package versions; empty outside a VM."""
     code: str = ""
     """SHA-256 of the uploaded archive whose code runs; empty: what the image came with."""
     runtimes: tuple[RuntimeInfo, ...] = ()
     """Every OCI runtime that ``container.create`` may name, the default first."""
+    protocol_min: int = 0
+    """Oldest protocol version the agent speaks."""
+    protocol_max: int = 0
+    """Newest protocol version the agent speaks."""
+    features: tuple[str, ...] = ()
+    """As in hello."""
+    limits: Limits = Limits()
+    """As in hello."""
+    msgpack: str = ""
+    """Version of the agent's msgpack library, and what it is written in."""
+    machine: MachineInfo = MachineInfo()
+    """The machine under all of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,21 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-STAGES = ("init", "mounts", "modules", "disks", "network", "supervisor", "agent", "ready")
+STAGES = (
+    "kernel",
+    "init",
+    "mounts",
+    "modules",
+    "disks",
+    "network",
+    "supervisor",
+    "agent",
+    "loaded",
+    "ready",
+)
 
 
 def say(text: str) -> None:
@@ -45,6 +57,9 @@ def play(mode: str, monitor: socket.socket) -> None:
         boot("disks")
         say("gcs-boot: FAILED disks: no disk named \x1b[31mrootfs\r\n")
         shutdown(monitor, "guest-shutdown")
+    elif mode == "replay":
+        say(Path(os.environ["FAKE_CONSOLE"]).read_text())
+        shutdown(monitor, "guest-reset")
     elif mode == "hang":
         boot("network")
     elif mode == "silent":

@@ -1,12 +1,40 @@
 """Stands in for vhost-device-vsock: makes the two sockets its `--vm` argument names and takes one connection.
 
-With FAKE_VSOCK=refuse it complains and exits; with FAKE_VSOCK=die it exits once QEMU has connected.
+Behind the hybrid one an agent answers every hello. With FAKE_VSOCK=refuse it complains and exits; with
+FAKE_VSOCK=die it exits once QEMU has connected; with FAKE_VSOCK=deaf no port of the guest answers.
 """
 
 import os
 import socket
 import sys
+import threading
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from protocol.connection import Connection, Role
+from protocol.families.agent import Welcome
+from protocol.framing import Request
+from protocol.schema import to_wire
+
+
+def greet(host: socket.socket) -> None:
+    """As the daemon takes CONNECT, and as an agent takes hello."""
+    with host, host.makefile("rb", buffering=0) as lines:
+        lines.readline()
+        host.sendall(b"OK 1024\n")
+        connection = Connection(Role.SERVER)
+        while data := host.recv(65536):
+            for message in connection.receive(data):
+                assert isinstance(message, Request)
+                host.sendall(connection.respond(message.msgid, to_wire(Welcome(1, "fake", "boot", 1))))
+
+
+def answer(hybrid: socket.socket) -> None:
+    while True:
+        host, _ = hybrid.accept()
+        greet(host)
 
 
 def main() -> None:
@@ -20,6 +48,8 @@ def main() -> None:
     ):
         hybrid.bind(options["uds-path"])
         hybrid.listen()
+        if mode != "deaf":
+            threading.Thread(target=answer, args=(hybrid,), daemon=True).start()
         control.bind(options["socket"])
         control.listen()
         connection, _ = control.accept()

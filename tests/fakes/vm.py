@@ -46,8 +46,8 @@ def fake_host(patch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
     root = Path(tempfile.mkdtemp(prefix="gcs"))
     for name in ("run", "image"):
         (root / name).mkdir()
-    for name in ("vmlinuz", "initramfs"):
-        (root / "image" / name).touch()
+    (root / "image" / "vmlinuz").write_bytes(bytes(0x202) + b"HdrS")
+    (root / "image" / "initramfs").write_bytes(b"070701")
     patch.setenv("GCS_QEMU", str(program(root / "qemu", "fake_qemu.py")))
     patch.setenv("GCS_VHOST_DEVICE_VSOCK", str(program(root / "vsock", "fake_vsock_daemon.py")))
     patch.setenv("GCS_VIRTIOFSD", str(program(root / "virtiofsd", "fake_virtiofsd.py")))

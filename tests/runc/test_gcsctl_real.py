@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import select
 import signal
 import struct
@@ -197,10 +198,27 @@ def test_kill_and_its_exit_record(gcsctl: Gcsctl) -> None:
     assert gcsctl.json("delete", ident)["exit"] == record
 
 
+def test_info_for_people(gcsctl: Gcsctl) -> None:
+    shown = gcsctl("info").stdout.decode()
+    for line in (
+        "agent: +0",
+        "features: .*spool",
+        r"msgpack: +\d.* \((C|Python)\)",
+        "kernel: .*x86_64",
+        "limits: +frame ",
+    ):
+        assert re.search(f"^{line}", shown, re.MULTILINE), shown
+    assert "boot:" not in shown  # this agent is not in a guest of its own
+
+
 def test_json_documents(gcsctl: Gcsctl) -> None:
     assert gcsctl.json("ping")["generation"] >= 1
-    assert gcsctl.json("info")["runtime"]["name"] == "runc"
-    assert gcsctl.json("info")["limits"]["max_containers"] == 1024
+    info = gcsctl.json("info")
+    assert info["runtime"]["name"] == "runc"
+    assert info["limits"]["max_containers"] == 1024
+    assert info["protocol_min"] <= 1 <= info["protocol_max"]
+    assert {"spool", "network", "pods"} < set(info["features"])
+    assert info["machine"]["architecture"] == os.uname().machine
     assert [each["process"] for each in gcsctl.json("ps", gcsctl.box)] == ["init"]
     started = gcsctl.json("exec", "-d", gcsctl.box, "--", "true")
     assert started["container"] == gcsctl.box

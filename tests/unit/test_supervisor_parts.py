@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.common import boot
 from gcsagent.common.loop import READ, WRITE, Loop
-from gcsagent.supervisor import log as supervisor_log
 from gcsagent.supervisor import machine
 from gcsagent.supervisor.spawn import spawn
 from gcsagent.supervisor.store import MAX_NAME, FdStore, StoreError
@@ -336,7 +336,7 @@ def test_a_standard_error_nobody_reads_or_that_is_closed_stops_nothing() -> None
 
 
 def test_a_boot_stage_is_one_line_even_if_the_reason_has_several(capfd: pytest.CaptureFixture[str]) -> None:
-    supervisor_log.boot_stage("agent", "it said\nno")
+    boot.failed("agent", "it said\nno")
     assert capfd.readouterr().err == "gcs-boot: FAILED agent: it said no\n"
 
 

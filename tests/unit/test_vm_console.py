@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from gcsagent.host.vm.console import BootFailure, ConsoleMonitor, LineSplitter, sanitize, scan
 from gcsagent.host.vm.consolelog import ConsoleLog, follow, previous, read_log
 
-STAGES = ("init", "mounts", "modules", "disks", "network", "supervisor", "agent", "ready")
+STAGES = (
+    "kernel",
+    "init",
+    "mounts",
+    "modules",
+    "disks",
+    "network",
+    "supervisor",
+    "agent",
+    "loaded",
+    "ready",
+)
 BOOT = "".join(f"gcs-boot: {stage} {number}.25\r\n" for number, stage in enumerate(STAGES)).encode()
 
 
@@ -29,8 +40,8 @@ def test_stages_with_their_uptimes() -> None:
     console = monitor(BOOT)
     assert console.ready
     assert console.last_stage == "ready"
-    assert console.stages["init"] == 0.25
-    assert console.stages["ready"] == 7.25
+    assert console.stages["init"] == 1.25
+    assert console.stages["ready"] == 9.25
     assert console.failure is None
 
 

@@ -56,7 +56,7 @@ def test_boot_then_power_button(host: FakeHost) -> None:
 
     asyncio.run(scenario())
     assert said[0] == "booting under TCG (asked for), vhost-user-vsock (asked for)"
-    assert said[-1] == "guest: ready 7.5"
+    assert said[-1] == "guest: ready 9.5"
     clean(host)
 
 
@@ -85,8 +85,12 @@ def test_leaving_the_context_kills_a_running_vm(host: FakeHost) -> None:
     [
         ("panic", "modules", "Kernel panic - not syncing: sysrq triggered crash"),
         ("fail", "modules", "stage 'disks' failed: no disk named \\x1b[31mrootfs"),
-        ("hang", "disks", "not ready within 1 s; last console line: gcs-boot: disks 3.5"),
-        ("silent", "none", "not ready within 1 s"),
+        ("hang", "disks", "not ready within 1 s; last console line: gcs-boot: disks 4.5"),
+        (
+            "silent",
+            "none",
+            "not ready within 1 s; --append earlyprintk=ttyS0 shows how far the kernel comes",
+        ),
         ("stuck", "none", "the virtual machine stopped (internal-error)"),
     ],
 )
@@ -244,7 +248,7 @@ def test_the_console_log_holds_the_raw_console(host: FakeHost) -> None:
             await vm.powerdown()
 
     asyncio.run(scenario())
-    assert log.read_bytes().startswith(b"gcs-boot: init 0.5\r\n")
+    assert log.read_bytes().startswith(b"gcs-boot: kernel 0.5\r\n")
     assert log.read_bytes().endswith(b"reboot: Power down\n")
 
 
@@ -260,6 +264,26 @@ def test_a_missing_image_names_the_script_that_makes_it(host: FakeHost) -> None:
     (host.root / "image" / "initramfs").unlink()
     with pytest.raises(ToolMissing, match=r"initramfs is missing; run scripts/build-rootfs\.sh"):
         asyncio.run(VirtualMachine.launch(config()))
+
+
+@pytest.mark.parametrize(
+    "name, content, said",
+    [
+        ("vmlinuz", b"", "is no Linux kernel for x86 (bzImage or vmlinux)"),
+        ("vmlinuz", b"ELF" * 1000, "is no Linux kernel for x86 (bzImage or vmlinux)"),
+        ("initramfs", b"", "is no initramfs: neither a cpio archive nor a compressed one"),
+        ("initramfs", b"hsqs" + bytes(100), "is no initramfs: neither a cpio archive nor a compressed one"),
+    ],
+)
+def test_an_image_of_something_else_is_refused_before_anything_starts(
+    host: FakeHost, name: str, content: bytes, said: str
+) -> None:
+    path = host.root / "image" / name
+    path.write_bytes(content)
+    with pytest.raises(UnsuitableTool) as caught:
+        asyncio.run(VirtualMachine.launch(config()))
+    assert str(caught.value) == f"{path} {said}"
+    clean(host)
 
 
 def test_a_failing_mkfs_is_quoted(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,10 +98,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None
 
 
 def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
-    """``name: value`` lines, the values under each other."""
+    """``name: value`` lines, the values under each other; one without a name goes on with the one above."""
     width = max(len(name) for name, _ in pairs) + 1
     for name, value in pairs:
-        print(f"{name + ':':<{width}} {printable(value)}")
+        print(f"{name + ':' if name else '':<{width}} {printable(value)}")
 
 
 def complain(text: object) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import asdict
 
 from gcsagent.host.cli import image_roots
 from gcsagent.host.cli.common import (
@@ -19,9 +18,8 @@ from gcsagent.host.cli.common import (
     when,
 )
 from gcsagent.host.cli.processes import age, show_processes
-from gcsagent.host.text import jsonable
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
-from protocol.types import ContainerState, ExitRecord, ProcessState, RuntimeInfo
+from protocol.types import ContainerState, ExitRecord, ProcessState
 from protocol.usage import RuntimeView
 
 
@@ -45,43 +43,6 @@ async def ping(args: argparse.Namespace) -> int:
             f" loop lag {pong.loop_lag_us / 1000:.1f} ms, round trip {round_trip * 1000:.1f} ms"
         )
     return 0
-
-
-async def info(args: argparse.Namespace) -> int:
-    async with await connect(args) as client:
-        about = await client.info(features=True)
-        assert client.welcome is not None
-        limits = asdict(client.welcome.limits)
-    if args.json:
-        print_json({**jsonable(about), "limits": limits})
-        return 0
-    stages = ", ".join(f"{stage.stage} {stage.uptime_ms} ms" for stage in about.boot_stages)
-    pairs: list[tuple[str, object]] = [
-        ("agent", f"{about.agent_version}, generation {about.generation}, pid {about.agent_pid}"),
-        ("hostname", about.hostname),
-        ("os", about.os),
-        ("kernel", about.kernel),
-        ("python", about.python),
-        *(("runtime", _runtime(runtime)) for runtime in about.runtimes),
-        ("cgroups", about.cgroups),
-        ("cpus", about.cpus),
-        ("memory", f"{about.memory_available_kib} KiB available of {about.memory_total_kib} KiB"),
-        ("uptime", f"{about.uptime_ms / 1000:.1f} s"),
-        ("containers", f"{about.containers} with {about.processes} processes"),
-        ("state", about.state_dir),
-        *((name.replace("_", " "), value) for name, value in limits.items()),
-    ]
-    pairs += [("code", about.code)] if about.code else []
-    pairs += [("boot", stages)] if stages else []
-    pairs += [(f"build {name}", value) for name, value in about.build.items() if not isinstance(value, dict)]
-    print_pairs(pairs)
-    return 0
-
-
-def _runtime(runtime: RuntimeInfo) -> str:
-    oldest, newest = (runtime.features.get(f"ociVersion{end}") for end in ("Min", "Max"))
-    spec = f", OCI runtime spec {oldest} to {newest}" if oldest and newest else ""
-    return f"{runtime.name} ({runtime.path}): {runtime.version}{spec}"
 
 
 async def upgrade_agent(args: argparse.Namespace) -> int:

@@ -8,7 +8,17 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gcsagent.host.cli import checkpoints, container_options, events, logs, manage, pods, resources, run
+from gcsagent.host.cli import (
+    about,
+    checkpoints,
+    container_options,
+    events,
+    logs,
+    manage,
+    pods,
+    resources,
+    run,
+)
 from gcsagent.host.cli.argument_types import (
     absolute_path,
     add_id,
@@ -123,7 +133,7 @@ def _add(
 
 
 def _add_agent_commands(commands: _Subparsers) -> None:
-    _add(commands, "info", manage.info, "show agent, guest and runtime", "gcsctl --vm dev info")
+    _add(commands, "info", about.info, "show agent, guest and runtime", "gcsctl --vm dev info")
     _add(commands, "ping", manage.ping, "ask the agent whether it is well", "gcsctl --vm dev ping")
     parser = _add(
         commands,

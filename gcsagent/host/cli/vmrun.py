@@ -15,6 +15,7 @@ from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
 from gcsagent.host.image.cache import Form
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
+from gcsagent.host.vm.timeline import table
 from gcsagent.host.vm.vmcli import config_from_args, print_progress, run_in_vm
 from protocol.address import HybridAddress
 
@@ -35,7 +36,9 @@ async def vm_run(args: argparse.Namespace) -> int:
     progress = _progress(args.verbose or sys.stderr.isatty())
 
     async def body(vm: VirtualMachine) -> int:
-        progress(f"ready in {vm.boot_seconds:.1f} s")
+        progress(f"ready in {vm.timeline.moments()[-1].seconds:.1f} s")
+        for line in table(vm.timeline.moments()) if args.verbose else ():
+            progress(line)
         with Signals() as signals:
             async with await Client.connect(
                 vm.address, timeout=CONNECT_SECONDS, client_name=CLIENT_NAME

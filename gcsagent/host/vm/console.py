@@ -18,7 +18,18 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-STAGES = ("init", "mounts", "modules", "disks", "network", "supervisor", "agent", "ready")
+STAGES = (
+    "kernel",
+    "init",
+    "mounts",
+    "modules",
+    "disks",
+    "network",
+    "supervisor",
+    "agent",
+    "loaded",
+    "ready",
+)
 
 _MAX_LINE_BYTES = 2048
 _KEPT_LINES = 4000
@@ -68,7 +79,7 @@ class Finding:
     @property
     def message(self) -> str:
         """The line without the kernel's time stamp."""
-        return re.sub(r"^\[\s*\d+\.\d+\]\s*(?:\[[^\]]*\]\s*)?", "", self.line)
+        return without_time(self.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +88,11 @@ class BootFailure:
 
     stage: str
     reason: str
+
+
+def without_time(line: str) -> str:
+    """A line of the kernel's without its time stamp."""
+    return re.sub(r"^\[\s*\d+\.\d+\]\s*(?:\[[^\]]*\]\s*)?", "", line)
 
 
 def sanitize(text: str) -> str:

@@ -86,7 +86,8 @@ class BootError(VmError):
         self.reason = reason
         self.lines = lines
         self.silent = silent
-        where = "before the kernel said anything" if silent else f"after stage '{stage}'"
+        reached = "before its first stage" if stage == "none" else f"after stage '{stage}'"
+        where = "before the kernel said anything" if silent else reached
         super().__init__(f"VM boot failed {where}: {reason}")
 
     def report(self) -> str:

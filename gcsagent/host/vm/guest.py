@@ -11,12 +11,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from gcsagent.host.vm.config import VmExit
 from gcsagent.host.vm.console import ConsoleMonitor, sanitize
+from gcsagent.host.vm.diagnosis import Circumstances, evidence, explain
 from gcsagent.host.vm.errors import BootError, LaunchError, QmpError
 from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.migration import Migration
@@ -31,11 +32,16 @@ from gcsagent.host.vm.vsockplug import VsockPlug
 # trace.
 _DRAIN_SECONDS = 2.0
 
+# The kernel says nothing by itself before it starts init, unless something is wrong.
+_SILENCE_HINT = "; --append earlyprintk=ttyS0 shows how far the kernel comes"
+
 # QEMU's RunState values (qapi/run-state.json) that no guest comes back from by itself.
 _DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
 
 # QEMU's ShutdownCause values that mean the guest ended itself in order.
 _ORDERLY = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest rebooted, which ends a VM"}
+
+OnStage = Callable[[str, Mapping[str, float]], None]
 
 
 class Guest:
@@ -45,12 +51,14 @@ class Guest:
         self,
         device: VsockDevice,
         shares: Shares,
+        circumstances: Circumstances,
         on_console: Callable[[bytes], None],
-        on_stage: Callable[[str], None],
+        on_stage: OnStage,
     ) -> None:
         self.device = device
         self.shares = shares
         self.shares.on_lost = self._on_lost_share
+        self._circumstances = circumstances
         self.console = ConsoleMonitor(self._on_line)
         self._on_console = on_console
         self._on_stage = on_stage
@@ -79,18 +87,19 @@ class Guest:
         device: VsockDevice,
         shares: Shares,
         on_console: Callable[[bytes], None],
-        on_stage: Callable[[str], None],
+        on_stage: OnStage,
     ) -> Guest:
         """Starts QEMU as `config` describes it, with `device` for its vsock and `shares`: it owns both then.
 
         Args:
             on_console: gets the console's raw bytes.
-            on_stage: told each boot stage the guest reports.
+            on_stage: told what the guest reports of its boot, and the stages until then.
 
         Raises:
             LaunchError: QEMU did not start.
         """
-        guest = cls(device, shares, on_console, on_stage)
+        circumstances = Circumstances(config.memory_mib, config.initramfs)
+        guest = cls(device, shares, circumstances, on_console, on_stage)
         try:
             await guest._start(config)
         except BaseException:
@@ -120,7 +129,20 @@ class Guest:
             async with asyncio.timeout(timeout):
                 await asyncio.shield(self._boot)
         except TimeoutError:
-            raise self._boot_error(f"not ready within {timeout:g} s") from None
+            hint = "" if self.console.bytes_seen else _SILENCE_HINT
+            raise self.boot_error(f"not ready within {timeout:g} s{hint}") from None
+
+    def boot_error(self, reason: str, *, explained: bool = False) -> BootError:
+        """The error for a guest that did not come up, noticed by ``reason``.
+
+        Args:
+            explained: `reason` says it all; what the console shows is not looked for another.
+        """
+        console = self.console
+        if not explained:
+            reason = explain(console, reason, self._circumstances)
+        silent = console.bytes_seen == 0
+        return BootError(console.last_stage, sanitize(reason), evidence(console), silent=silent)
 
     async def exited(self) -> VmExit:
         """How the guest ended, once it has. Any number of tasks may wait."""
@@ -309,7 +331,7 @@ class Guest:
             self._exit.set_result(self._make_exit())
         ended = self._exit.result()
         if not self._boot.done():
-            self._boot.set_exception(self._boot_error(ended.reason))
+            self._boot.set_exception(self.boot_error(ended.reason))
             # Nobody may be waiting for the boot; the exit record says it all.
             self._boot.exception()
 
@@ -329,6 +351,8 @@ class Guest:
         said = self._complaints.text().strip().splitlines()
         detail = said[-1] if said else self._shutdown or "no output"
         how = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited {status}"
+        if status == -signal.SIGKILL:
+            detail = "by somebody, or by this host for want of memory: its kernel log says so"
         return False, f"QEMU {how}: {detail}"
 
     def _on_console_bytes(self, data: bytes) -> None:
@@ -346,7 +370,7 @@ class Guest:
         elif self.console.panic is not None:
             self._fail_soon(self.console.panic.message)
         if "gcs-boot: " in line:
-            self._on_stage(line.partition("gcs-boot: ")[2])
+            self._on_stage(line.partition("gcs-boot: ")[2], self.console.stages)
 
     def _fail_soon(self, reason: str) -> None:
         # What follows explains it (a trace, the power-off); QEMU's exit cuts this short.
@@ -360,17 +384,8 @@ class Guest:
 
     def _fail(self, reason: str) -> None:
         if not self._boot.done():
-            self._boot.set_exception(self._boot_error(reason))
+            self._boot.set_exception(self.boot_error(reason))
             self._boot.exception()
-
-    def _boot_error(self, reason: str) -> BootError:
-        console = self.console
-        if console.failure is not None:
-            reason = f"stage '{console.failure.stage}' failed: {console.failure.reason}"
-        elif console.panic is None and (lines := console.lines()):
-            reason = f"{reason}; last console line: {lines[-1]}"
-        silent = console.bytes_seen == 0
-        return BootError(console.last_stage, reason, console.relevant_lines(), silent=silent)
 
     def _on_event(self, event: QmpEvent) -> None:
         if self._plug is not None:

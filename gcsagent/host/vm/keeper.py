@@ -100,6 +100,7 @@ class Keeper:
             accel=str(vm.accel),
             vsock=str(vm.vsock),
             mac=vm.nics[0].mac if vm.nics else None,
+            boot=tuple((moment.stage, round(moment.seconds, 3)) for moment in vm.timeline.moments()),
         )
         write_record(self._directory, record)
         return record

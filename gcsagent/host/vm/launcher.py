@@ -12,8 +12,7 @@ them like this.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from gcsagent.host.vm.consolelog import ConsoleLog
 from gcsagent.host.vm.disk import Disk, rootfs_disk
 from gcsagent.host.vm.diskplug import DiskPlug, PluggedDisk
 from gcsagent.host.vm.errors import BootError, DiskError, LaunchError, QmpClosed, QmpError, VmError
+from gcsagent.host.vm.greeting import ANSWER_SECONDS, answered
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, new_mac
 from gcsagent.host.vm.nicplug import NicPlug
@@ -38,6 +38,7 @@ from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_par
 from gcsagent.host.vm.share import Share
 from gcsagent.host.vm.shareplug import PluggedShare, Shares
 from gcsagent.host.vm.snapshotdir import Saved
+from gcsagent.host.vm.timeline import Timeline
 from gcsagent.host.vm.tools import GuestImage
 from gcsagent.host.vm.vsockdev import VsockChoice, VsockDevice
 
@@ -68,7 +69,7 @@ class VirtualMachine:
         accel: the accelerator it runs under, and why.
         vsock: the kind of vsock device it has, and why.
         nics: the network cards it was launched with.
-        boot_seconds: how long it took from launching QEMU to ready.
+        timeline: what its start reached when, up to the agent's first answer.
     """
 
     def __init__(self, config: VmConfig, progress: Progress | None = None) -> None:
@@ -76,7 +77,7 @@ class VirtualMachine:
         self.accel = AccelChoice("tcg", "not chosen yet")
         self.vsock = VsockChoice("vhost-user-vsock", "not chosen yet")
         self.nics = _nics(config)
-        self.boot_seconds = 0.0
+        self.timeline = Timeline()
         self._progress = progress or (lambda text: None)
         self._directories: list[PrivateDirectory] = []
         self._log: ConsoleLog | None = None
@@ -85,7 +86,7 @@ class VirtualMachine:
 
     @classmethod
     async def launch(cls, config: VmConfig, *, progress: Progress | None = None) -> VirtualMachine:
-        """Boots a VM and returns once its agent accepts connections.
+        """Boots a VM and returns once its agent has answered.
 
         Args:
             progress: told, one line at a time, what is chosen and how far the boot has come.
@@ -350,6 +351,7 @@ class VirtualMachine:
         choice = accel.choose(self.config.accel)
         self.vsock = vsockdev.choose(self.config.vsock)
         parts = self._parts = await self._prepare(choice)
+        self.timeline.mark("parts")
         if self.config.console_log is not None:
             self._log = ConsoleLog(self.config.console_log)
         try:
@@ -375,8 +377,10 @@ class VirtualMachine:
         parts = self._parts = replace(parts, disks=restoring.booted(saved, images))
         if self.config.console_log is not None:
             self._log = ConsoleLog(self.config.console_log)
+        self.timeline.mark("parts")
         sockets = self._private(socket_parent())
         device, shares = await VsockDevice.create(parts.vsock, sockets), Shares(sockets)
+        self.timeline.mark("vsock")
         config = replace(
             self._qemu_config(parts, device, shares),
             machine=saved.machine,
@@ -384,8 +388,10 @@ class VirtualMachine:
             plugged=restoring.plugged(saved, images),
         )
         self._guest = await Guest.start(config, device, shares, self._on_console, self._on_stage)
+        self.timeline.mark("qemu")
         seconds = self.config.boot_timeout or BOOT_SECONDS[self.accel.name]
         await restoring.go_on(self._guest, saved, directory, self.address, seconds)
+        self.timeline.mark("restored")
 
     async def _prepare(self, choice: AccelChoice) -> _Parts:
         config = self.config
@@ -419,9 +425,10 @@ class VirtualMachine:
             self._guest.destroy()
         self.accel = choice
         self._progress(f"booting under {self.describe()}")
-        started = time.monotonic()
+        self.timeline.again()
         directory = self._private(socket_parent())
         device, shares = await VsockDevice.create(parts.vsock, directory), Shares(directory)
+        self.timeline.mark("vsock")
         try:
             config = self._qemu_config(parts, device, shares)
         except BaseException:
@@ -429,10 +436,12 @@ class VirtualMachine:
             shares.close()
             raise
         self._guest = await Guest.start(config, device, shares, self._on_console, self._on_stage)
+        self.timeline.mark("qemu")
         timeout = self.config.boot_timeout or BOOT_SECONDS[choice.name]
         silence = _KVM_SILENCE if choice.may_fall_back else None
         await self._guest.booted(timeout, silence)
-        self.boot_seconds = time.monotonic() - started
+        await answered(self._guest, self.address, ANSWER_SECONDS[choice.name])
+        self.timeline.mark("hello")
 
     def _qemu_config(self, parts: _Parts, device: VsockDevice, shares: Shares) -> QemuConfig:
         config = self.config
@@ -460,8 +469,9 @@ class VirtualMachine:
             max_memory_mib=config.max_memory_mib,
         )
 
-    def _on_stage(self, stage: str) -> None:
-        self._progress(f"guest: {stage}")
+    def _on_stage(self, line: str, stages: Mapping[str, float]) -> None:
+        self.timeline.guest(stages)
+        self._progress(f"guest: {line}")
 
     def _on_console(self, data: bytes) -> None:
         if self._log is not None:

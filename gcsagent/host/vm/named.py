@@ -25,7 +25,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -57,6 +57,7 @@ class NamedVm:
         created: seconds since the epoch.
         mac: of its network card, if it was started with one.
         reason: why it crashed.
+        boot: what its start reached, as pairs of a stage (`timeline.py`) and the seconds to it.
     """
 
     name: str
@@ -76,6 +77,7 @@ class NamedVm:
     vsock: str | None = None
     mac: str | None = None
     reason: str | None = None
+    boot: Sequence[tuple[str, float]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON data."""

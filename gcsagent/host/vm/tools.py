@@ -36,6 +36,13 @@ TCG_OLDEST_QEMU = (8, 1)
 
 _VERSION_DEADLINE = 20.0
 
+# Documentation/arch/x86/boot.rst: the setup header's magic, at 0x202.
+_BZIMAGE = b"HdrS"
+_VMLINUX = b"\x7fELF"
+
+# lib/decompress.c's table, which knows an initramfs by its first bytes, and cpio "newc" itself.
+_ARCHIVES = (b"070701", b"\x28\xb5", b"\x1f\x8b", b"\xfd7", b"\x5d\x00", b"BZ", b"\x02\x21", b"\x89L")
+
 
 @dataclass(frozen=True, slots=True)
 class GuestImage:
@@ -84,6 +91,7 @@ def find_image(
 
     Raises:
         ToolMissing: the directory lacks the kernel or the initramfs, or there is no such kernel.
+        UnsuitableTool: they are something else.
     """
     env = os.environ if env is None else env
     if directory is None:
@@ -97,7 +105,19 @@ def find_image(
             raise ToolMissing(
                 f"no guest image: {part} is missing; run scripts/build-rootfs.sh or set GCS_IMAGE"
             )
+    if _bytes(image.kernel, 0x202, 4) != _BZIMAGE and _bytes(image.kernel, 0, 4) != _VMLINUX:
+        raise UnsuitableTool(f"{image.kernel} is no Linux kernel for x86 (bzImage or vmlinux)")
+    if not _bytes(image.initramfs, 0, 6).startswith(_ARCHIVES):
+        raise UnsuitableTool(
+            f"{image.initramfs} is no initramfs: neither a cpio archive nor a compressed one"
+        )
     return image
+
+
+def _bytes(path: Path, at: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(at)
+        return file.read(size)
 
 
 def qemu_version(qemu: Path) -> tuple[int, int, int]:

@@ -31,6 +31,8 @@ from gcsagent.host.vm.named import NamedVm, VmStore
 from gcsagent.host.vm.nic import NETWORKS
 from gcsagent.host.vm.process import open_pidfd
 from gcsagent.host.vm.share import Share
+from gcsagent.host.vm.timeline import Moment
+from gcsagent.host.vm.timeline import table as table_of_stages
 
 T = TypeVar("T")
 
@@ -58,6 +60,7 @@ def add_vm_parser(
     )
     start.add_argument("name", metavar="NAME")
     add_vm_options(start)
+    start.add_argument("-v", "--verbose", action="store_true", help="show what the start took its time for")
     stop = add(commands, "stop", vm_stop, "power a VM down and forget it", "gcsctl vm stop dev")
     stop.add_argument("name", metavar="NAME")
     stop.add_argument(
@@ -261,6 +264,8 @@ async def vm_start(args: argparse.Namespace) -> int:
             # A failure leaves the VM as it is: it runs, and `gcsctl network set` can be tried again.
             async with await Client.connect(vm.address) as client:
                 await network.use_user_network(client, vm.mac)
+    if args.verbose:
+        print_progress("\n".join(table_of_stages([Moment(*pair) for pair in vm.boot])))
     print(json.dumps(vm.to_json()) if args.json else vm.address)
     return 0
 
