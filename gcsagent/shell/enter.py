@@ -2,8 +2,8 @@
 
 Into a container it goes by setns(2): namespaces first, all at once, then the root directory of its init,
 which lies below the mount namespace's own when the runtime could not pivot. A pid namespace is only entered
-by children (pid_namespaces(7)): there one process stays behind, has the terminal as its session's leader,
-waits, and ends as its child did.
+by children (pid_namespaces(7)): there one process stays behind, waits, and ends as its child did. The child
+leads a session of its own, so that a shell in there finds its process group under a number it can see.
 
 The container's cgroup is left alone: a shell is to work in a container that is paused, has too many
 processes or no memory left, and must not be what its limits kill.
@@ -16,10 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import resource
 import signal
+import termios
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
@@ -110,12 +112,15 @@ def _join(plan: Plan) -> None:
 
 
 def _leave_behind(plan: Plan) -> None:
-    """Goes on in a child."""
+    """Goes on in a child, whose the terminal is then."""
     for number in _TERMINALS:
         signal.signal(number, signal.SIG_IGN)
+    fcntl.ioctl(0, termios.TIOCNOTTY)
     child = os.fork()
     if child:
         _stand_in(plan, child)
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     for number in _TERMINALS:
         signal.signal(number, signal.SIG_DFL)
 

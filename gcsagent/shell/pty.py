@@ -11,7 +11,9 @@ from gcsagent.shell.enter import EXIT_FAILED, Plan, enter
 
 
 class Terminal:
-    """``pid`` is the session's leader: the process, or what waits for it (gcsagent.shell.enter).
+    """``pid`` is our child: the process, or what waits for it (gcsagent.shell.enter).
+
+    ``session`` is that of the process, once it is known to be another.
 
     ptyprocess makes terminal and child; waiting, reading and writing are the event loop's: its own wait.
     """
@@ -31,6 +33,7 @@ class Terminal:
             if os.getpid() != parent:
                 os._exit(EXIT_FAILED)
         self.pid: int = self._pty.pid
+        self.session = self.pid
         self.fd: int = self._pty.fd
         os.set_inheritable(self.fd, False)
         os.set_blocking(self.fd, False)
@@ -52,7 +55,7 @@ class Terminal:
             with contextlib.suppress(OSError):
                 pidfd = os.pidfd_open(pid)
                 try:
-                    if _session_of(pid) == self.pid:
+                    if _session_of(pid) == self.session:
                         count += 1
                         for number in numbers:
                             signal.pidfd_send_signal(pidfd, number)

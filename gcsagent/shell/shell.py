@@ -1,8 +1,8 @@
 """One shell, from its opening to its end.
 
 It ends by itself, or is ended: SIGHUP to everybody in its session, as when a terminal is hung up, and
-SIGKILL to those who are still there after GRACE_SECONDS. Its leader is not reaped before: as long as it is a
-zombie, the session's number is nobody else's. What has left for a session of its own lives on, and so do
+SIGKILL to those who are still there after GRACE_SECONDS. Our child is not reaped before: as long as it is a
+zombie, its session's number is nobody else's. What has left for a session of its own lives on, and so do
 background jobs of a shell that has exited by itself, as they do under ssh.
 """
 
@@ -120,7 +120,7 @@ class Shell:
         failure: RpcError | None = None
         for line in self._words.splitlines():
             words = json.loads(line)
-            self.pid = int(words.get("pid", self.pid))
+            self.pid = self._terminal.session = int(words.get("pid", self.pid))
             if "step" in words:
                 failure = self._failure(words["step"], int(words["errno"]), str(words["error"]))
         if failure is None and self._reason is not None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from gcsagent.host.vm.tools import cache_dir
+from protocol.address import UnixAddress
 from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.shells import SLEEP, Shelled, start
+from tests.cases.target import Target
 from tests.fakes.slow_runc import Slow, slow_agent
 
 _AGENT, _CRUN_AGENT = pytest.StashKey[RunningAgent](), pytest.StashKey[RunningAgent]()
@@ -36,6 +39,19 @@ def crun_agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
     running = RunningAgent("--log-level", "debug", runtime="crun")
     request.config.stash[_CRUN_AGENT] = running
     yield from stopped_clean(running)
+
+
+@pytest.fixture(scope="session")
+def shelled(tmp_path_factory: pytest.TempPathFactory, rootfs: str) -> Iterator[Shelled]:
+    """Its end is a test, too: status 0, no process, no socket."""
+    path = tmp_path_factory.mktemp("shell") / "shell.sock"
+    running = RunningAgent("--shell", f"unix:{path}", "--watchdog", "off")
+    found = Shelled(running, UnixAddress(str(path)), Target(running.address, rootfs, "box", 1.0, 1))
+    for _ in stopped_clean(running):
+        found.run(lambda: start(found.target, "box", *SLEEP))
+        yield found
+        found.run(found.clear)
+    assert not path.exists()
 
 
 @pytest.hookimpl(wrapper=True)

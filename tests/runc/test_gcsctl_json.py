@@ -122,7 +122,7 @@ IMAGES = {
 }
 
 ELSEWHERE = {
-    "shell": "tests/runc/test_shell.py",
+    "shell": "tests/runc/test_shell_gcsctl.py",
     "pressure": "tests/cases",  # a document when the kernel tells of pressure
     "vm run": "tests/vm/test_network.py",
     "vm grow": "tests/vm",

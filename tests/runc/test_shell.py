@@ -6,128 +6,38 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gcsagent.host.client import Client
-from gcsagent.host.dialogue import Dialogue, answer
+from gcsagent.host.dialogue import Dialogue
 from gcsagent.host.errors import ConnectionBroken, HostError
 from gcsagent.host.shell import NoShell, Shell, connect, listing
 from gcsagent.host.transport import dial
 from protocol.address import UnixAddress
 from protocol.errors import Code, RemoteProtocolError, RpcError
 from protocol.families.diagnostics import AskLogs, LogEntry
-from protocol.families.shell import MAX_SHELLS, OpenShell, ShellEnd, ShellExit, ShellRef
-from protocol.framing import Request, Response, encode
+from protocol.families.shell import MAX_SHELLS, ShellEnd, ShellExit, ShellRef
+from protocol.framing import Request, encode
 from protocol.method import Empty
 from protocol.types import Winsize
-from tests.cases.agents import RunningAgent, children, eventually, stopped_clean
-from tests.cases.shells import ended, expect_line, output_of
-from tests.cases.target import Target, creation, expect, refused, remove
-
-SECONDS = 60.0
-SLEEP = ("sleep", "100000")
-IDLE_FDS = 8
-"""0 to 2, an epoll, the listening socket, the channel, both ends of a pipe that signals wake it by."""
-
-
-@dataclass(frozen=True, slots=True)
-class Shelled:
-    """An agent with a debug shell, and a container ``box`` in it."""
-
-    agent: RunningAgent
-    address: UnixAddress
-    target: Target
-
-    @property
-    def server(self) -> int:
-        """The serving process; 0: there is none."""
-        return next((pid for pid in children(self.agent.pid) if b"gcsagent.shell" in command_of(pid)), 0)
-
-    def holdings(self) -> tuple[int, list[int]]:
-        """Descriptors and children of the serving process."""
-        return len(os.listdir(f"/proc/{self.server}/fd")), children(self.server)
-
-    def run(self, scene: Callable[[], Awaitable[object]]) -> None:
-        async def bounded() -> None:
-            async with asyncio.timeout(SECONDS):
-                await scene()
-
-        asyncio.run(bounded())
-
-    async def clear(self) -> None:
-        async with await Client.connect(self.target.address) as client:
-            await remove(client, self.target.box)
-
-    async def open(self, *argv: str, container: str | None = None, **more: Any) -> Shell:
-        return await Shell.open(self.address, OpenShell(container, argv, **more), client_name="tests")
-
-    async def raw(self, *requests: tuple[str, dict[str, Any]]) -> Any:
-        """The first answer to requests that our own client would not send."""
-        dialogue = Dialogue(await dial(self.address))
-        try:
-            await dialogue.hello("raw")
-            frames = [dialogue.connection.request(10 + n, *each) for n, each in enumerate(requests)]
-            await asyncio.get_running_loop().sock_sendall(dialogue.sock, b"".join(frames))
-            message = await dialogue.message()
-            assert isinstance(message, Response)
-            return answer(message)
-        finally:
-            dialogue.close()
-
-
-def command_of(pid: int) -> bytes:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
-
-
-def is_gone(pid: int) -> bool:
-    return not Path(f"/proc/{pid}").exists()
-
-
-@pytest.fixture(scope="module")
-def shelled(tmp_path_factory: pytest.TempPathFactory, rootfs: str) -> Iterator[Shelled]:
-    """Its end is a test, too: status 0, no process, no socket."""
-    path = tmp_path_factory.mktemp("shell") / "shell.sock"
-    running = RunningAgent("--shell", f"unix:{path}", "--watchdog", "off")
-    found = Shelled(running, UnixAddress(str(path)), Target(running.address, rootfs, "box", 1.0, 1))
-    for _ in stopped_clean(running):
-        found.run(lambda: start(found.target, "box", *SLEEP))
-        yield found
-        found.run(found.clear)
-    assert not path.exists()
-
-
-async def start(target: Target, ident: str, *args: str, **more: Any) -> int:
-    async with await Client.connect(target.address) as client:
-        await client.create_container(creation(target, ident, args, **more))
-        await client.start_container(ident)
-        return (await client.container_state(ident)).pid
-
-
-@contextlib.asynccontextmanager
-async def container(shelled: Shelled, ident: str, *args: str, **more: Any) -> AsyncIterator[int]:
-    try:
-        yield await start(shelled.target, ident, *(args or SLEEP), **more)
-    finally:
-        async with await Client.connect(shelled.target.address) as client:
-            await remove(client, ident)
-
-
-@contextlib.contextmanager
-def stopped(agent: RunningAgent) -> Iterator[None]:
-    pid = agent.agent_pid
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
-
+from tests.cases.agents import RunningAgent, children, eventually
+from tests.cases.shells import (
+    IDLE_FDS,
+    SLEEP,
+    Shelled,
+    command_of,
+    container,
+    ended,
+    expect_line,
+    is_gone,
+    output_of,
+    start,
+    stopped,
+)
+from tests.cases.target import Target, expect, refused
 
 # -- what it is for -------------------------------------------------------------------------------
 
@@ -194,19 +104,22 @@ def test_a_terminal_that_resizes_and_takes_ctrl_c(shelled: Shelled) -> None:
             size = Winsize(11, 33)
             wanted: dict[str, Any] = {"container": where, "winsize": size, "term": "dumb"}
             async with await shelled.open("bash", "--norc", **wanted) as shell:
+                seen = bytearray()
                 await shell.stream.write(b"stty size; echo -$-\n")
-                await expect_line(shell.stream, rb"11 33")
-                assert b"m" in await expect_line(shell.stream, rb"-[a-zA-Z]*i[a-zA-Z]*"), "no job control"
+                await expect_line(shell.stream, rb"11 33", seen)
+                assert b"m" in await expect_line(shell.stream, rb"-[a-zA-Z]*i[a-zA-Z]*", seen), (
+                    "no job control"
+                )
                 await shell.resize(Winsize(50, 120))
                 await shell.stream.write(b"stty size; cat\n")
-                await expect_line(shell.stream, rb"50 120")
+                await expect_line(shell.stream, rb"50 120", seen)
                 await shell.stream.write(b"here\n")
-                await expect_line(shell.stream, rb"here")
-                await expect_line(shell.stream, rb"here")
+                await expect_line(shell.stream, rb"here", seen)
+                await expect_line(shell.stream, rb"here", seen)
                 await shell.stream.write(b"\x03")
-                await expect(shell.stream, rb"\^C\r\n.*# ")
+                await expect(shell.stream, rb"\^C\r\n.*# ", seen)
                 await shell.stream.write(b"echo status $?; exit 3\n")
-                await expect_line(shell.stream, rb"status 130")
+                await expect_line(shell.stream, rb"status 130", seen)
                 assert (await output_of(shell))[1].exit_code == 3
 
     shelled.run(scene)
@@ -269,7 +182,7 @@ def test_closing_the_connection_hangs_up_and_nothing_is_left(shelled: Shelled) -
         before = await settled(shelled)
         deaf = "trap '' HUP; sleep 100000 & echo child $!; echo pid $$; wait"
         shell = await shelled.open("bash", "-c", deaf)
-        child = int((await expect_line(shell.stream, rb"child [0-9]+")).split()[1])
+        child = int((await expect_line(shell.stream, rb"child [0-9]+", bytearray())).split()[1])
         async with await connect(shelled.address, "tests") as client:
             waiting = asyncio.create_task(client.call("shell.wait", ShellRef(shell.ident)))
             await shell.aclose()
@@ -278,7 +191,7 @@ def test_closing_the_connection_hangs_up_and_nothing_is_left(shelled: Shelled) -
         assert eventually(lambda: is_gone(child) and is_gone(shell.pid))
         for _ in range(3):  # the host is gone amid output that nobody takes
             shell = await shelled.open("yes", container="box")
-            await expect_line(shell.stream, rb"y")
+            await expect_line(shell.stream, rb"y", bytearray())
             await shell.aclose()
             assert await asyncio.to_thread(eventually, lambda pid=shell.pid: is_gone(pid))
         assert await settled(shelled) == before
@@ -345,7 +258,7 @@ def test_the_servers_death_ends_its_shells_and_the_next_connection_starts_anothe
             await shelled.open("sh", "-c", deaf, container="box") as other,
         ):
             for shell in (one, other):
-                await expect_line(shell.stream, rb"ready")
+                await expect_line(shell.stream, rb"ready", bytearray())
             before, pids = shelled.server, (one.pid, other.pid)
             os.kill(before, signal.SIGKILL)
             with pytest.raises(ConnectionBroken, match="was ended, and this one with it"):
@@ -373,7 +286,7 @@ def test_shells_end_with_the_supervisor(tmp_path: Path, rootfs: str, way: signal
             await start(target, "box", *SLEEP)
             script = "trap '' HUP; test -e /.dockerenv -o -e /etc/os-release && cat /etc/hostname; read x"
             async with await shelled.open("sh", "-c", script, container="box") as shell:
-                await expect_line(shell.stream, rb"demo")
+                await expect_line(shell.stream, rb"demo", bytearray())
                 server, agent = shelled.server, running.agent_pid
                 os.kill(running.pid, way)
                 with contextlib.suppress(HostError, RpcError):

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from gcsagent.host import storage
+from gcsagent.host import shell, storage
 from gcsagent.host.client import Client
 from gcsagent.host.errors import AgentSilent
+from gcsagent.host.shell import NoShell
 from gcsagent.host.vm.config import VmConfig, VmExit
 from gcsagent.host.vm.launcher import VirtualMachine
 from protocol.families.storage import Device, Format, MountKind, MountStorage
@@ -113,6 +114,8 @@ def test_containers_have_their_grace_and_a_reboot_is_seen(
     async def story() -> tuple[VmExit, float]:
         config = vm_config(built_image, rootfs_image, tmp_path)
         async with machine_with(config, disk) as (machine, target, client):
+            with pytest.raises(NoShell, match="is not allowed there"):
+                await shell.connect(shell.shell_address(machine.address), "tests")
             await start(client, target, "deaf", DEAF)
             await start(client, target, "tidy", TIDY)
             await written(client, "deaf", "deaf")

@@ -73,6 +73,8 @@ async def run(args: argparse.Namespace) -> int:
     if args.kill:
         async with await shell.connect(address, CLIENT_NAME) as client:
             await client.call("shell.kill", ShellRef(args.kill))
+        if args.json:
+            print_json({"shell": args.kill})
         return 0
     term = os.environ.get("TERM", "")
     wanted = OpenShell(
