@@ -18,7 +18,8 @@ help:
 	@echo "make unit | runc | vm     one tier of the tests;  PYTEST_ARGS=... is passed on"
 	@echo "make chaos       kills the agent under load, at every step of every request, and in a VM"
 	@echo "make scale       200 containers and 1,000 processes at once, 30 containers in a VM, in figures"
-	@echo "make copy         1 GiB into a guest and out of it, in figures"
+	@echo "make spine       every case in a VM, those as well that need no kernel of their own"
+	@echo "make copy        1 GiB into a guest and out of it, in figures"
 	@echo "make boot-failures     VMs broken on purpose, and what is said of each"
 	@echo "make test-long   all of these"
 	@echo "make bench       what it costs beside runc and plain sockets; OUT= a directory for JSON, table, plot"
@@ -94,9 +95,14 @@ bench: venv tools image demo-rootfs
 boot-failures: venv tools image
 	GCS_BOOT=long $(PYTEST) tests/vm/test_boot_failures.py $(PYTEST_ARGS)
 
+# Every case of the list in a VM, too.
+.PHONY: spine
+spine: venv tools image demo-rootfs
+	GCS_SPINE=long $(PYTEST) tests/vm/test_spine.py $(PYTEST_ARGS)
+
 # What make test has in short, at full length.
 .PHONY: test-long
-test-long: scale chaos copy boot-failures
+test-long: spine scale chaos copy boot-failures
 
 .PHONY: demo
 demo: venv tools image demo-rootfs

@@ -1,4 +1,4 @@
-"""The cases in one VM, over vsock: most of the list that tests/runc runs over a UNIX socket."""
+"""The cases in one VM, over vsock: those of the list that a kernel or vsock has a part in."""
 
 from __future__ import annotations
 
