@@ -26,6 +26,8 @@ CONSOLE_LINES = 60
 _VM = pytest.StashKey["GuestVm"]()
 
 
+# With "=" in what users are told: before it knows its plugins' options, pytest takes a path that stands alone
+# for one of the tests' and looks for the ini file there.
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("gcsagent", "a VM to test in")
     for name, kind, text in _OPTIONS:
@@ -57,7 +59,7 @@ def gcs_vm_config(pytestconfig: pytest.Config) -> VmConfig:
     if not given("rootfs"):
         raise pytest.UsageError(
             "gcs_vm needs a root file system for its containers:"
-            " give --gcs-rootfs PATH or set gcs_rootfs in the ini file"
+            " give --gcs-rootfs=PATH or set gcs_rootfs in the ini file"
         )
     try:
         memory, cpus = int(given("memory") or DEFAULT_MEMORY_MIB), int(given("cpus") or DEFAULT_CPUS)

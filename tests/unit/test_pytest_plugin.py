@@ -33,7 +33,7 @@ def run_pytest(directory: Path, *options: str) -> str:
 @pytest.mark.parametrize(
     "options, said",
     [
-        ((), "give --gcs-rootfs PATH or set gcs_rootfs in the ini file"),
+        ((), "give --gcs-rootfs=PATH or set gcs_rootfs in the ini file"),
         (("--gcs-rootfs", "/", "--gcs-memory", "much"), "gcs_memory and gcs_cpus are whole numbers"),
         (("--gcs-rootfs", "/", "--gcs-net", "wifi"), "network 'wifi' must be one of none, user"),
         (("--gcs-rootfs", "/"), "GCS_QEMU=/nowhere is not an executable file"),
