@@ -6,7 +6,8 @@ import argparse
 
 import pytest
 
-from gcsagent.host.cli.forward import Wanted, parse
+from gcsagent.host.cli.argument_types import typed
+from gcsagent.host.forwards import Wanted
 from protocol.families.forward import OpenForward
 
 
@@ -33,7 +34,7 @@ from protocol.families.forward import OpenForward
 def test_what_is_meant(
     text: str, where: str | tuple[str, int], target: OpenForward, shown: str | None
 ) -> None:
-    wanted = parse(text)
+    wanted = Wanted.parse(text)
     assert wanted == Wanted(where, target)
     assert shown in (None, wanted.to)
 
@@ -55,6 +56,6 @@ def test_what_is_meant(
 )
 def test_what_is_wrong(text: str, word: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError) as caught:
-        parse(text)
+        typed(Wanted.parse)(text)
     assert word in str(caught.value)
     assert text in str(caught.value)

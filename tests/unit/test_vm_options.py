@@ -33,7 +33,7 @@ def test_every_option_reaches_the_vm_and_its_keeper(command: tuple[str, ...]) ->
         *("--guest-image", "/image", "--kernel", "/kernel", "--rootfs", "/root", "--append", "quiet"),
         *("--disk", "/data.img", "--disk", "/logs:old:ro", "--share", "/src", "--share", "/doc:d:ro"),
         *("--net", "user", "--mac", "52:54:00:12:34:56", "--accel", "tcg", "--vsock", "vhost-user"),
-        *("--boot-timeout", "9"),
+        *("--boot-timeout", "9", "--forward", "8080:web:80", "--forward", "./s::/run/s"),
     )
     config = config_from_args(parse([*command, *words]))
     assert config == VmConfig(
@@ -50,6 +50,7 @@ def test_every_option_reaches_the_vm_and_its_keeper(command: tuple[str, ...]) ->
             Disk(Path("/logs"), "old", read_only=True),
         ),
         shares=(Share(Path("/src"), "src"), Share(Path("/doc"), "d", read_only=True)),
+        forwards=("8080:web:80", "./s::/run/s"),
         net="user",
         mac="52:54:00:12:34:56",
         accel="tcg",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import os
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from gcsagent.host import storage
 from gcsagent.host.client import Client
 from gcsagent.host.vm.errors import ShareError
 from gcsagent.host.vm.launcher import VirtualMachine
+from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.share import Share
 from gcsagent.host.vm.shareplug import PluggedShare
 from protocol.errors import Code
@@ -26,7 +30,8 @@ from tests.vm.test_storage import box
 # The first test boots the VM, and may build its image.
 pytestmark = pytest.mark.timeout(1300)
 ROOTFS = "/run/gcs/disks/rootfs"
-SECONDS = 30.0
+SECONDS, BOOT_SECONDS = 30.0, 240.0
+WORK = "/run/gcs/shares/work"
 
 Story = Callable[[VirtualMachine, Target, Client], Awaitable[None]]
 
@@ -164,3 +169,115 @@ def test_a_share_that_is_taken_away_while_it_is_used_gives_errors(vm: Booted, tm
 
     within(vm, tmp_path, story=story)
     assert (tmp_path / "file").read_text() == "x\n"
+
+
+async def gcsctl(*words: str) -> str:
+    """What it prints."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "gcsagent.host", *words),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await asyncio.wait_for(process.communicate(), BOOT_SECONDS)
+    if process.returncode != 0:
+        raise RuntimeError(err.decode())
+    return out.decode()
+
+
+def test_gcsctl_starts_a_vm_with_all_that_it_shall_have(
+    built_image: Path, rootfs_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shares, a disk, a forward and a kernel; more shares while it runs; the power button saves what is held."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    site, work, late, disk = (tmp_path / name for name in ("site", "work", "late", "disk"))
+    for directory in (site, work, late):
+        directory.mkdir()
+    (site / "page").write_text("hello\n")
+    with disk.open("wb") as file:
+        file.truncate(64 * MIB)
+    serve = (
+        "import http.server, signal, sys\n"
+        f"signal.signal(15, lambda *_: (open('{WORK}/tidy', 'w').write('tidy'), sys.exit()))\n"
+        "http.server.test(lambda *a: http.server.SimpleHTTPRequestHandler(*a, directory='/srv'), port=80)\n"
+    )
+
+    async def story() -> None:
+        options = ("--guest-image", str(built_image), "--kernel", str(built_image / "vmlinuz"))
+        given = ("--share", f"{site}:ro", "--share", str(work), "--disk", f"{disk}:data")
+        where = ("--rootfs", str(rootfs_image), "--forward", "0:web:80")
+        shown = json.loads(await gcsctl("--json", "vm", "start", "dev", *options, *given, *where))
+        vm = ("--vm", "dev")
+        mount = json.loads(
+            await gcsctl("--json", *vm, "storage", "mount", "db", "--serial", "data", "--format")
+        )
+        assert (mount["fstype"], mount["formatted"]) == ("ext4", True)
+        volumes = (
+            "-v",
+            "/run/gcs/shares/site:/srv:ro",
+            "-v",
+            f"{WORK}:{WORK}",
+            "-v",
+            "/run/gcs/shares:/shares",
+        )
+        run = (*vm, "run", "-d", "--id", "web", "--overlay", "--rootfs", ROOTFS, *volumes)
+        await gcsctl(*run, "--", "python3", "-c", serve)
+        [forward] = shown["forwards"]
+        address, _, target = forward.partition(" -> ")
+        assert target == "web:80"
+        assert await page(address) == "hello\n"
+        (site / "page").unlink()
+        (site / "page").write_text("changed on the host\n")
+        assert await page(address, "changed") == "changed on the host\n"
+        denied = await gcsctl(*vm, "exec", "web", "--", "sh", "-c", "touch /shares/site/x 2>&1 || true")
+        assert "Read-only file system" in denied
+        assert await gcsctl("vm", "share", "add", "dev", str(late)) == "/run/gcs/shares/late\n"
+        listed = json.loads(await gcsctl("--json", "vm", "share", "ls", "dev"))
+        assert [(each["tag"], each["read_only"], each["removable"]) for each in listed] == [
+            ("late", False, True),
+            ("site", True, False),
+            ("work", False, False),
+        ]
+        reader = ("--rm", "--overlay", "--rootfs", ROOTFS, "-v", "/run/gcs/shares/late:/late")
+        await gcsctl(*vm, "run", *reader, "--", "sh", "-c", "echo late >/late/file")
+        assert (late / "file").read_text() == "late\n"
+        await gcsctl(*vm, "run", "-d", "--id", "user", *reader[1:], "--", "sleep", "1000")
+        with pytest.raises(RuntimeError, match="container user uses it"):
+            await gcsctl("vm", "share", "rm", "dev", "late")
+        await gcsctl(*vm, "delete", "--force", "user")
+        await gcsctl("vm", "share", "rm", "dev", "late")
+        assert not daemons(late)
+        with pytest.raises(RuntimeError, match="since the boot"):
+            await gcsctl("vm", "share", "rm", "dev", "site")
+        with pytest.raises(RuntimeError, match="cannot be saved"):
+            await gcsctl("vm", "save", "dev", str(tmp_path / "saved"))
+        await gcsctl("vm", "stop", "dev", "--timeout", "100")
+
+    try:
+        asyncio.run(story())
+    finally:
+        for vm in VmStore().list():
+            asyncio.run(VmStore().stop(vm.name, 1.0))
+    assert (work / "tidy").read_text() == "tidy"
+    assert VmStore().list() == []
+    assert eventually(lambda: not any(map(daemons, (site, work, late))))
+
+
+async def page(address: str, wanted: str = "") -> str:
+    """What is served there, once that is so; the guest may not look at a file anew for a second."""
+    host, _, port = address.rpartition(":")
+
+    async def get() -> str:
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /page HTTP/1.0\r\n\r\n")
+        answer = (await reader.read()).decode()
+        writer.close()
+        return answer.partition("\r\n\r\n")[2]
+
+    async with asyncio.timeout(SECONDS):
+        while True:
+            try:
+                if wanted in (found := await get()) and found:
+                    return found
+            except ConnectionError:
+                pass  # it does not listen yet

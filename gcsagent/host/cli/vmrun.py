@@ -13,6 +13,7 @@ from gcsagent.host.cli.image_roots import ImageRoot
 from gcsagent.host.cli.run import RunPlan, run_container, run_plan
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
+from gcsagent.host.forwards import kept
 from gcsagent.host.image.cache import Form
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
 from gcsagent.host.vm.timeline import table
@@ -40,9 +41,12 @@ async def vm_run(args: argparse.Namespace) -> int:
         for line in table(vm.timeline.moments()) if args.verbose else ():
             progress(line)
         with Signals() as signals:
-            async with await Client.connect(
-                vm.address, timeout=CONNECT_SECONDS, client_name=CLIENT_NAME
-            ) as client:
+            async with (
+                await Client.connect(vm.address, timeout=CONNECT_SECONDS, client_name=CLIENT_NAME) as client,
+                kept(vm.address, args.forward) as forwards,
+            ):
+                for told in forwards:
+                    progress(told)
                 for nic in vm.nics:
                     await network.use_user_network(client, nic.mac)
                 return await run_container(client, plan, signals)

@@ -19,7 +19,7 @@ DEFAULT_CPUS = min(2, os.cpu_count() or 1)
 
 _PATHS = ("image", "kernel", "rootfs", "console_log", "qmp_path", "snapshot")
 
-OWN = ("name", "image", "vsock", "boot_timeout", "console_log", "qmp_path", "snapshot")
+OWN = ("name", "image", "vsock", "boot_timeout", "forwards", "console_log", "qmp_path", "snapshot")
 """Fields that are of one VM, and no part of a snapshot of it."""
 
 
@@ -36,6 +36,7 @@ class VmConfig:
         net: none, or user for a network card with QEMU's user-mode network; the guest is not configured.
         mac: that card's address; None: a random one.
         shares: directories of this host, mounted at /run/gcs/shares/TAG.
+        forwards: `gcsctl forward`'s words, for whoever looks after the VM (`gcsagent.host.forwards`).
         cmdline: words added to the kernel's command line.
         accel: auto, kvm or tcg.
         vsock: auto, vhost or vhost-user.
@@ -57,6 +58,7 @@ class VmConfig:
     rootfs: Path | None = None
     disks: tuple[Disk, ...] = ()
     shares: tuple[Share, ...] = ()
+    forwards: tuple[str, ...] = ()
     cmdline: tuple[str, ...] = ()
     net: str = "none"
     mac: str | None = None
@@ -112,6 +114,7 @@ class VmConfig:
             Share(**{**each, "path": Path(each["path"])}) for each in values.get("shares", ())
         )
         values["cmdline"] = tuple(values["cmdline"])
+        values["forwards"] = tuple(values.get("forwards", ()))
         return cls(**values)
 
 

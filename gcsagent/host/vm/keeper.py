@@ -19,6 +19,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from gcsagent.host.errors import HostError
+from gcsagent.host.forwards import kept
 from gcsagent.host.vm import control
 from gcsagent.host.vm.config import VmConfig, VmExit
 from gcsagent.host.vm.errors import BootError, VmError
@@ -40,6 +42,7 @@ class Keeper:
         self._config = replace(config, console_log=directory / "console.log", qmp_path=directory / "qmp")
         self._stop = asyncio.Event()
         self._pull_plug = asyncio.Event()
+        self._forwards: tuple[str, ...] = ()
 
     def asked_to_stop(self) -> None:
         """A SIGTERM has come."""
@@ -55,11 +58,12 @@ class Keeper:
             async with (
                 vm,
                 control.listening(self._directory / control.CONTROL, orders(vm, self._record_running)),
+                kept(vm.address, self._config.forwards) as self._forwards,
             ):
                 report({"ready": self._record_running(vm).to_json()})
                 detach()
                 ended = await self._until_end(vm)
-        except VmError as error:
+        except (VmError, HostError) as error:
             remove(self._directory)
             report({"error": describe(error)})
             return 1
@@ -101,6 +105,7 @@ class Keeper:
             vsock=str(vm.vsock),
             mac=vm.nics[0].mac if vm.nics else None,
             boot=tuple((moment.stage, round(moment.seconds, 3)) for moment in vm.timeline.moments()),
+            forwards=self._forwards,
         )
         write_record(self._directory, record)
         return record
@@ -168,7 +173,7 @@ def claim(fresh: Path, directory: Path, config: VmConfig) -> None:
     os.rename(fresh, directory)
 
 
-def describe(error: VmError) -> dict[str, Any]:
+def describe(error: VmError | HostError) -> dict[str, Any]:
     """The error as the starter's report carries it."""
     common = {"type": type(error).__name__, "message": str(error)}
     if isinstance(error, BootError):

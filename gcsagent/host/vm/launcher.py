@@ -25,18 +25,16 @@ from gcsagent.host.vm.config import DEFAULT_PORT, VmConfig, VmExit
 from gcsagent.host.vm.console import ConsoleMonitor
 from gcsagent.host.vm.consolelog import ConsoleLog
 from gcsagent.host.vm.disk import Disk, rootfs_disk
-from gcsagent.host.vm.diskplug import DiskPlug, PluggedDisk
 from gcsagent.host.vm.errors import BootError, DiskError, LaunchError, QmpClosed, QmpError, VmError
 from gcsagent.host.vm.greeting import ANSWER_SECONDS, answered
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, new_mac
-from gcsagent.host.vm.nicplug import NicPlug
+from gcsagent.host.vm.plugging import Plugging
 from gcsagent.host.vm.process import interrupts_held
 from gcsagent.host.vm.qemu import QemuConfig
 from gcsagent.host.vm.qmp import QmpClient
 from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
-from gcsagent.host.vm.share import Share
-from gcsagent.host.vm.shareplug import PluggedShare, Shares
+from gcsagent.host.vm.shareplug import Shares
 from gcsagent.host.vm.snapshotdir import Saved
 from gcsagent.host.vm.timeline import Timeline
 from gcsagent.host.vm.tools import GuestImage
@@ -62,7 +60,7 @@ class _Parts:
     vsock: VsockChoice
 
 
-class VirtualMachine:
+class VirtualMachine(Plugging):
     """A running VM. Made by `launch`; ended by `powerdown`, `kill`, or its guest.
 
     Attributes:
@@ -234,78 +232,6 @@ class VirtualMachine:
             ReplugError, QmpError, DiskError: unplugging, saving memory, copying disks failed.
         """
         return await saving.save(self, directory, hold=hold, progress=progress or self._progress)
-
-    async def plug_disk(self, path: Path, serial: str, *, read_only: bool = False) -> None:
-        """Gives the running guest a raw image file or block device as a disk; `storage.mount` waits for it.
-
-        Raises:
-            InvalidVmConfig, DiskError: it cannot be a disk of this VM.
-            QmpError: QEMU refused.
-        """
-        await DiskPlug(self._running.ports).plug(path, serial, read_only=read_only)
-
-    async def unplug_disk(self, serial: str, timeout: float = 30.0) -> None:
-        """Takes a disk away again; unmount it in the guest first.
-
-        Args:
-            timeout: seconds the guest may take to let go of it.
-
-        Raises:
-            DiskError: it was not plugged in.
-            QmpError: the guest or QEMU refused.
-        """
-        await DiskPlug(self._running.ports).unplug(serial, timeout)
-
-    async def disks(self) -> list[PluggedDisk]:
-        """All disks it has, by serial number. Raises QmpError."""
-        return await DiskPlug(self._running.ports).all()
-
-    async def plug_nic(self, mac: str | None = None) -> str:
-        """Gives the running guest a network card with the user-mode network; returns its address.
-
-        Raises:
-            InvalidVmConfig, PlugError: it cannot be a card of this VM.
-            QmpError: QEMU refused.
-        """
-        return await NicPlug(self._running.ports).plug(mac)
-
-    async def unplug_nic(self, mac: str, timeout: float = 30.0) -> None:
-        """Takes a network card away again.
-
-        Args:
-            timeout: seconds the guest may take to let go of it.
-
-        Raises:
-            PlugError: it was not plugged in.
-            QmpError: the guest or QEMU refused.
-        """
-        await NicPlug(self._running.ports).unplug(mac, timeout)
-
-    async def plug_share(self, share: Share) -> None:
-        """Shares one more directory with the running guest; `storage.mount` waits for its tag.
-
-        Raises:
-            InvalidVmConfig, ShareError, PlugError: it cannot be a share of this VM.
-            LaunchError, ToolMissing: its virtiofsd did not start.
-            QmpError: QEMU refused.
-        """
-        await self._running.shares.plug(self._running.ports, share)
-
-    async def unplug_share(self, tag: str, timeout: float = 30.0) -> None:
-        """Takes a share away again; unmount it in the guest first: what is left there gives errors.
-
-        Args:
-            timeout: seconds the guest may take to let go of it.
-
-        Raises:
-            ShareError: it was not plugged in.
-            QmpError: the guest or QEMU refused.
-        """
-        await self._running.shares.unplug(self._running.ports, tag, timeout)
-
-    def shares(self) -> list[PluggedShare]:
-        """All shares it has, by tag."""
-        return self._running.shares.all()
 
     async def kill(self, why: str = "killed") -> VmExit:
         """Ends the VM at once, as pulling the plug does."""

@@ -56,6 +56,7 @@ class NamedVm:
         qemu_pid, daemon_pid, address, accel, vsock: None until it runs; daemon_pid also without a daemon.
         created: seconds since the epoch.
         mac: of its network card, if it was started with one.
+        forwards: where it is reached from here, and what there is reached, as `ADDR:PORT -> ID:PORT`.
         reason: why it crashed.
         boot: what its start reached, as pairs of a stage (`timeline.py`) and the seconds to it.
     """
@@ -76,6 +77,7 @@ class NamedVm:
     accel: str | None = None
     vsock: str | None = None
     mac: str | None = None
+    forwards: tuple[str, ...] = ()
     reason: str | None = None
     boot: Sequence[tuple[str, float]] = ()
 

@@ -17,7 +17,7 @@ from gcsagent.host.errors import HostError
 from gcsagent.host.vm.config import OWN, VmConfig
 from gcsagent.host.vm.copying import copy, link_or_copy
 from gcsagent.host.vm.disk import Disk
-from gcsagent.host.vm.errors import InvalidVmConfig, LaunchError, QmpError, SnapshotError
+from gcsagent.host.vm.errors import LaunchError, QmpError, SnapshotError
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, nic_backend, nic_device
 from gcsagent.host.vm.qemu import disk_name
@@ -27,15 +27,7 @@ from protocol.errors import RemoteProtocolError, RpcError
 
 
 def settled(config: VmConfig, saved: Saved) -> VmConfig:
-    """The VM that `config` asks for, with all that comes from its snapshot.
-
-    Raises:
-        InvalidVmConfig: it asks for more.
-    """
-    if config.disks or config.shares:
-        raise InvalidVmConfig(
-            "a VM made from a snapshot has what the saved one had: plug disks and shares in once it runs"
-        )
+    """The VM that `config` asks for, with all that comes from its snapshot."""
     old = VmConfig.from_json(saved.config)
     own = {name: getattr(config, name) for name in OWN if name not in ("image", "snapshot")}
     return replace(old, **own, image=config.image or old.image, accel=saved.accel)

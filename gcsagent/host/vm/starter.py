@@ -158,8 +158,13 @@ def _absolute(config: VmConfig) -> VmConfig:
         kernel=None if config.kernel is None else config.kernel.absolute(),
         rootfs=None if config.rootfs is None else config.rootfs.absolute(),
         disks=tuple(replace(disk, path=disk.path.absolute()) for disk in config.disks),
+        forwards=tuple(_absolute_forward(text) for text in config.forwards),
         shares=tuple(replace(share, path=share.path.absolute()) for share in config.shares),
     )
+
+
+def _absolute_forward(text: str) -> str:
+    return str(Path(text).absolute()) if text.startswith(".") else text
 
 
 async def _hear(keeper: _Keeper, awaited: str, directory: Path, progress: Progress) -> Any:

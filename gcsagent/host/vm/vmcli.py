@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from gcsagent.host import network
 from gcsagent.host.client import Client
+from gcsagent.host.forwards import Wanted
 from gcsagent.host.vm import consolelog, starter
 from gcsagent.host.vm.config import DEFAULT_CPUS, DEFAULT_MEMORY_MIB, VmConfig
 from gcsagent.host.vm.console import LineSplitter
@@ -120,6 +121,14 @@ def add_vm_options(parser: argparse.ArgumentParser) -> None:
         help="share a directory, mounted at /run/gcs/shares/TAG; TAG is its name by default; may be repeated",
     )
     parser.add_argument(
+        "--forward",
+        type=_forward,
+        action="append",
+        default=[],
+        metavar="[ADDR:]PORT:ID:PORT",
+        help="as `gcsctl forward` has it, while the VM runs; `vm ls --json` shows them; may be repeated",
+    )
+    parser.add_argument(
         "--net",
         choices=NETWORKS,
         default="none",
@@ -157,6 +166,7 @@ def config_from_args(args: argparse.Namespace) -> VmConfig:
         rootfs=args.rootfs,
         disks=tuple(args.disk),
         shares=tuple(args.share),
+        forwards=tuple(args.forward),
         cmdline=tuple(args.append),
         shell=args.shell,
         net=args.net,
@@ -177,6 +187,14 @@ def disk(text: str) -> Disk:
 def share(text: str) -> Share:
     """``DIR[:TAG][:ro]``. Raises ArgumentTypeError."""
     return _parsed(Share.parse, text)
+
+
+def _forward(text: str) -> str:
+    try:
+        Wanted.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
+    return text
 
 
 def _parsed(parse: Callable[[str], T], text: str) -> T:
