@@ -106,7 +106,7 @@ async def serving(
 
 @contextlib.asynccontextmanager
 async def kept(address: str, forwards: Sequence[str]) -> AsyncIterator[tuple[str, ...]]:
-    """Serves them through the agent at ``address``, as ``ADDR:PORT -> ID:PORT``, which tells nobody of errors:
+    """Serves them through the agent at ``address``, as ``ADDR:PORT -> ID:PORT``. Nobody is told of errors:
     who connects sees a reset.
 
     Raises ValueError, HostError.
