@@ -17,18 +17,15 @@ import socket
 import time
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Attachable, Keeper, Load
+from gcsagent.agent.attachable import Keeper, Load
 from gcsagent.agent.counters import queued
 from gcsagent.agent.spool import Spool
 from gcsagent.agent.spool_index import SpoolIndex
+from gcsagent.agent.spool_reader import CHUNK, ROUNDS, SpoolReader, position_of
 from gcsagent.agent.stopwatch import Stopwatch
 from protocol.errors import Code, RpcError
 from protocol.limits import DEFAULT_SPOOL
 from protocol.types import StreamMode, StreamSpec, StreamState, WhenFull
-
-CHUNK = 1 << 20
-ROUNDS = 16
-"""Moves per wake-up, so that one busy stream does not keep the others waiting."""
 
 MAX_READERS = 16
 """Connections attached to one log."""
@@ -40,78 +37,6 @@ _READER, _LEADER = "r", "l"
 """What a reader's name in the supervisor's store begins with; the leader is the one a tee waits for."""
 
 _log = logging.getLogger("agent.spool")
-
-
-class SpoolReader(Attachable):
-    """One connection, and how far it has come: the position of a description that the supervisor holds."""
-
-    def __init__(self, keeper: Keeper, name: str, fd: int, spool: Spool, stream: SpoolStream) -> None:
-        super().__init__(keeper, name, fd, lambda _count: None)
-        self._spool, self._stream = spool, stream
-        self._serving = self._waiting = False
-        self._sink = -1
-        self.position = _position_of(fd)
-
-    def wake(self) -> None:
-        """There is more to send, or the end has come."""
-        if self._serving and not self._waiting:
-            self._run()
-
-    def detach(self) -> None:
-        was_attached = self.attached
-        super().detach()
-        if was_attached:
-            self.give_up()
-
-    def give_up(self) -> None:
-        self._drop_fd()
-        self._stream.forget(self)
-
-    def _to_hold(self) -> dict[str, int]:
-        return {self._name: self._fd}
-
-    def _run(self) -> None:
-        for _ in range(ROUNDS):
-            left = self._spool.written - self.position
-            if left == 0:
-                self._await_writable(False)
-                if self._stream.ended:
-                    self._start_linger()
-                return
-            try:
-                moved = os.sendfile(self._sink, self._fd, None, min(CHUNK, left))
-            except BlockingIOError:
-                break
-            except OSError:
-                self.detach()
-                return
-            self.position += moved
-            self._stream.progressed(self)
-        self._await_writable(True)
-
-    def _await_writable(self, wanted: bool) -> None:
-        if wanted == self._waiting:
-            return
-        self._waiting = wanted
-        if wanted:
-            self._loop.add_writer(self._sink, self._run)
-        else:
-            self._loop.remove_writer(self._sink)
-
-    def _offset(self) -> int:
-        return self.position
-
-    def _start(self, connection: int) -> None:
-        self._serving, self._sink = True, connection
-        self._watch_peer()
-        self._run()
-
-    def _stop(self) -> None:
-        self._await_writable(False)
-        self._serving = False
-
-    def _restore_middles(self, held: dict[str, int]) -> None:
-        return
 
 
 class SpoolStream:
@@ -397,7 +322,7 @@ class SpoolStream:
         for reader, parts in sorted(found.items(), key=lambda item: int(item[0][1:])):
             self._last_reader = int(reader[1:])
             position = parts.get("", -1)
-            if "conn" in parts and position >= 0 and self.spool.first <= _position_of(position):
+            if "conn" in parts and position >= 0 and self.spool.first <= position_of(position):
                 self._reader(self._last_reader, parts.pop(""), reader[0] == _LEADER).restore(parts)
             else:  # killed before it was attached, while it was let go, or when it had fallen behind
                 self._give_up(reader, parts)
@@ -407,7 +332,3 @@ class SpoolStream:
             os.close(fd)
             name = f"{self._name}.{reader}"
             self._keeper.supervisor.release(f"{name}.{part}" if part else name)
-
-
-def _position_of(fd: int) -> int:
-    return os.lseek(fd, 0, os.SEEK_CUR)
