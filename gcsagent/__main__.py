@@ -37,14 +37,14 @@ def _refuse(error: ConfigError, guest: bool) -> int:
 
 
 def _run(settings: Settings) -> int:
-    from gcsagent.supervisor import log, main
+    from gcsagent.supervisor import log, main, standing
 
     log.set_level(settings.log_level)
-    main.keep_descriptors_to_ourselves()
-    main.raise_limits()
-    main.protect_from_oom()
+    standing.keep_descriptors_to_ourselves()
+    standing.raise_limits()
+    standing.protect_from_oom()
     if not settings.guest:
-        main.become_subreaper()
+        standing.become_subreaper()
     try:
         os.makedirs(settings.state, mode=0o711, exist_ok=True)
         supervisor = main.Supervisor(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from gcsagent.supervisor import agentproc, log, machine, main, watchdog
+from gcsagent.supervisor import agentproc, log, machine, main, standing, watchdog
 
 
 def end(action: str) -> None:
@@ -26,9 +26,9 @@ def run(state: str, puppet: str, guest: bool) -> int:
     # Together with the usual grace, which agents are still told of.
     main.CLEANUP_SECONDS = float(os.environ.get("DRIVER_STOP_SECONDS", "0.2")) - main.GRACE_SECONDS
     log.set_level("debug")
-    main.keep_descriptors_to_ourselves()
-    main.raise_limits()
-    main.become_subreaper()
+    standing.keep_descriptors_to_ourselves()
+    standing.raise_limits()
+    standing.become_subreaper()
     seconds = float(os.environ.get("DRIVER_WATCHDOG", "0"))
     return main.Supervisor(state, dict(os.environ), guest, "poweroff", seconds).run()
 

@@ -15,11 +15,11 @@ AS_A_GUEST = """
 import json, sys, types
 from gcsagent import __main__
 from gcsagent.common import config
-from gcsagent.supervisor import main, machine
+from gcsagent.supervisor import main, machine, standing
 
 # The way of --guest up to where the agent would be started, on a machine that must not change.
 settings = config.parse_guest_settings(["gcs.port=1024"])._replace(state=sys.argv[1])
-main.raise_limits = main.protect_from_oom = lambda: None
+standing.raise_limits = standing.protect_from_oom = lambda: None
 machine.PowerButton = lambda loop, pressed: None
 main.Supervisor.run = lambda self: 0
 assert __main__._run(settings) == 0
