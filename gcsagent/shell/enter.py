@@ -57,7 +57,9 @@ def enter(plan: Plan) -> NoReturn:
         if plan.namespaces:
             _join(plan)
         else:
-            os.chdir(plan.env["HOME"])
+            os.chdir("/")
+            with contextlib.suppress(OSError):
+                os.chdir(plan.env["HOME"])
         attach_to_parent()
         if plan.namespaces & CLONE_NEWPID:
             _leave_behind(plan)

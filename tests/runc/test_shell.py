@@ -125,6 +125,14 @@ def test_a_terminal_that_resizes_and_takes_ctrl_c(shelled: Shelled) -> None:
     shelled.run(scene)
 
 
+def test_a_home_that_is_not_there_is_no_obstacle(shelled: Shelled) -> None:
+    async def scene() -> None:
+        async with await shelled.open("pwd", env={"HOME": "/nowhere"}) as shell:
+            assert (await output_of(shell))[0] == b"/\r\n"
+
+    shelled.run(scene)
+
+
 def test_all_output_comes_and_is_counted(shelled: Shelled) -> None:
     async def scene() -> None:
         async with await shelled.open("sh", "-c", "stty raw; head -c 3000000 /dev/zero") as shell:

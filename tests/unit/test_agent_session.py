@@ -23,6 +23,7 @@ from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.forwarding.service import Forwards
+from gcsagent.agent.guest.snapshot import SnapshotService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.kernfs import KernelFiles
 from gcsagent.agent.kmsg import KernelLog
@@ -59,6 +60,7 @@ class Host:
         runtimes = Runtimes(lambda _: runtime, ["runc"])
         self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, events, cgroups, oom, bounds)
         self.registry.storage = StorageService(self.registry, str(tmp_path), str(tmp_path / "mounts.d"))
+        self.registry.snapshots = SnapshotService(self.registry, str(tmp_path))
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
         forwards = Forwards(self.registry, "g7")
         table = methods.build(self.registry, self.agent, forwards)

@@ -256,3 +256,12 @@ def test_where_the_state_is() -> None:
     assert state_dir({"XDG_STATE_HOME": "/s"}) == Path("/s/gcsctl")
     expected = Path("/run/gcsctl") if os.geteuid() == 0 else Path.home() / ".local/state/gcsctl"
     assert state_dir({}) == expected
+
+
+def test_the_debug_shell_is_allowed_by_a_word_for_the_kernel(host: FakeHost) -> None:
+    for name, options in (("open", ("--shell",)), ("shut", ())):
+        assert start(name, "boot", *options) == 0
+        qemu = VmStore().get(name).qemu_pid
+        words = Path(f"/proc/{qemu}/cmdline").read_bytes().replace(b"\0", b" ").split()
+        assert (b"gcs.shell=on" in words) == bool(options)
+        assert vm("stop", name, "--timeout", "0.1") == 0
