@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import os
+import shlex
 import shutil
 import stat
 from datetime import UTC, datetime
@@ -295,6 +296,8 @@ class Runc:
         if outcome.status != 0:
             if outcome.pidfd is not None:
                 kill_and_close(outcome.pidfd)  # it got as far as its pid file before it failed
+            # As a shell takes it, so that it can be tried again by hand.
+            _log.info("the runtime failed", extra={"command": shlex.join(argv), "status": outcome.status})
             raise RuntimeFailure(action, outcome.status, last_error(log), outcome.stderr, outcome.timed_out)
         return outcome
 

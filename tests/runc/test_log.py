@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 
@@ -11,6 +12,9 @@ import pytest
 
 from gcsagent.host.agentlog import AgentLog
 from gcsagent.host.client import Client
+from gcsagent.host.spec import container_spec
+from protocol.errors import RpcError
+from protocol.families.container import CreateContainer
 from protocol.families.diagnostics import Level, LogEntry, LogLevel, SetLogLevel
 from tests.cases.agents import RunningAgent, greeted, stopped_clean
 
@@ -79,3 +83,23 @@ def test_a_level_that_was_set_outlives_the_agent_and_rules_the_supervisor(fresh:
     restart(fresh)
     assert asyncio.run(level()) is Level.ERROR
     assert "the agent ended" not in "\n".join(fresh.log_tail().split("\n")[quiet:])
+
+
+def test_a_runtime_call_that_failed_can_be_repeated_from_the_log(fresh: RunningAgent, rootfs: str) -> None:
+    spec = container_spec(container="broken", rootfs=rootfs, args=("true",))
+    spec["process"]["apparmorProfile"] = "no-such-profile"
+
+    async def failed() -> LogEntry:
+        async with await Client.connect(fresh.address) as client:
+            with pytest.raises(RpcError, match="apparmor"):
+                await client.create_container(CreateContainer("broken", spec=spec))
+            found = [
+                each async for each in AgentLog(client).entries() if each.message == "the runtime failed"
+            ]
+            return found[-1]
+
+    entry = asyncio.run(failed())
+    words = shlex.split(str(entry.fields["command"]))
+    assert "create" in words
+    assert words[-1] == "broken"
+    assert entry.fields["status"] == 1
