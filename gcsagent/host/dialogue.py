@@ -7,12 +7,14 @@ subscription stays one, a stream takes the bare socket out of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from tenacity import (
     AsyncRetrying,
@@ -168,28 +170,60 @@ class Dialogue:
         self.sock.close()
 
 
-def despite_losses(generation: Callable[[], int | None] = lambda: None) -> AsyncRetrying:
+_LOST = (ClosedByPeer, ConnectionBroken)
+
+
+class despite_losses:
     """Attempts at something that may be repeated: a few losses of the connection in a row are overcome.
 
     ``generation`` says which agent was spoken to last: an agent that was restarted meanwhile begins with a
-    clean record, so that a wait goes on however often that happens.
+    clean record, so that a wait goes on however often that happens. The first attempt, nearly always the
+    only one, goes without the bookkeeping of those behind it, which takes as long as a request.
     """
-    return AsyncRetrying(
-        retry=retry_if_exception_type((ClosedByPeer, ConnectionBroken)),
-        stop=_Losses(generation),
-        wait=wait_random_exponential(multiplier=0.02, max=1.0),
-        reraise=True,
-    )
+
+    def __init__(self, generation: Callable[[], int | None] = lambda: None) -> None:
+        self._generation = generation
+        self._begun = self._succeeded = False
+        self._others: AsyncIterator[Any] | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> contextlib.AbstractContextManager[Any]:
+        if not self._begun:
+            self._begun = True
+            return self
+        if self._succeeded:
+            raise StopAsyncIteration
+        if self._others is None:
+            self._others = aiter(
+                AsyncRetrying(
+                    retry=retry_if_exception_type(_LOST),
+                    stop=_Losses(self._generation),
+                    wait=wait_random_exponential(multiplier=0.02, max=1.0),
+                    reraise=True,
+                )
+            )
+        attempt: contextlib.AbstractContextManager[Any] = await anext(self._others)
+        return attempt
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        self._succeeded = kind is None
+        return kind is not None and issubclass(kind, _LOST)
 
 
 class _Losses(stop_base):
     """Stops after _LOSSES by one and the same agent, each soon after the one before."""
 
     def __init__(self, generation: Callable[[], int | None]) -> None:
+        """Made behind the first loss."""
         self._generation = generation
-        self._last: int | None = None
-        self._count = 0
-        self._at = 0.0
+        self._last, self._count, self._at = generation(), 1, time.monotonic()
 
     def __call__(self, retry_state: RetryCallState) -> bool:
         agent, now = self._generation(), time.monotonic()
@@ -220,6 +254,10 @@ async def greet(address: Address, *, timeout: float, client_name: str) -> tuple[
 
     try:
         async with asyncio.timeout(timeout):
+            try:
+                return await _greet_once(address, client_name)
+            except NotReady as error:
+                reason = str(error)
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(NotReady),
                 wait=wait_random_exponential(multiplier=0.02, max=1.0),
