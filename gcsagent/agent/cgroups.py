@@ -27,17 +27,28 @@ class OomCounts:
     """How often it was the cgroup's own limit, or one below it; None where that is not counted (v1)."""
 
 
+_CONTROLLERS = frozenset(
+    ["blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids", "rdma"]
+)
+"""cgroups(7): what a v1 hierarchy's mount options say it has, and what the names of its files begin with."""
+
+
 class CgroupMounts:
-    """The hierarchies of this machine, read once."""
+    """The hierarchies of this machine, read once; one that is mounted twice counts once."""
 
     def __init__(self, mounts_file: str = MOUNTS) -> None:
         self._v1: list[str] = []
         self._v2: list[str] = []
+        self._has: dict[str, frozenset[str]] = {}  # v1: controllers by mount point
+        seen: set[tuple[int, int]] = set()
         with open(mounts_file, encoding="utf-8") as file:
             for line in file:
-                _, point, kind, *_ = line.split(" ")
-                if kind in ("cgroup", "cgroup2"):
+                _, point, kind, options, *_ = line.split(" ")
+                if kind in ("cgroup", "cgroup2") and _is_new(point, seen):
                     (self._v1 if kind == "cgroup" else self._v2).append(point)
+                    self._has[point] = frozenset(
+                        word for word in options.split(",") if word in _CONTROLLERS or word[:5] == "name="
+                    )
 
     @property
     def version(self) -> str:
@@ -50,12 +61,28 @@ class CgroupMounts:
         """Where ``path`` (as in the OCI spec's cgroupsPath) exists, in every hierarchy."""
         return _existing(self._v2 + self._v1, path)
 
-    def places(self, path: str) -> list[str]:
-        """Where it would be in every hierarchy: enough to open a file there, which says whether it is."""
-        return [point + path for point in self._v2 + self._v1]
+    def places(self, path: str, name: str) -> list[str]:
+        """Where it would be in every hierarchy that may have a file ``name``; opening that says if it is."""
+        wanted, points = name.partition(".")[0], self._v2 + self._v1
+        if wanted in _CONTROLLERS:
+            points = [point for point in points if not self._has[point] or wanted in self._has[point]]
+        return [point + path for point in points]
 
     def v2_directories(self, path: str) -> list[str]:
         return _existing(self._v2, path)
+
+
+def _is_new(point: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether it is not one of ``seen``, mounted elsewhere as well."""
+    try:
+        status = os.stat(point)
+    except OSError:
+        return True
+    root = status.st_dev, status.st_ino
+    if root in seen:
+        return False
+    seen.add(root)
+    return True
 
 
 def _existing(points: list[str], path: str) -> list[str]:
@@ -153,7 +180,7 @@ class Cgroup:
     def read(self, name: str) -> list[str]:
         """The text of this file in every hierarchy that has it, v2 first."""
         found = []
-        for directory in self._mounts.places(self.path):
+        for directory in self._mounts.places(self.path, name):
             with (
                 contextlib.suppress(OSError),
                 open(os.path.join(directory, name), encoding="ascii", errors="replace") as file,
@@ -164,7 +191,7 @@ class Cgroup:
     def write(self, name: str, text: str) -> None:
         """To this file in every hierarchy that has it. Raises OSError; FileNotFoundError when none has."""
         found = False
-        for directory in self._mounts.places(self.path):
+        for directory in self._mounts.places(self.path, name):
             path = os.path.join(directory, name)
             if os.path.exists(path):
                 found = True
@@ -183,7 +210,7 @@ class Cgroup:
 
     def file(self, name: str) -> str | None:
         """Where this file of it is, in the first hierarchy that has it."""
-        for directory in self._mounts.places(self.path):
+        for directory in self._mounts.places(self.path, name):
             path = os.path.join(directory, name)
             if os.path.exists(path):
                 return path

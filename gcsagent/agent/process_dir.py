@@ -30,6 +30,9 @@ VERSION = 1
 Code that is being tried (agent.upgrade) may have to give way to the code before it: until it is promoted it
 writes the layout it found, and migrates nothing. There is nothing to migrate yet."""
 
+FEW = 32
+"""Processes' directories that are removed at once."""
+
 _FILES = ("process.json", "spec.json", "pid")
 """What a process's directory holds, but for what a killed agent or runtime left in it."""
 
@@ -101,6 +104,17 @@ class ContainerDir:
         except FileNotFoundError:
             return None
         return target
+
+
+def remove_few(path: str) -> bool:
+    """Removes a container's directory if it has no layer, no pod and few processes; whether it did."""
+    try:
+        if {"upper", "pod"} & set(os.listdir(path)) or len(os.listdir(os.path.join(path, "exited"))) > FEW:
+            return False
+        shutil.rmtree(path)
+    except OSError:
+        return False
+    return True
 
 
 def _remove_process(path: str) -> None:

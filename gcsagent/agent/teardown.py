@@ -18,6 +18,7 @@ from gcsagent.agent.container import Container
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.logs import context
 from gcsagent.agent.pods import ending
+from gcsagent.agent.process_dir import remove_few
 from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from protocol.checks import INIT
@@ -148,9 +149,9 @@ async def _try_remove_cgroups(registry: Registry, cgroup: Cgroup) -> list[str]:
 
 async def _remove_directory(registry: Registry, container: Container) -> None:
     """Renamed first, so that it is there whole or not at all. An upper layer may hold any number of files:
-    ``rm`` removes them without holding up the agent."""
+    ``rm`` removes them without holding up the agent; for a few it is not worth a process."""
     trash = container.directory.move_to_trash()
-    if trash is None:
+    if trash is None or remove_few(trash):
         return
     outcome = await registry.caller.run(["rm", "-rf", "--", trash], DELETE_SECONDS)
     if outcome.status != 0:
