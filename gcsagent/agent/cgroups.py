@@ -28,7 +28,7 @@ class OomCounts:
 
 
 _CONTROLLERS = frozenset(
-    ["blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "net_cls", "net_prio", "perf_event", "pids", "rdma"]
+    ("blkio", "cpu", "cpuacct", "cpuset", "devices", "freezer", "hugetlb", "memory", "pids", "rdma")
 )
 """cgroups(7): what a v1 hierarchy's mount options say it has, and what the names of its files begin with."""
 

@@ -29,6 +29,13 @@ CHUNK = 1 << 20
 ROUNDS = 16
 """Fill-and-drain rounds per wake-up."""
 
+SMALL, LARGE = 64 * 1024, 256 * 1024
+"""What a pipe holds (pipe(7)), and what it is made to hold once a splice has filled it: a stream that comes
+faster than we do gets more moved in each round. Beyond this it would not stay in a processor's cache."""
+
+TURN = 1 << 20
+"""Bytes after which others have their turn."""
+
 _FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
@@ -45,13 +52,6 @@ class MiddlePipe:
 
     def __init__(self, ends: tuple[int, int] | None = None) -> None:
         self.read_end, self.write_end = ends or os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-
-    def enlarge(self, size: int) -> None:
-        """Asks for ``size`` bytes; a limit on pipe pages (pipe(7)) leaves it as it is."""
-        try:
-            fcntl.fcntl(self.write_end, fcntl.F_SETPIPE_SZ, size)
-        except OSError:
-            return
 
     def close(self) -> None:
         os.close(self.read_end)
@@ -74,6 +74,7 @@ class Pump:
         "_on_sink_broken",
         "_on_source_end",
         "_pending",
+        "_room",
         "_sink",
         "_slot",
         "_source",
@@ -99,6 +100,7 @@ class Pump:
         self._on_progress = on_progress
         self._source = self._sink = -1
         self._watching_sink, self.blocked = False, Stopwatch()
+        self._room = SMALL
         self._pending = queued(middle.read_end)  # bytes in the middle pipe, kept without asking each time
         self._mark = counters.delivered(slot, self._pending) + self._pending
         self.state = PumpState.IDLE
@@ -139,6 +141,8 @@ class Pump:
         for _ in range(ROUNDS):
             if not (self._drain() if self._watching_sink else self._fill()):
                 break
+            if self._mark - before >= TURN:
+                break
         if self._on_progress is not None and self.delivered != before:
             self._on_progress(self.delivered)
 
@@ -158,6 +162,10 @@ class Pump:
         self._mark += moved
         self._pending = moved
         self._counters.draining(self._slot, self._mark)
+        if moved >= self._room:
+            self._room = LARGE
+            for pipe in (self._middle.write_end, self._source, self._sink):
+                _enlarge(pipe)
         if not self._drain():
             if self.state is PumpState.ATTACHED:
                 self._watch_sink()
@@ -204,3 +212,11 @@ class Pump:
         elif self._source >= 0:
             self._loop.remove_reader(self._source)
         self._watching_sink = False
+
+
+def _enlarge(fd: int) -> None:
+    """What is no pipe, or may not grow for a limit on pipe pages (pipe(7)), stays as it is."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, LARGE)
+    except OSError:
+        return

@@ -20,7 +20,7 @@ from tests.bench.figures import FIGURES, Figure, Measured
 World = Callable[[Path], contextlib.AbstractAsyncContextManager[Any]]
 GROUPS = (execs, lifecycle, streams, pings, crowds, vmfigures)
 WORLDS: dict[str, World] = {"host": host.world, "vm": vm.world}
-FIGURE_SECONDS = 180.0
+FIGURE_SECONDS = 240.0
 """After that a figure is given up, and the next one has its turn."""
 
 

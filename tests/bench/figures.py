@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-LEAST = 5
+LEAST = 3
 """Samples taken even when a figure's time is up."""
 
 

@@ -121,7 +121,7 @@ async def exec_true(vm: Vm, samples: int) -> Measured:
     baseline="8 `runc exec` at once in the guest",
     target=at_most(1.05),
     scale=1000,
-    samples=5,
+    samples=3,
 )
 async def exec_at_once(vm: Vm, samples: int) -> Measured:
     argv = [*RUNC, "exec", BOX, "true"]
@@ -129,7 +129,7 @@ async def exec_at_once(vm: Vm, samples: int) -> Measured:
         samples,
         lambda: execs.at_once(vm.client, AT_ONCE),
         lambda: vm.timed("run", argv=argv, count=AT_ONCE),
-        seconds=75,
+        seconds=60,
     )
 
 
