@@ -271,6 +271,29 @@ def test_a_sink_that_takes_nothing_stops_the_source_from_being_read() -> None:
     scenario(body)
 
 
+def test_pipes_grow_for_a_stream_that_fills_them_and_only_then() -> None:
+    async def body(rig: Rig) -> None:
+        (source, writer), (ours, theirs) = pipe(), sockets()
+        try:
+            rig.pump.attach(source, ours.fileno())
+            os.write(writer, b"little")
+            await rig.until(lambda: rig.pump.delivered == 6)
+            assert fcntl.fcntl(source, fcntl.F_GETPIPE_SZ) == relay.SMALL
+            os.write(writer, bytes(relay.SMALL))
+            await rig.until(lambda: rig.pump.delivered == 6 + relay.SMALL)
+            sizes = [fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) for fd in (source, rig.middle.read_end)]
+            assert sizes == [relay.LARGE, relay.LARGE]
+            assert take(theirs.fileno()) == b"little" + bytes(relay.SMALL)
+        finally:
+            rig.pump.detach()
+            for fd in (source, writer):
+                os.close(fd)
+            ours.close()
+            theirs.close()
+
+    scenario(body)
+
+
 def test_a_sink_that_is_gone_is_told_once_and_what_did_not_arrive_is_still_there_for_the_next() -> None:
     async def body(rig: Rig) -> None:
         read_end, write_end = pipe()
