@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -97,7 +98,7 @@ def test_files_that_are_not_there_are_named_before_anything_runs(host: FakeHost)
 
 def test_another_kernel_is_booted(host: FakeHost) -> None:
     kernel = host.root / "kernel"
-    kernel.touch()
+    shutil.copy(host.root / "image" / "vmlinuz", kernel)
 
     async def scenario() -> list[str]:
         async with await VirtualMachine.launch(dataclasses.replace(FAKE, kernel=kernel)) as vm:
