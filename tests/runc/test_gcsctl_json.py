@@ -85,6 +85,8 @@ REAL = {
     "storage mount": "storage mount data --tmpfs 1M",
     "storage ls": "storage ls",
     "storage unmount": "storage unmount data",
+    "snapshot prepare": "snapshot prepare nightly",
+    "snapshot resume": "snapshot resume --no-machine nightly",
     "completion": "completion bash",
     "upgrade": "upgrade {repo}",
     "shutdown": "shutdown --grace 1",
@@ -127,6 +129,7 @@ ELSEWHERE = {
     "vm run": "tests/vm/test_network.py",
     "vm grow": "tests/vm",
     **{f"vm {kind} {verb}": "tests/vm" for kind in ("disk", "net", "share") for verb in ("add", "rm", "ls")},
+    **{f"vm snapshot {verb}": "tests/vm/test_snapshot.py" for verb in ("create", "ls", "rm")},
 }
 """The file or tier that runs it; tests/vm/test_gcsctl_vm.py compares."""
 

@@ -41,6 +41,7 @@ from gcsagent.host.cli.seeing import add_seeing_commands
 from gcsagent.host.cli.share import add_share_commands
 from gcsagent.host.cli.shell import add_shell_command
 from gcsagent.host.cli.shells import add_completion_command
+from gcsagent.host.cli.snapshots import add_snapshot_commands, add_vm_snapshot_commands
 from gcsagent.host.cli.stdio import FIFOS
 from gcsagent.host.cli.storage import add_disk_commands, add_storage_commands
 from gcsagent.host.cli.top import add_top_command
@@ -105,6 +106,7 @@ def build() -> argparse.ArgumentParser:
     add_top_command(commands, _add)
     add_storage_commands(commands, _add)
     add_image_commands(commands, _add)
+    add_snapshot_commands(commands, _add)
     add_completion_command(commands, _add)
     vm_commands = add_vm_parser(commands, _add)
     _add_vm_run(vm_commands)
@@ -113,6 +115,7 @@ def build() -> argparse.ArgumentParser:
     add_nic_commands(vm_commands, _add)
     add_vm_grow(vm_commands, _add)
     add_replug_command(vm_commands, _add)
+    add_vm_snapshot_commands(vm_commands, _add)
     return parser
 
 

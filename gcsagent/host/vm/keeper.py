@@ -106,6 +106,8 @@ class Keeper:
             mac=vm.nics[0].mac if vm.nics else None,
             boot=tuple((moment.stage, round(moment.seconds, 3)) for moment in vm.timeline.moments()),
             forwards=self._forwards,
+            memory_mib=vm.config.memory_mib,
+            cpus=vm.config.cpus,
         )
         write_record(self._directory, record)
         return record
@@ -137,7 +139,19 @@ def orders(vm: VirtualMachine, record: Callable[[VirtualMachine], NamedVm]) -> d
         await vm.replug_vsock(asked["timeout"])
         return record(vm).to_json()  # the daemon is another one now
 
-    return {"share-add": share_add, "share-rm": share_rm, "share-ls": share_ls, "replug": replug}
+    async def snapshot_create(asked: dict[str, Any]) -> None:
+        try:
+            await vm.save(Path(asked["directory"]), hold=asked["hold"], progress=lambda text: None)
+        finally:
+            record(vm)  # likewise
+
+    return {
+        "share-add": share_add,
+        "share-rm": share_rm,
+        "share-ls": share_ls,
+        "replug": replug,
+        "snapshot-create": snapshot_create,
+    }
 
 
 async def keep(told: dict[str, Any]) -> int:

@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from gcsagent.host.snapshot import HOLD_SECONDS
 from gcsagent.host.vm import accel, restoring, saving, tools, vsockdev
@@ -227,8 +228,7 @@ class VirtualMachine(Plugging):
             hold: seconds it may take until the CPUs are stopped.
 
         Raises:
-            SnapshotError: it cannot be saved, the directory not be written, or the VM not go on.
-            HostError, RpcError: the guest cannot be held.
+            SnapshotError: it cannot be held or saved, the directory not be written, or the VM not go on.
             ReplugError, QmpError, DiskError: unplugging, saving memory, copying disks failed.
         """
         return await saving.save(self, directory, hold=hold, progress=progress or self._progress)
@@ -304,19 +304,10 @@ class VirtualMachine(Plugging):
         if self.config.console_log is not None:
             self._log = ConsoleLog(self.config.console_log)
         self.timeline.mark("parts")
-        sockets = self._private(socket_parent())
-        device, shares = await VsockDevice.create(parts.vsock, sockets), Shares(sockets)
-        self.timeline.mark("vsock")
-        config = replace(
-            self._qemu_config(parts, device, shares),
-            machine=saved.machine,
-            incoming=True,
-            plugged=restoring.plugged(saved, images),
-        )
-        self._guest = await Guest.start(config, device, shares, self._on_console, self._on_stage)
-        self.timeline.mark("qemu")
+        plugged = restoring.plugged(saved, images)
+        guest = await self._start(parts, machine=saved.machine, incoming=True, plugged=plugged)
         seconds = self.config.boot_timeout or BOOT_SECONDS[self.accel.name]
-        await restoring.go_on(self._guest, saved, directory, self.address, seconds)
+        await restoring.go_on(guest, saved, directory, self.address, seconds, self._progress)
         self.timeline.mark("restored")
 
     async def _prepare(self, choice: AccelChoice) -> _Parts:
@@ -352,22 +343,27 @@ class VirtualMachine(Plugging):
         self.accel = choice
         self._progress(f"booting under {self.describe()}")
         self.timeline.again()
+        guest = await self._start(parts)
+        timeout = self.config.boot_timeout or BOOT_SECONDS[choice.name]
+        silence = _KVM_SILENCE if choice.may_fall_back else None
+        await guest.booted(timeout, silence)
+        await answered(guest, self.address, ANSWER_SECONDS[choice.name])
+        self.timeline.mark("hello")
+
+    async def _start(self, parts: _Parts, **changes: Any) -> Guest:
+        """Starts QEMU, with what `changes` make of its configuration."""
         directory = self._private(socket_parent())
         device, shares = await VsockDevice.create(parts.vsock, directory), Shares(directory)
         self.timeline.mark("vsock")
         try:
-            config = self._qemu_config(parts, device, shares)
+            config = replace(self._qemu_config(parts, device, shares), **changes)
         except BaseException:
             device.close()
             shares.close()
             raise
         self._guest = await Guest.start(config, device, shares, self._on_console, self._on_stage)
         self.timeline.mark("qemu")
-        timeout = self.config.boot_timeout or BOOT_SECONDS[choice.name]
-        silence = _KVM_SILENCE if choice.may_fall_back else None
-        await self._guest.booted(timeout, silence)
-        await answered(self._guest, self.address, ANSWER_SECONDS[choice.name])
-        self.timeline.mark("hello")
+        return self._guest
 
     def _qemu_config(self, parts: _Parts, device: VsockDevice, shares: Shares) -> QemuConfig:
         config = self.config

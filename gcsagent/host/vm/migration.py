@@ -73,7 +73,7 @@ class Migration:
         await self._qmp.execute(command, {"channels": [_channel(path)]})
         try:
             async with asyncio.timeout(timeout):
-                status = await ending
+                status = await asyncio.shield(ending)
         except TimeoutError:
             raise QmpError(f"QEMU has not done with {path} within {timeout:g} s") from None
         if status != "completed":

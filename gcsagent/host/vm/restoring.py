@@ -7,7 +7,7 @@ to, the time, and its random numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import LaunchError, QmpError, SnapshotError
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, nic_backend, nic_device
-from gcsagent.host.vm.qemu import disk_name
+from gcsagent.host.vm.qemu import disk_name, disk_node
 from gcsagent.host.vm.saving import MEMORY_SECONDS
 from gcsagent.host.vm.snapshotdir import DISKS, MEMORY, Saved, SavedDisk
 from protocol.errors import RemoteProtocolError, RpcError
@@ -68,10 +68,11 @@ def plugged(saved: Saved, found: dict[str, Path]) -> tuple[str, ...]:
     for disk in saved.disks:
         if disk.port:
             name = disk_name(disk.serial)
+            node = disk_node(found[disk.serial], disk.serial, read_only=disk.read_only)
             device = {"driver": "virtio-blk-pci", "id": name, "drive": name, "serial": disk.serial}
             words += [
                 "-blockdev",
-                json.dumps(_node(disk, found[disk.serial])),
+                json.dumps(node),
                 "-device",
                 _at(device, disk.port),
             ]
@@ -81,7 +82,14 @@ def plugged(saved: Saved, found: dict[str, Path]) -> tuple[str, ...]:
     return tuple(words)
 
 
-async def go_on(guest: Guest, saved: Saved, directory: Path, address: str, seconds: float) -> None:
+async def go_on(
+    guest: Guest,
+    saved: Saved,
+    directory: Path,
+    address: str,
+    seconds: float,
+    progress: Callable[[str], None],
+) -> None:
     """Returns once the guest has answered, with its clock set and keys of its own.
 
     Raises:
@@ -89,12 +97,14 @@ async def go_on(guest: Guest, saved: Saved, directory: Path, address: str, secon
     """
     memory = directory / MEMORY
     try:
+        progress("loading its memory")
         await guest.migration.load(memory, MEMORY_SECONDS)
         await guest.plug_vsock()
         await guest.qmp.execute("cont")
     except QmpError as error:
         reason = f"QEMU cannot load {memory}, which QEMU {saved.qemu} wrote: {error}"
         raise LaunchError(await guest.why(reason)) from error
+    progress("it goes on; waiting for its agent")
     try:
         async with await Client.connect(address, timeout=seconds) as client:
             await snapshot.resume(client, saved.snapshot)
@@ -113,10 +123,3 @@ def _check_unchanged(disk: SavedDisk, path: Path) -> None:
 
 def _at(device: Mapping[str, object], port: str) -> str:
     return json.dumps({**device, "bus": port})
-
-
-def _node(disk: SavedDisk, path: Path) -> dict[str, object]:
-    driver = "host_device" if path.is_block_device() else "file"
-    options = {"read-only": disk.read_only, "discard": "unmap"}
-    file = {"driver": driver, "filename": str(path), **options}
-    return {"driver": "raw", "node-name": disk_name(disk.serial), **options, "file": file}

@@ -8,6 +8,7 @@ numbers. The directory gets its name when all is in it.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -57,11 +58,12 @@ async def save(vm: VirtualMachine, directory: Path, *, hold: float, progress: Ca
         saved = await _take(vm, saved, new, hold, progress)
         saved.write(new)
         await asyncio.to_thread(_settle, new, directory)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
-        raise SnapshotError(f"cannot write {directory}: {error.strerror}") from error
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise SnapshotError(f"cannot write {directory}: {error.strerror}") from error
+        if isinstance(error, (HostError, RpcError, RemoteProtocolError)):
+            raise SnapshotError(f"the guest cannot be held: {error}") from error
         raise
     return saved
 
@@ -172,7 +174,7 @@ async def _describe(vm: VirtualMachine, name: str) -> Saved:
     return Saved(
         snapshot=name,
         vm=vm.config.name,
-        config={key: value for key, value in config.items() if key not in OWN}
+        config={key: value for key, value in json.loads(json.dumps(config)).items() if key not in OWN}
         | {"image": str(vm.image_directory)},
         accel=vm.accel.name,
         machine=machine.removesuffix("-machine"),

@@ -38,6 +38,7 @@ _ERRORS = {
         errors.UnsuitableTool,
         errors.DiskError,
         errors.ShareError,
+        errors.SnapshotError,
         errors.LaunchError,
         errors.QmpError,
     )

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,6 +33,7 @@ from gcsagent.host.vm.named import NamedVm, VmStore
 from gcsagent.host.vm.nic import NETWORKS
 from gcsagent.host.vm.process import open_pidfd
 from gcsagent.host.vm.share import Share
+from gcsagent.host.vm.snapshotdir import SnapshotStore
 from gcsagent.host.vm.timeline import Moment
 from gcsagent.host.vm.timeline import table as table_of_stages
 
@@ -62,6 +64,12 @@ def add_vm_parser(
     start.add_argument("name", metavar="NAME")
     add_vm_options(start)
     start.add_argument("-v", "--verbose", action="store_true", help="show what the start took its time for")
+    start.add_argument(
+        "--from",
+        dest="snapshot",
+        metavar="SNAP",
+        help="go on from this `vm snapshot` instead of booting; what the guest has comes with it",
+    )
     stop = add(commands, "stop", vm_stop, "power a VM down and forget it", "gcsctl vm stop dev")
     stop.add_argument("name", metavar="NAME")
     stop.add_argument(
@@ -277,8 +285,11 @@ def ending_on_signals() -> Iterator[None]:
 async def vm_start(args: argparse.Namespace) -> int:
     """`vm start NAME`: prints the agent's address once the VM is ready."""
     with ending_on_signals():
-        vm = await starter.start(VmStore(), args.name, config_from_args(args), progress=print_progress)
-        if vm.mac is not None and vm.address is not None:
+        config = config_from_args(args)
+        if args.snapshot is not None:
+            config = replace(config, snapshot=SnapshotStore().directory(args.snapshot))
+        vm = await starter.start(VmStore(), args.name, config, progress=print_progress)
+        if args.snapshot is None and vm.mac is not None and vm.address is not None:
             # A failure leaves the VM as it is: it runs, and `gcsctl network set` can be tried again.
             async with await Client.connect(vm.address) as client:
                 await network.use_user_network(client, vm.mac)
