@@ -14,7 +14,7 @@ packages=(
     erofs-utils                                 # a root file system as a block device
     runc crun                                   # containers without a VM: development and tests
     util-linux procps iproute2                  # flock, unshare, ps, ip
-    umoci skopeo                                # what makes the images that the tests run
+    umoci skopeo buildah                        # what makes the images that the tests run
     zsh fish                                    # gcsctl's completion is tested in them, and in bash
 )
 # Ubuntu 22.04's python3 is 3.10; its archive also has 3.11.

@@ -23,8 +23,8 @@ def tool(*argv: str | Path) -> None:
 def redis_image(rootfs: str, work: Path) -> Path:
     """An OCI layout with the image ``app``: redis-server as the user ``redis``, from the demo's ``rootfs``.
 
-    Its second layer takes away a file and a directory of the first and puts others in their place; its third
-    one hides all that was in /srv/cache.
+    Its second layer takes away a file and a directory of the first and has others beside them; its third one
+    hides all that was in /srv/cache.
     """
     layout = work / "layout"
     name = f"{layout}:app"
@@ -34,7 +34,7 @@ def redis_image(rootfs: str, work: Path) -> Path:
         for link, target in (("bin", "usr/bin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")):
             (root / target).mkdir(parents=True)
             (root / link).symlink_to(target)
-        _copy(rootfs, root, "sh", "cat", "ls", "id", "stat", "env", "sleep")
+        _copy(rootfs, root, "sh", "cat", "ls", "id", "stat", "ln", "mkdir", "rm")
         _write(root, "etc/passwd", "root:x:0:0::/root:/bin/sh\n")
         _write(root, "etc/group", "root:x:0:\n")
         for path in ("opt/old/file", "etc/motd", "srv/cache/a", "srv/cache/b/c"):
@@ -44,7 +44,7 @@ def redis_image(rootfs: str, work: Path) -> Path:
         _write(root, "etc/passwd", "root:x:0:0::/root:/bin/sh\nredis:x:999:998::/var/lib/redis:/bin/sh\n")
         _write(root, "etc/group", "root:x:0:\nredis:x:998:\nlogs:x:997:redis\n")
         shutil.rmtree(root / "opt" / "old")
-        _write(root, "opt/old", "a file now\n")
+        _write(root, "opt/new", "second\n")
         (root / "etc" / "motd").unlink()
         os.chown(_directory(root / "var/lib/redis"), 999, 998)
     fresh = work / "cache"

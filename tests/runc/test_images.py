@@ -1,4 +1,4 @@
-"""Images made by umoci and skopeo, run by gcsctl: what is in them, and what their config says."""
+"""Images made by umoci, skopeo and buildah, run by gcsctl: what is in them, and what their config says."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_every_format_of_an_image_is_the_same_image(
     saved, archive = tmp_path / "saved.tar", tmp_path / "oci.tar"
     tool("skopeo", "copy", f"oci:{layout}:app", f"docker-archive:{saved}:example/app:1")
     tool("skopeo", "copy", f"oci:{layout}:app", f"oci-archive:{archive}:other")
-    script = "cat /opt/old; ls /srv/cache; ls /etc; stat -c '%u:%g %a' /var/lib/redis"
-    expected = "a file now\nnew\ngroup\npasswd\n999:998 755\n"
+    script = "ls /opt; cat /opt/new; ls /srv/cache; ls /etc; stat -c '%u:%g %a' /var/lib/redis"
+    expected = "new\nsecond\nnew\ngroup\npasswd\n999:998 755\n"
     for image in (f"{layout}:app", layout, f"{saved}:example/app:1", f"{saved}:1", archive):
         assert gcsctl.run(image, "--entrypoint", "sh", "--", "-ec", script) == expected
     [listed] = json.loads(gcsctl("--json", "image", "ls")[1])
@@ -120,6 +120,36 @@ def test_a_server_in_an_image(gcsctl: Gcsctl, agent: RunningAgent, layout: Path)
     assert gcsctl("image", "rm", listed["id"]) == (0, "", "")
     assert os.listdir(gcsctl.cache / "images") == []
     agent.assert_holds(before)
+
+
+CONTAINERFILE = """\
+FROM oci:{layout}:app
+USER 0
+RUN rm -r /srv/cache /opt && mkdir /srv/cache
+RUN echo built > /srv/cache/one && ln /srv/cache/one /srv/cache/two
+RUN echo more >> /srv/cache/two && rm /etc/group
+ENV GREETING=bye
+WORKDIR /srv/cache
+ENTRYPOINT ["sh", "-c"]
+CMD ["pwd; ls /srv /srv/cache; cat one; stat -c %h two; echo $GREETING; ls /etc /opt"]
+"""
+
+
+def test_an_image_that_buildah_has_built(gcsctl: Gcsctl, layout: Path, tmp_path: Path) -> None:
+    """From a Containerfile, each step of it a layer: what RUN takes away, hard links over layers."""
+    (tmp_path / "Containerfile").write_text(CONTAINERFILE.format(layout=layout))
+    storage = ("--storage-driver", "vfs", "--root", f"{tmp_path}/root", "--runroot", f"{tmp_path}/run")
+    buildah = ("env", f"TMPDIR={tmp_path}", "buildah", *storage)
+    tool(*buildah, "bud", "--isolation", "chroot", "--layers", "-t", "built:1", str(tmp_path))
+    for target in (f"docker-archive:{tmp_path}/built.tar:built:1", f"oci:{tmp_path}/built:1"):
+        tool(*buildah, "push", "built:1", target)
+    tool(*buildah, "rmi", "--all", "--force")
+    expected = "/srv/cache\n/srv:\ncache\n\n/srv/cache:\none\ntwo\nbuilt\nmore\n2\nbye\n"
+    for image in ("built.tar", "built:1"):
+        code, out, err = gcsctl("run", "--rm", "--image", f"{tmp_path}/{image}")
+        assert (code, out.startswith(expected), "group" in out) == (2, True, False), (out, err)
+        assert "/opt" in err
+    assert len(json.loads(gcsctl("--json", "image", "ls")[1])) == 1
 
 
 def test_a_wrong_image_is_told_and_nothing_is_left(

@@ -87,6 +87,7 @@ BASE = (directory("a"), file("a/x", "1"), file("a/y", "1"), directory("a/d"), fi
         ([file("a/.wh..wh.aufs", ""), file(".wh..wh.plnk/1.2", "")], None),
         ([file(".wh.a", ""), file("a", "2")], {"a": "2"}),
         ([file("a", "2")], {"a": "2"}),
+        ([file("a", "2"), file("a/.wh.x", ""), file("a/.wh..wh..opq", "")], {"a": "2"}),  # as umoci has it
         ([symlink("a", "b")], {"a": "-> b"}),
         ([directory("a/d"), file(".wh.a", ""), file("a/d/n", "2")], {"a": None, "a/d": None, "a/d/n": "2"}),
         ([directory("a/x"), file("a/x/n", "2"), file("a/.wh.y", ""), file("a/.wh.d", "")],

@@ -78,9 +78,9 @@ def test_an_image_is_in_the_vm_for_as_long_as_it_is_used(gcsctl: Gcsctl, vm: str
     image = f"{layout}:app"
     assert agent("run", "-d", "--id", "redis", "--image", image) == "redis\n"
     assert there() == (1, 1)
-    script = "id; pwd; cat /opt/old; ls /srv/cache; echo written > /srv/x; cat /srv/x"
+    script = "id; pwd; cat /opt/new; ls /srv/cache; echo written > /srv/x; cat /srv/x"
     said = agent("run", "--rm", "-u", "0", "--image", image, "--entrypoint", "sh", "--", "-ec", script)
-    assert said.split("\n", 1)[1] == "/var/lib/redis/data\na file now\nnew\nwritten\n"
+    assert said.split("\n", 1)[1] == "/var/lib/redis/data\nsecond\nnew\nwritten\n"
     assert there() == (1, 1)
     ask = ("exec", "redis", "--", "redis-cli", "-p", str(PORT))
     assert agent(*ask, "set", "key", "value") == "OK\n"
@@ -92,10 +92,10 @@ def test_an_image_is_in_the_vm_for_as_long_as_it_is_used(gcsctl: Gcsctl, vm: str
 def test_a_vm_boots_with_an_image_for_its_root(gcsctl: Gcsctl, layout: Path, tmp_path: Path) -> None:
     saved = tmp_path / "saved.tar"
     tool("skopeo", "copy", f"oci:{layout}:app", f"docker-archive:{saved}:example/app:1")
-    script = "id -un; pwd; cat /etc/motd /opt/old 2>&1; echo $GREETING"
+    script = "id -un; pwd; cat /etc/motd /opt/new 2>&1; echo $GREETING"
     said = gcsctl(
         *("vm", "run", "--image", f"{saved}:1", "--entrypoint", "sh", "--", "-c", script),
         seconds=BOOT_SECONDS,
     )
     assert said.splitlines()[:2] == ["redis", "/var/lib/redis/data"]
-    assert said.splitlines()[-2:] == ["a file now", "hello"]
+    assert said.splitlines()[-2:] == ["second", "hello"]

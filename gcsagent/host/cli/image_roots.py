@@ -20,7 +20,7 @@ from gcsagent.host import storage
 from gcsagent.host.cli.common import UsageError, agent_address, complain
 from gcsagent.host.cli.image_progress import shown_progress
 from gcsagent.host.client import Client
-from gcsagent.host.errors import HostError
+from gcsagent.host.errors import ConnectFailed, ConnectionLost, HostError
 from gcsagent.host.image.cache import Entry, Form, ImageCache
 from gcsagent.host.image.documents import Config
 from gcsagent.host.image.locks import lock
@@ -86,19 +86,27 @@ async def rooted(
     if not args.vm:
         yield ImageRoot(str(path), entry.config)
         return
-    turn = await _turn(args.vm)
+    turn, reachable = await _turn(args.vm), True
     try:
         target = await _plugged(args.vm, client, f"image-{entry.ident.partition(':')[2][:14]}", path)
         yield ImageRoot(target, entry.config, turn.close)
+    except (ConnectFailed, ConnectionLost):
+        reachable = False
+        raise
     finally:
         turn.close()
-        await release(args.vm, client)
+        if reachable:
+            await release(args.vm, client, plugged=True)
 
 
-async def release(vm: str, client: Client) -> None:
-    """Unmounts and unplugs the images that no container of the VM uses; says what cannot be done."""
+async def release(vm: str, client: Client, *, plugged: bool = False) -> None:
+    """Unmounts and unplugs the images that no container of the VM uses; says what cannot be done.
+
+    Unless there are some ``plugged``, the VM's monitor is left alone as long as none is mounted.
+    """
     try:
-        if not any(_OURS.match(each.mount) for each in await storage.list_mounts(client)):
+        mounts = await storage.list_mounts(client)
+        if not plugged and not any(_OURS.match(each.mount) for each in mounts):
             return
         turn = await _turn(vm)
         try:

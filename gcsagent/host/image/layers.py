@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import select
 import shutil
 import subprocess
 import threading
@@ -23,6 +24,8 @@ ZSTD = "zstd"
 _ZSTD_WINDOW = "--memory=128MB"
 """RFC 8878 asks decoders for 8 MB; zstd's own default for long distances is 128."""
 _END_SECONDS = 10.0
+_SILENT_SECONDS = 60.0
+"""How long the tool may take over the next byte."""
 
 
 class _Packed:
@@ -118,7 +121,7 @@ def _zstd(packed: _Packed) -> Iterator[Callable[[int], bytes]]:
         raise CannotUnpack("the image's layers are packed with zstd, and there is no zstd here: install it")
     pipe = subprocess.PIPE
     argv = [program, "-dcq", _ZSTD_WINDOW]
-    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, bufsize=0) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
@@ -129,8 +132,12 @@ def _zstd(packed: _Packed) -> Iterator[Callable[[int], bytes]]:
 
         def read(size: int) -> bytes:
             nonlocal ended
-            data = b"" if ended else output.read(size)
-            if not data and not ended:
+            if ended:
+                return b""
+            if not select.select([output], [], [], _SILENT_SECONDS)[0]:
+                raise CannotUnpack(f"zstd has unpacked nothing for {_SILENT_SECONDS:g} s; try again")
+            data: bytes = output.read(size)
+            if not data:
                 ended = True
                 feeder.join()
                 said = errors.read(4096).decode(errors="replace").strip()
@@ -157,7 +164,9 @@ class _Feeder(threading.Thread):
     def run(self) -> None:
         try:
             while data := self._packed.read():
-                self._sink.write(data)
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[self._sink.write(rest) :]
         except BrokenPipeError:
             pass  # it has its own words for why it ended
         except BaseException as error:
