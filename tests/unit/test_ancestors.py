@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import protocol.types
-from gcsagent import __main__ as agent_main
+from gcsagent import options
 from gcsagent.common import config
 from gcsagent.host.cli.parser import build
 from protocol import checks
@@ -90,7 +90,7 @@ def _command_problem(words: list[str]) -> str | None:
 
 
 def agent_options() -> set[str]:
-    return set(re.findall(r"--[a-z-]+", Path(str(agent_main.__file__)).read_text()))
+    return set(re.findall(r"--[a-z-]+", Path(str(options.__file__)).read_text()))
 
 
 def test_five_ancestors_and_what_they_could_do() -> None:
