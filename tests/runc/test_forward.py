@@ -18,6 +18,7 @@ import pytest
 from gcsagent.host.client import Client
 from gcsagent.host.dialogue import encode_params, greet
 from gcsagent.host.forward import ForwardStream
+from gcsagent.host.forwards import CannotListen, kept
 from protocol.errors import Code, RpcError
 from protocol.families.forward import OpenForward
 from protocol.framing import Response
@@ -253,3 +254,36 @@ def test_redis_serves_its_own_benchmark(agent: RunningAgent, rootfs: str) -> Non
     target = Target(agent.address, rootfs, box="", pace=1.0, execs=1)
     print(asyncio.run(servers.redis_under_load(target, rootfs, servers.FULL)))
     assert eventually(lambda: not agent.holdings().differences(before)), agent.holdings().differences(before)
+
+
+def test_forwards_that_are_kept_as_they_are_written(own: Target, tmp_path: Path) -> None:
+    """As by a VM's keeper: each says where it listens, and all are gone at the end, after a failure, too."""
+    path = tmp_path / "echo"
+
+    async def body() -> None:
+        async with await connect(own) as client, forwards.serving(own, client) as server:
+            words = (f"0:{server.container}:{ECHO}", f"{path}:{server.container}:/run/servers/echo")
+            async with kept(own.address, words) as (port, unix):
+                address, _, target = port.partition(" -> ")
+                assert target == f"{server.container}:{ECHO}"
+                assert unix == f"{path} -> {server.container}:/run/servers/echo"
+                for connecting in (
+                    asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2])),
+                    asyncio.open_unix_connection(path),
+                ):
+                    reader, writer = await connecting
+                    writer.write(b"hello")
+                    writer.write_eof()
+                    assert await reader.read() == b"hellobye"
+                    writer.close()
+                    await writer.wait_closed()
+                taken = f"{address}:{server.container}:{ECHO}"
+                with pytest.raises(CannotListen, match=r"cannot listen on 127\.0\.0\.1:.*in use"):
+                    async with kept(own.address, (f"{path}2:{server.container}:80", taken)):
+                        pass
+            assert list(tmp_path.iterdir()) == []
+            with pytest.raises(ValueError, match="write"):
+                async with kept(own.address, ("nonsense",)):
+                    pass
+
+    asyncio.run(body())
