@@ -17,8 +17,8 @@ line more of them, and the later one wins:
     gcs.shell_port=1025        AF_VSOCK port of these
     gcs.max_NAME=NUMBER        one of the LIMITS below; protocol/SPEC.md says what each of them bounds
 
-``gcs.hostname`` and ``gcs.disk.NAME`` are read by initramfs/init. Outside a guest the same settings come
-from ``gcsagent``'s options.
+``gcs.hostname``, ``gcs.disk.NAME`` and ``gcs.share.TAG`` are read by initramfs/init. Outside a guest the same
+settings come from ``gcsagent``'s options.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ DEFAULT_WATCHDOG = 15
 """Seconds: a guest without hardware virtualisation, on a busy host, still says three words in that time."""
 
 _INIT_KEYS = ("gcs.hostname",)
+_INIT_PREFIXES = ("gcs.disk.", "gcs.share.")
 
 LIMITS = {
     "max_frame": (1 << 20, 1 << 24),
@@ -151,7 +152,7 @@ def parse_guest_settings(words: list[str]) -> Settings:
     no_pivot = values.pop("gcs.no_pivot", "no")
     if no_pivot not in ("yes", "no"):
         raise ConfigError(f"gcs.no_pivot={no_pivot}: yes or no")
-    unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith("gcs.disk.")]
+    unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith(_INIT_PREFIXES)]
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such setting")
     return Settings(

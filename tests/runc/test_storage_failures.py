@@ -209,6 +209,30 @@ def test_an_unmount_that_fails_leaves_it_as_it_was(place: Place) -> None:
     told(place.agent, story)
 
 
+def test_two_unmount_at_once(place: Place) -> None:
+    """One of a mount, the other of what it lies on, with all that lies there: each mount goes once."""
+
+    async def story(client: Client) -> None:
+        base = await storage.mount(client, tmpfs(name("m")))
+        upper = await storage.mount(client, tmpfs(name("m"), target=f"{base.target}/upper"))
+        begun, fifo = place.directory / "begun", place.directory / "go"
+        os.mkfifo(fifo)
+        held = f'[ -e {begun} ] || {{ echo >{begun}; read x <{fifo}; }}; exec $REAL "$@"'
+        with place.tools.replaced("umount", held):
+            first = asyncio.create_task(storage.unmount(client, upper.mount))
+            assert await asyncio.to_thread(eventually, begun.exists)
+            again = asyncio.create_task(storage.unmount(client, upper.mount))
+            both = asyncio.create_task(storage.unmount(client, base.mount, dependents=True))
+            await client.ping()
+            await asyncio.to_thread(fifo.write_text, "go\n")
+            assert await first == (upper.mount,)
+            assert await both == (base.mount,)
+            with refused(Code.NOT_FOUND):
+                await again
+
+    told(place.agent, story)
+
+
 # -- disks --------------------------------------------------------------------------------------------
 
 

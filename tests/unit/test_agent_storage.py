@@ -8,18 +8,20 @@ import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gcsagent.agent import mountinfo
+from gcsagent.agent.calls import Caller, Outcome
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.overlay import lower_of
 from gcsagent.agent.proc import boot_id
 from gcsagent.agent.process_dir import ContainerDir
-from gcsagent.agent.storage import devices, paths, superblock, users, wanted
+from gcsagent.agent.storage import devices, paths, superblock, tags, users, wanted
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
 from gcsagent.agent.storage.table import Table
+from gcsagent.agent.storage.tools import Tools
 from protocol.errors import Code, RpcError
 from protocol.families.storage import (
     Device,
@@ -307,3 +309,77 @@ def test_files_that_are_broken_newer_or_of_an_earlier_boot(tmp_path: Path) -> No
     assert [entry.ident for entry in again] == ["m3"]
     assert sorted((tmp_path / "storage").iterdir()) == files[1:]
     assert again.begin(tmpfs("next", "/x")).number == 5
+
+
+# -- what has no room, no time, or is not there ----------------------------------------------------
+
+
+def test_a_table_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gcsagent.agent.storage.table.MAX_MOUNTS", 1)
+    table = Table(str(tmp_path))
+    first = table.begin(tmpfs("a", "/a"))
+    with pytest.raises(RpcError) as caught:
+        table.begin(tmpfs("b", "/b"))
+    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    table.forget(first)
+    assert table.begin(tmpfs("b", "/b")).ident == "b"
+
+
+def test_swapping_to_the_same_disk_is_the_same(tmp_path: Path) -> None:
+    table = Table(str(tmp_path))
+    asked = MountStorage("a", MountKind.SWAP, device=Device(serial="s"))
+    entry = table.begin(asked)
+    assert table.in_the_place_of(MountStorage("b", MountKind.SWAP, device=Device(serial="s"))) is entry
+    assert table.in_the_place_of(MountStorage("b", MountKind.SWAP, device=Device(serial="t"))) is None
+
+
+def test_what_is_true_anyway_need_not_be_written_down(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = Table(str(tmp_path))
+    entry = table.begin(tmpfs("a", "/a"))
+    (tmp_path / "storage" / "00000001.json").unlink()
+    (tmp_path / "storage").rmdir()
+    (tmp_path / "storage").touch()
+    with pytest.raises(OSError, match="exists"):
+        table.save(entry)
+    table.note(entry)
+    assert "a mount cannot be written down" in caplog.text
+
+
+def test_directories_that_somebody_else_makes_meanwhile(tmp_path: Path) -> None:
+    made = paths.missing(f"{tmp_path}/a/b", "target")
+    (tmp_path / "a").mkdir()
+    paths.make(made, "target", file=False)
+    paths.make(made, "target", file=False)
+    assert (tmp_path / "a/b").is_dir()
+
+
+class Slow:
+    """In the Caller's place: whatever is run takes too long."""
+
+    async def run(self, argv: list[str], seconds: float, **_: Any) -> Outcome:
+        return Outcome(-9, timed_out=True, stderr="")
+
+    def forget(self, key: str) -> None:
+        pass
+
+
+def test_a_tool_that_takes_too_long(tmp_path: Path) -> None:
+    entry = Table(str(tmp_path)).begin(tmpfs("a", "/a"))
+    tools = Tools(cast(Caller, Slow()))
+    with pytest.raises(RpcError, match="cannot mount a: mount took more than 5 s") as caught:
+        asyncio.run(tools.run(entry, ["mount"], 5.0, what="mount a"))
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
+
+
+def test_a_tag_is_looked_for_where_the_kernel_lists_tags(tmp_path: Path) -> None:
+    listed = tmp_path / "virtiofs"
+    asyncio.run(tags.arrived("any", 0.0, str(listed)))  # an older kernel: mounting will tell
+    (listed / "1").mkdir(parents=True)
+    (listed / "1/tag").write_text("work\n")
+    asyncio.run(tags.arrived("work", 0.0, str(listed)))
+    (listed / "2").mkdir()
+    with pytest.raises(RpcError, match=r"tag none came within 0\.01 s; there are: work$") as caught:
+        asyncio.run(tags.arrived("none", 0.01, str(listed)))
+    assert (caught.value.code, caught.value.details["field"]) == (Code.NOT_FOUND, "tag")

@@ -56,6 +56,7 @@ def test_every_setting_is_taken() -> None:
             "gcs.on_failure=hold",
             "gcs.hostname=guest",
             "gcs.disk.data=/mnt",
+            "gcs.share.src=ro",
         ]
     )
     assert settings.listen == ("vsock:4294967294",)
