@@ -77,9 +77,9 @@ def test_what_is_not_found_is_listed_by(command: str, found: str) -> None:
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSPC, errno.EIO])
 def test_what_the_system_refuses(number: int) -> None:
-    failed = ConnectFailed("unix:/x: no")
-    failed.__cause__ = OSError(number, os.strerror(number))
-    assert ("root" in advice(failed)) == (number in (errno.EACCES, errno.EPERM))
+    for failed in (ConnectFailed("unix:/x: no"), VmError("no state directory")):
+        failed.__cause__ = OSError(number, os.strerror(number))
+        assert ("root" in advice(failed)) == (number in (errno.EACCES, errno.EPERM))
     assert advice(OSError(number, os.strerror(number)))
 
 

@@ -105,7 +105,7 @@ def _advice(error: BaseException, args: argparse.Namespace) -> str:
         told = _BY_EXEC_ERROR.get(str(error.details.get("exec_error")))
         told = told or _BY_CODE[error.code].format(lists=_lists(args), command=args.command_name)
         return told.replace("`gcsctl ", f"`gcsctl --vm {args.vm} ") if args.vm else told
-    cause = error.__cause__ if isinstance(error, HostError) else error
+    cause = error.__cause__ if isinstance(error, HostError | VmError) else error
     if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
         return _BY_ERRNO[cause.errno]
     for kind, advice in _BY_TYPE:
