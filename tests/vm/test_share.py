@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -169,6 +170,40 @@ def test_a_share_that_is_taken_away_while_it_is_used_gives_errors(vm: Booted, tm
 
     within(vm, tmp_path, story=story)
     assert (tmp_path / "file").read_text() == "x\n"
+
+
+OWNER = """
+import asyncio, os, sys
+from pathlib import Path
+from gcsagent.host.vm.share import ServedShare, Share
+
+async def own():
+    served = ServedShare.start(Share(Path(sys.argv[1]), "x"), Path(sys.argv[2]))
+    print(*os.listdir(sys.argv[2]), flush=True)
+    await served.ended()
+
+asyncio.run(own())
+"""
+
+
+def test_a_daemon_goes_with_whoever_started_it(tmp_path: Path) -> None:
+    shared, sockets = tmp_path / "shared", tmp_path / "sockets"
+    shared.mkdir()
+    sockets.mkdir()
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, shared, sockets],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == b"\n"  # no socket has a path
+        assert eventually(lambda: len(daemons(shared)) == 2)
+    finally:
+        owner.kill()
+        owner.communicate(timeout=SECONDS)
+    assert eventually(lambda: not daemons(shared))
+    assert list(sockets.iterdir()) == []
 
 
 async def gcsctl(*words: str) -> str:

@@ -59,7 +59,7 @@ def add_vm_parser(
         "start",
         vm_start,
         "boot a VM that keeps running in the background; prints its agent's address",
-        "gcsctl vm start dev --rootfs ./rootfs --memory 512",
+        "gcsctl vm start dev --rootfs ./rootfs --memory 512 --share ./src:ro --forward 8080:web:80",
     )
     start.add_argument("name", metavar="NAME")
     add_vm_options(start)
