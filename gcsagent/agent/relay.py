@@ -165,7 +165,7 @@ class Pump:
         if moved >= self._room:
             self._room = LARGE
             for pipe in (self._middle.write_end, self._source, self._sink):
-                _enlarge(pipe)
+                enlarge(pipe)
         if not self._drain():
             if self.state is PumpState.ATTACHED:
                 self._watch_sink()
@@ -214,7 +214,7 @@ class Pump:
         self._watching_sink = False
 
 
-def _enlarge(fd: int) -> None:
+def enlarge(fd: int) -> None:
     """What is no pipe, or may not grow for a limit on pipe pages (pipe(7)), stays as it is."""
     try:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, LARGE)

@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 from gcsagent.agent.attachable import Keeper, Load
 from gcsagent.agent.counters import queued
-from gcsagent.agent.spool import Spool
+from gcsagent.agent.relay import enlarge
+from gcsagent.agent.spool import GRANULE, Spool
 from gcsagent.agent.spool_index import SpoolIndex
 from gcsagent.agent.spool_reader import CHUNK, ROUNDS, SpoolReader, position_of
 from gcsagent.agent.stopwatch import Stopwatch
@@ -64,7 +65,7 @@ class SpoolStream:
         self._leader: SpoolReader | None = None
         self._last_reader = 0
         self._retry: asyncio.TimerHandle | None = None
-        self._filling = self._closed = False
+        self._filling = self._closed = self._enlarged = False
         self._full = Stopwatch()
         self.ended = self._told = fd < 0
         if fd >= 0:
@@ -245,6 +246,9 @@ class SpoolStream:
             if moved == 0:
                 self._source_ended()
                 break
+            if moved == GRANULE and not self._enlarged:
+                self._enlarged = True
+                enlarge(self._fd)  # so that the process writes on while we store
             if self._drops:
                 self._release(self.spool.written - self._limit)
         for reader in list(self._readers):

@@ -26,6 +26,10 @@ ACK_BYTES = MIN_SPOOL
 """Acknowledged at a time. Not more than the smallest spool holds, or reader and writer would wait for each
 other."""
 
+MANY_BYTES = 1 << 20
+"""Acknowledged at a time while there is more to read at once: a request for each 64 KiB would be most of the
+work."""
+
 
 class SpoolStream(Stream):
     """``dropped`` counts the bytes that a log gave up before they were read here."""
@@ -48,6 +52,7 @@ class SpoolStream(Stream):
     _wanted: Attach
     _acknowledges = False
     _acked = 0
+    _step = ACK_BYTES
     _consumed = 0
     _over = False
     _acking: asyncio.Task[None] | None = None
@@ -60,7 +65,7 @@ class SpoolStream(Stream):
         ConnectFailed when the agent does not come back, RpcError.
         """
         self._consumed = self.position
-        self._acknowledge()
+        self._acknowledge(MANY_BYTES)
         while True:
             try:
                 data = await super().read(size)
@@ -79,23 +84,30 @@ class SpoolStream(Stream):
             await asyncio.wait((self._acking,))
         self._consumed = self.position
         if self._acknowledges and self._consumed > self._acked:
-            await self._send_acks(1)
+            self._step = 1
+            await self._send_acks()
 
     def close(self) -> None:
         if self._acking is not None:
             self._acking.cancel()
         super().close()
 
-    def _acknowledge(self) -> None:
-        idle = self._acking is None or self._acking.done()
-        if self._acknowledges and idle and self._consumed - self._acked >= ACK_BYTES:
-            self._acking = asyncio.create_task(self._send_acks(ACK_BYTES))
+    async def _readable(self) -> None:
+        self._acknowledge(ACK_BYTES)  # the writer may be waiting for just that
+        await super()._readable()
 
-    async def _send_acks(self, step: int) -> None:
-        """Until less than ``step`` bytes are unacknowledged. Failing is no matter: the next one says all."""
+    def _acknowledge(self, step: int) -> None:
+        """Acknowledges if there are ``step`` bytes to it; goes for who is at it already, too."""
+        self._step = step
+        idle = self._acking is None or self._acking.done()
+        if self._acknowledges and idle and self._consumed - self._acked >= step:
+            self._acking = asyncio.create_task(self._send_acks())
+
+    async def _send_acks(self) -> None:
+        """Until less than a step is unacknowledged. Failing is no matter: the next one says all."""
         wanted = self._wanted
         with contextlib.suppress(RpcError, HostError):
-            while self._consumed - self._acked >= step:
+            while self._consumed - self._acked >= self._step:
                 target = self._consumed
                 await self._client.ack_stream(wanted.container, wanted.process, wanted.stream, target)
                 self._acked = target
