@@ -41,6 +41,8 @@ def to_wire(value: Any) -> Any:
     if kind in _PLAIN:
         return value
     names = _names.get(kind)
+    if names is None and isinstance(value, Enum):
+        return value.value
     if names is None and dataclasses.is_dataclass(kind):
         names = _names[kind] = tuple(field.name for field in dataclasses.fields(kind))
     if names is not None:
@@ -50,8 +52,6 @@ def to_wire(value: Any) -> Any:
             if item is not None:
                 wired[name] = item if type(item) in _PLAIN else to_wire(item)
         return wired
-    if isinstance(value, Enum):
-        return value.value
     if isinstance(value, (list, tuple)):
         return [to_wire(item) for item in value]
     if isinstance(value, dict):

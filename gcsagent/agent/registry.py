@@ -187,10 +187,10 @@ class Registry:
             log.error("the exit record cannot be written", extra={"error": str(error)})
         else:
             self.keeper.supervisor.tell("forget_process", {"process": process.key})
+        self.events.publish("process.exited", container.ident, process.ident, **to_wire(exit_record))
         log.info(
             "process ended", extra={"exit_code": exit_record.exit_code, "reason": exit_record.reason.value}
         )
-        self.events.publish("process.exited", container.ident, process.ident, **to_wire(exit_record))
         if process.is_init:
             self.init_ended(container)
         self.check_auto_delete(container, process)

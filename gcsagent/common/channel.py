@@ -28,6 +28,10 @@ MAX_FDS = 64
 """Descriptors in one packet; the kernel's own bound is SCM_MAX_FD, 253 (unix(7))."""
 
 
+_CUT_SHORT, _CLOSE_ON_EXEC = int(socket.MSG_TRUNC | socket.MSG_CTRUNC), int(socket.MSG_CMSG_CLOEXEC)
+"""Numbers: the socket module's flags are objects, and each sum of two is a new one."""
+
+
 class ChannelError(Exception):
     """A packet that breaks the rules above."""
 
@@ -67,7 +71,7 @@ def receive(sock: socket.socket) -> tuple[list[Any], list[int]] | None:
         close_all(fds)
         return None
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        if flags & _CUT_SHORT:
             raise ChannelError("a packet was longer, or carried more descriptors, than is allowed")
         message = msgpack.unpackb(data, raw=False, strict_map_key=True)
         if not isinstance(message, list) or len(message) != 3:
@@ -88,7 +92,7 @@ def receive_fds(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[
     """
     fds = array.array("i")
     room = socket.CMSG_LEN(most * fds.itemsize)
-    data, control, flags, _ = sock.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    data, control, flags, _ = sock.recvmsg(size, room, _CLOSE_ON_EXEC)
     for level, kind, content in control:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
