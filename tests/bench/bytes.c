@@ -3,13 +3,17 @@
  *   bytes zeros COUNT            COUNT zeros to standard output
  *   bytes drain [COUNT]          reads standard input to its end, or COUNT bytes; prints how many it was
  *   bytes serve PORT COUNT       takes one AF_VSOCK connection after the other. Its first byte says which
- *                                way: 'z', COUNT zeros to it; 'd', COUNT bytes from it, answered by one byte
+ *                                way: 'z', COUNT zeros to it; 'd', COUNT bytes from it, answered by one byte;
+ *                                's', COUNT zeros of a child, moved by the two splices the agent makes
  */
+#define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
 #include <unistd.h>
 #include <linux/vm_sockets.h>
 
@@ -41,6 +45,28 @@ static long long drain(int fd, long long count)
     return seen;
 }
 
+static void relay(int fd, long long count)
+{
+    int source[2], middle[2];
+    ssize_t taken, given;
+    pid_t child;
+    if (pipe(source) || pipe(middle) || (child = fork()) < 0)
+        return perror("relay");
+    if (child == 0)
+        _exit(zeros(source[1], count) != count);
+    close(source[1]);
+    fcntl(source[0], F_SETPIPE_SZ, 1 << 18);
+    fcntl(middle[0], F_SETPIPE_SZ, 1 << 18);
+    while ((taken = splice(source[0], NULL, middle[1], NULL, 1 << 20, 0)) > 0)
+        for (; taken > 0; taken -= given)
+            if ((given = splice(middle[0], NULL, fd, NULL, (size_t)taken, 0)) <= 0)
+                return perror("splice");
+    close(source[0]);
+    close(middle[0]);
+    close(middle[1]);
+    waitpid(child, NULL, 0);
+}
+
 static int serve(unsigned port, long long count)
 {
     struct sockaddr_vm at = {.svm_family = AF_VSOCK, .svm_port = port, .svm_cid = VMADDR_CID_ANY};
@@ -51,8 +77,12 @@ static int serve(unsigned port, long long count)
     fflush(stdout);
     while ((peer = accept(listener, NULL, NULL)) >= 0) {
         char way, last = 0;
-        if (read(peer, &way, 1) == 1 && way == 'z')
+        if (read(peer, &way, 1) != 1)
+            perror("way");
+        else if (way == 'z')
             zeros(peer, count);
+        else if (way == 's')
+            relay(peer, count);
         else if (drain(peer, count) != count || write(peer, &last, 1) != 1)
             perror("drain");
         while (read(peer, &last, 1) > 0) /* it closes first: our close could overtake what is under way */
