@@ -12,6 +12,7 @@ FEATURES = (
     "forward",
     "network",
     "pods",
+    "snapshot",
     "spool",
     "tee",
     "upgrade",
