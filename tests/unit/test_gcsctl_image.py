@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
+import pty
+import select
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,9 +22,14 @@ from gcsagent.host.cli.image_progress import shown_progress
 from gcsagent.host.cli.image_roots import ImageRoot
 from gcsagent.host.cli.run import RunPlan, run_plan
 from gcsagent.host.cli.vmrun import GUEST_ROOTFS, vm_plan
+from gcsagent.host.image import images
 from gcsagent.host.image.documents import Config
+from gcsagent.host.image.limits import Limits
 from protocol.address import UnixAddress
+from tests.cases.agents import REPO
 from tests.cases.image_files import Layout, directory, file, tar
+
+SECONDS = 30.0
 
 CONFIG = Config(
     "amd64",
@@ -169,3 +180,32 @@ def test_progress_is_a_line_on_a_terminal_and_nothing_elsewhere(
     assert said.startswith("\r\x1b[Kunpacking layer 1 of 2: 0 B of 1.0 MiB")
     assert said.endswith("\r\x1b[Kwriting it as a disk\r\x1b[K")
     assert said.count("unpacking") < 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_interrupted_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """On a terminal, where it says what it waits for: another one that makes the same image."""
+    layout = Layout(tmp_path / "layout")
+    layout.image(tar(directory("d")), tag="app")
+    with images.opened(str(layout.root), Limits()) as image:
+        making = tmp_path / "cache" / "images" / f".new-{image.ident[7:]}"
+    making.mkdir(parents=True)
+    outer, inner = pty.openpty()
+    holder = os.open(making, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        argv = [sys.executable, "-m", "gcsagent.host", "image", "load", str(layout.root)]
+        env = {**os.environ, "GCS_CACHE": str(tmp_path / "cache")}
+        with subprocess.Popen(argv, cwd=REPO, env=env, stdout=subprocess.DEVNULL, stderr=inner) as process:
+            shown = b""
+            while b"waiting for another gcsctl" not in shown:
+                assert select.select([outer], [], [], SECONDS)[0]
+                shown += os.read(outer, 1000)
+            process.send_signal(number)
+            assert process.wait(SECONDS) == 128 + number
+        assert os.listdir(making.parent) == [making.name]
+        assert select.select([outer], [], [], SECONDS)[0]
+        assert os.read(outer, 1000).endswith(b"\r\x1b[K")
+    finally:
+        for fd in (outer, inner, holder):
+            os.close(fd)
