@@ -22,6 +22,7 @@ help:
 	@echo "make copy        1 GiB into a guest and out of it, in figures"
 	@echo "make boot-failures     VMs broken on purpose, and what is said of each"
 	@echo "make test-long   all of these"
+	@echo "make tour        runs README's tour in real VMs and keeps what came in tests/tour.txt"
 	@echo "make bench       what it costs beside runc and plain sockets; OUT= a directory for JSON, table, plot"
 	@echo "make lint | format        ruff, mypy, import directions | ruff format"
 	@echo "make image | tools | demo-rootfs | venv    what the tests and the demo are made of"
@@ -103,6 +104,12 @@ spine: venv tools image demo-rootfs
 # What make test has in short, at full length.
 .PHONY: test-long
 test-long: spine scale chaos copy boot-failures
+
+# README's tour, line by line as it stands there.
+.PHONY: tour
+tour: venv tools image demo-rootfs
+	$(RUN) -m tests.tour >tests/tour.txt.new
+	@mv tests/tour.txt.new tests/tour.txt
 
 .PHONY: demo
 demo: venv tools image demo-rootfs

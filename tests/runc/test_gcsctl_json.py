@@ -131,7 +131,7 @@ ELSEWHERE = {
     **{f"vm {kind} {verb}": "tests/vm" for kind in ("disk", "net", "share") for verb in ("add", "rm", "ls")},
     **{f"vm snapshot {verb}": "tests/vm/test_snapshot.py" for verb in ("create", "ls", "rm")},
 }
-"""The file or tier that runs it; tests/vm/test_gcsctl_vm.py compares."""
+"""What runs it; tests/vm/test_gcsctl_vm.py compares the fields of `vm grow`, `disk`, `net` and `share`."""
 
 
 @pytest.fixture(scope="module")

@@ -76,6 +76,14 @@ def test_its_hardware(dev: Named, tmp_path: Path) -> None:
     assert [each["mac"] for each in dev.json("vm net ls", "dev")] == [mac]
     assert dev.json("vm net rm", "dev", mac) == {"mac": mac}
 
+    (tmp_path / "index.html").write_text("the host says hello\n")
+    shared = dev.json("vm share add", "dev", f"{tmp_path}:www:ro")
+    assert [each["tag"] for each in dev.json("vm share ls", "dev")] == ["www"]
+    root = ("--overlay", "--rootfs", "/run/gcs/disks/rootfs", "-v", f"{shared['target']}:/srv:ro")
+    read = dev("--vm", "dev", "run", "--rm", *root, "--", "cat", "/srv/index.html")
+    assert read == "the host says hello\n"
+    assert dev.json("vm share rm", "dev", "www") == {"tag": "www"}
+
     before = json.loads(dev("--vm", "dev", "resources", "--json"))["memory"]["total_kib"]
     grown = dev.json("vm grow", "dev", "--memory", "256")
     assert grown["memory"]["total_kib"] > before + 200 * 1024

@@ -18,8 +18,12 @@ from protocol.errors import Code, RpcError
 from protocol.families.guest import Online, Resources
 from protocol.method import Empty
 
-# Each file gets the word its kind takes; the first that is refused says why and ends it.
-_SCRIPT = 'for f; do case $f in */online) w=1 ;; *) w=online ;; esac; echo $w >"$f" || exit 1; done'
+# Each file gets the word its kind takes; the first that is refused says why and ends it. The kernel refuses
+# as well what has come online by itself since it was looked at.
+_SCRIPT = (
+    "for f; do case $f in */online) w=1 ;; *) w=online ;; esac;"
+    ' echo $w >"$f" || [ "$(cat "$f")" = $w ] || exit 1; done'
+)
 
 
 class ResourceService:
