@@ -24,6 +24,7 @@ help:
 	@echo "make test-long   all of these"
 	@echo "make tour        runs README's tour in real VMs and keeps what came in tests/tour.txt"
 	@echo "make bench       what it costs beside runc and plain sockets; OUT= a directory for JSON, table, plot"
+	@echo "make fuzz        hostile bytes, arguments, archives at every door; SECONDS= for all of them together"
 	@echo "make lint | format        ruff, mypy, import directions | ruff format"
 	@echo "make image | tools | demo-rootfs | venv    what the tests and the demo are made of"
 
@@ -90,6 +91,18 @@ bench: OUT = $(CACHE)/bench
 bench: export GCS_DEPS = gcc libc6-dev
 bench: venv tools image demo-rootfs
 	$(RUN) -m tests.bench --out "$(OUT)" $(BENCH_ARGS)
+
+# By coverage, where atheris can be had for this Python; else by what is answered. The exit status tells.
+.PHONY: fuzz
+fuzz: SECONDS = 600
+fuzz: OUT = $(CACHE)/fuzz
+fuzz: venv demo-rootfs
+	@test -e "$(VENV).fuzz/whole" || { rm -rf "$(VENV).fuzz"; $(PYTHON) -m venv "$(VENV).fuzz"; \
+	    "$(VENV).fuzz/bin/python" -m pip install -q --disable-pip-version-check -r tests/requirements.txt; \
+	    "$(VENV).fuzz/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: atheris \
+	        || echo "fuzz: no atheris for $(PYTHON): guided by outcomes"; \
+	    touch "$(VENV).fuzz/whole"; }
+	"$(VENV).fuzz/bin/python" -m tests.fuzz --seconds $(SECONDS) --out "$(OUT)" $(FUZZ_ARGS)
 
 # VMs broken in more ways, and what the launcher says of them.
 .PHONY: boot-failures

@@ -1,0 +1,37 @@
+"""Every fuzz target for a moment, in its jail, as ``make fuzz`` has them for as long as one likes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cases.agents import REPO
+from tests.fuzz.__main__ import NAMES
+from tests.fuzz.targets import TARGETS
+
+SECONDS = 1.0
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("name", TARGETS)
+def test_nothing_is_found_in_a_moment(tmp_path: Path, name: str) -> None:
+    options = ["--target", name, "--seconds", str(SECONDS), "--seed", "1", "--out", str(tmp_path)]
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.fuzz", *options],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    said = ran.stdout + ran.stderr + (tmp_path / f"{name}.log").read_text()
+    assert ran.returncode == 0, said
+    assert json.loads((tmp_path / f"{name}.result").read_text())["executions"] > 0
+
+
+def test_every_target_has_a_name() -> None:
+    assert tuple(TARGETS) == NAMES
