@@ -37,7 +37,7 @@ def main() -> int:
     names = options.only or [figure.name for figure in FIGURES]
     if unknown := set(names) - {figure.name for figure in FIGURES}:
         parser.error(f"no figure {', '.join(sorted(unknown))}; --list names them")
-    wanted = [f for f in FIGURES if f.name in names and options.tier in (None, f.tier)]
+    wanted = [f for f in in_order() if f.name in names and options.tier in (None, f.tier)]
     if options.list:
         for figure in wanted:
             print(f"{figure.name:18} {figure.tier:5} {figure.what}")
@@ -47,6 +47,12 @@ def main() -> int:
     if options.out is not None:
         write(document, options.out)
     return 1 if any(found["error"] for found in document["figures"]) else 0
+
+
+def in_order() -> list[Figure]:
+    """As the groups are named, whoever imported whom first."""
+    modules = [group.__name__ for group in GROUPS]
+    return sorted(FIGURES, key=lambda figure: modules.index(figure.measure.__module__))
 
 
 def write(document: report.Document, directory: Path) -> None:
