@@ -8,9 +8,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from protocol import DEFAULT_PORT
+from protocol.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

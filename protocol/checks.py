@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Annotated
 
+from protocol.dataclass import dataclass
 from protocol.limits import MAX_CHUNK, MAX_DEADLINE_MS, MAX_ID, MAX_LABELS, MAX_STREAM_OFFSET
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*\Z")

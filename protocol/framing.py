@@ -8,11 +8,11 @@ exactly one map, so that arguments have names and may be added without breaking 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgpack
 
+from protocol.dataclass import dataclass
 from protocol.errors import RemoteProtocolError
 from protocol.limits import MAX_MSGID
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from protocol.dataclass import dataclass
 
 MAX_FRAME = 1 << 20
 """Bytes of one MessagePack-RPC message. An OCI spec with a full seccomp profile is about 60 KiB."""

@@ -5,8 +5,7 @@ Both sides look methods up here and nowhere else; nothing off the wire is ever u
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from protocol.dataclass import dataclass
 from protocol.families import (
     agent,
     archive,

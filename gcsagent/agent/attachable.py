@@ -16,12 +16,12 @@ import os
 import select
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gcsagent.agent.counters import CounterSlots, queued
 from gcsagent.agent.relay import MiddlePipe
 from gcsagent.agent.supervisor_client import SupervisorClient
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
 

@@ -8,11 +8,11 @@ import functools
 import itertools
 import os
 import signal
-from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.agent.turns import Turns
+from protocol.dataclass import dataclass
 from protocol.limits import Limits
 
 TAIL = 4096

@@ -10,7 +10,8 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+
+from protocol.dataclass import dataclass
 
 MOUNTS = "/proc/self/mounts"
 

@@ -18,13 +18,13 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.agent import criu
 from gcsagent.agent.calls import Caller
 from gcsagent.agent.journal import Journal, RequestMark
 from gcsagent.agent.process_dir import VERSION, read_json, write_json
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.families.checkpoint import Checkpoint
 from protocol.method import Empty

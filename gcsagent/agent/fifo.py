@@ -22,9 +22,9 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from gcsagent.agent.attachable import Keeper, Unattachable
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamState
 

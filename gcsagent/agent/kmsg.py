@@ -17,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from protocol.dataclass import dataclass
 
 KMSG = "/dev/kmsg"
 RECORD = 8192

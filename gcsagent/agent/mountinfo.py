@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from protocol.dataclass import dataclass
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 

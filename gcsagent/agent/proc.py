@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from protocol.dataclass import dataclass
 
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 MEMINFO = "/proc/meminfo"

@@ -21,7 +21,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 from gcsagent.agent.call import Call
@@ -30,6 +29,7 @@ from gcsagent.agent.proc import Stat, fields, parse_stat, status
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from protocol.checks import INIT
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.families.container import ListProcesses, ProcessList
 from protocol.limits import MAX_COMMAND, MAX_FRAME

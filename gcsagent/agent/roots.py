@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import signal
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from protocol.checks import INIT
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 
 if TYPE_CHECKING:  # the agent has no use for tarfile

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from gcsagent.agent.runtime import CriuOptions
+from protocol.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

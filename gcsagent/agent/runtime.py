@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Protocol
+
+from protocol.dataclass import dataclass
 
 MAX_REASON = 1000
 """Characters of the runtime's own words in an error's sentence; its details have more of them."""

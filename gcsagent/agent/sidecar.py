@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from gcsagent.agent.fifo import Fifo
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamSpec
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from protocol.dataclass import dataclass
 
 if TYPE_CHECKING:  # the agent has no use for tarfile
     from gcsagent.tarball.attributes import IdMap

@@ -6,10 +6,10 @@ import contextlib
 import json
 import os
 import signal
-from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.common.namespaces import KINDS
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.limits import Limits
 from protocol.method import LONG, QUICK, Empty, Method
 from protocol.types import BootStage, MachineInfo, RuntimeInfo, UpgradeStatus

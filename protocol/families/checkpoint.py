@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.families.container import Created
 from protocol.method import LONG, QUICK, Empty, Method
 

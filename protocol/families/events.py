@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.method import QUICK, Method
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.method import QUICK, RUNTIME, Empty, Method
 
 MAX_ENTROPY = 4096

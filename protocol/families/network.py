@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 from protocol import checks, netchecks
+from protocol.dataclass import dataclass
 from protocol.method import LONG, QUICK, RUNTIME, Empty, Method
 from protocol.pods import Dns, HostsEntry
 

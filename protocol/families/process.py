@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.families.container import Created, Deleted
 from protocol.method import QUICK, RUNTIME, Empty, Method
 from protocol.types import ExitRecord, ProcessState, Stdio, Winsize

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Annotated
 
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.limits import MAX_DEADLINE_MS
 from protocol.method import QUICK, Empty, Method
 from protocol.types import Winsize

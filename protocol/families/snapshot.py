@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from protocol import checks
+from protocol.dataclass import dataclass
 from protocol.families.guest import random_bytes
 from protocol.method import LONG, Method
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated
 
 from protocol import checks, mountchecks
+from protocol.dataclass import dataclass
 from protocol.limits import MAX_MOUNTS
 from protocol.method import QUICK, RUNTIME, Empty, Method
 

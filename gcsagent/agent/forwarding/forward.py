@@ -20,12 +20,12 @@ import errno
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gcsagent.agent.attachable import Attachable, Keeper
 from gcsagent.agent.forwarding.hangups import Hangups
 from gcsagent.agent.relay import MiddlePipe, Pump
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.families.forward import ForwardEnd
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from dataclasses import dataclass
 
 from gcsagent.agent.proc import boot_id
 from gcsagent.agent.process_dir import VERSION, read_json, write_json
 from gcsagent.agent.storage.table import boot_time_ns
+from protocol.dataclass import dataclass
 
 _log = logging.getLogger("agent.guest.snapshot")
 

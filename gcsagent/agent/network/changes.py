@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
 
 from gcsagent.agent.failures import tool_failed
 from gcsagent.agent.network.plan import Step
 from gcsagent.agent.network.tools import Namespace, ToolFailed, Tools
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 
 UNDO_SECONDS = 10.0

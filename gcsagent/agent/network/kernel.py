@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.agent.network.tools import Namespace, Tools
+from protocol.dataclass import dataclass
 from protocol.families.network import InterfaceState, Neighbour, RouteState
 
 LINKS = ["ip", "-json", "-details", "address", "show"]

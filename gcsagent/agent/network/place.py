@@ -7,11 +7,11 @@ interfaces has not touched the others.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 from gcsagent.agent.network.kernel import Link
 from gcsagent.agent.network.plan import Step
 from gcsagent.agent.network.tools import OTHER
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.families.network import Interface
 

@@ -8,9 +8,10 @@ nothing. A route is one by its network and metric; those this agent has made bea
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from gcsagent.agent.network.kernel import IPV6_METRIC, Link, Snapshot, canonical, destination
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.families.network import ApplyNetwork, Interface, Neighbour, Route, RouteState
 

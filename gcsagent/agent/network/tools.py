@@ -12,11 +12,11 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, capture
 from gcsagent.agent.failures import not_started, tool_failed
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 
 MAX_OUTPUT = 4 << 20

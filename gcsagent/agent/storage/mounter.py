@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import glob
 import os
-from dataclasses import dataclass
 
 from gcsagent.agent import mountinfo
 from gcsagent.agent.storage import paths, superblock, tags
@@ -17,6 +16,7 @@ from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
 from gcsagent.agent.storage.table import Entry, Table
 from gcsagent.agent.storage.tools import Tools
 from gcsagent.agent.storage.wanted import READ_ONLY_TYPES
+from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.families.storage import Format, FsType, MountKind
 

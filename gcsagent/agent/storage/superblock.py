@@ -8,7 +8,8 @@ table made from it.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+
+from protocol.dataclass import dataclass
 
 HEAD = 68 * 1024
 """Bytes looked at: btrfs has its magic number at 65,600."""
