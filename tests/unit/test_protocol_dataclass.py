@@ -82,7 +82,8 @@ def test_equal_only_to_its_own_kind(kind: Any) -> None:
     assert kind("a") == kind("a")
     assert kind("a") != kind("b")
     assert kind("a") != ("a", 3, [])
-    assert Ours("a") != Theirs("a")
+    others: list[Any] = [Ours("a"), Theirs("a")]
+    assert others[0] != others[1]
     with pytest.raises(TypeError, match="unhashable"):
         hash(kind("a"))
     assert hash(kind("a", 1, ())) == hash(kind("a", 1, ()))
@@ -91,9 +92,8 @@ def test_equal_only_to_its_own_kind(kind: Any) -> None:
 @Both
 def test_shown_copied_and_pickled(kind: Any) -> None:
     one = kind("a", 4, [kind("b")])
-    assert (
-        repr(one) == f"{kind.__name__}(name='a', size=4, parts=[{kind.__name__}(name='b', size=3, parts=[])])"
-    )
+    inner = f"{kind.__name__}(name='b', size=3, parts=[])"
+    assert repr(one) == f"{kind.__name__}(name='a', size=4, parts=[{inner}])"
     assert copy.deepcopy(one) == one == pickle.loads(pickle.dumps(one))
     assert copy.deepcopy(one).parts is not one.parts
 
@@ -120,5 +120,5 @@ def test_other_kinds_are_refused() -> None:
 
 def test_the_contract_is_made_of_them() -> None:
     kinds = {kind for method in METHODS.values() for kind in (method.params, method.result)}
-    shared = type(Hello(1, 1)).__eq__
+    shared: Any = type(Hello(1, 1)).__eq__
     assert all(kind.__eq__ is shared for kind in kinds)
