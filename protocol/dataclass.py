@@ -27,6 +27,7 @@ def _make(bare: type) -> type:
     # Without one, dataclasses would make it from the signature, for which it takes its time.
     bare.__doc__ = bare.__doc__ or bare.__name__
     cls: Any = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(bare)
+    cls.__dataclass_params__.frozen = True  # as it is below; dataclasses would compile two methods for it
 
     def __init__(self: Any, *arguments: Any, **named: Any) -> None:
         cls.__init__ = _compiled_init(cls)

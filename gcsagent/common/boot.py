@@ -15,11 +15,15 @@ import time
 STAGES_FILE = "/run/gcs/boot-stages"
 """Lines ``STAGE UPTIME``, in the order in which they were reached."""
 
+_told: set[str] = set()
+"""By this process, also where they cannot be kept."""
+
 
 def reached(stage: str) -> None:
     """Tells and keeps that ``stage`` has been passed; a restarted agent's are no part of the boot."""
-    if any(name == stage for name, _ in stages()):
+    if stage in _told or any(name == stage for name, _ in stages()):
         return
+    _told.add(stage)
     uptime = f"{time.clock_gettime(time.CLOCK_BOOTTIME):.3f}"
     _say(f"gcs-boot: {stage} {uptime}")
     try:
