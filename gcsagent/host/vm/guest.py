@@ -12,7 +12,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 from gcsagent.host.vm.config import VmExit
@@ -199,8 +199,9 @@ class Guest:
     async def why(self, reason: str) -> str:
         """`reason`, and how QEMU ended if that is behind it."""
         if self._qmp is not None and self._qmp.closed:
-            async with asyncio.timeout(_DRAIN_SECONDS):
-                return f"{reason}: {(await self.exited()).reason}"
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    return f"{reason}: {(await self.exited()).reason}"
         return reason
 
     @property

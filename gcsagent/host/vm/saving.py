@@ -61,7 +61,7 @@ async def save(vm: VirtualMachine, directory: Path, *, hold: float, progress: Ca
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
         if isinstance(error, OSError):
-            raise SnapshotError(f"cannot write {directory}: {error.strerror}") from error
+            raise SnapshotError(f"cannot save to {directory}: {error}") from error
         if isinstance(error, (HostError, RpcError, RemoteProtocolError)):
             raise SnapshotError(f"the guest cannot be held: {error}") from error
         raise
