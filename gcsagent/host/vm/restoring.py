@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from gcsagent.host import snapshot
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.vm.config import OWN, VmConfig
@@ -21,7 +20,7 @@ from gcsagent.host.vm.errors import LaunchError, QmpError, SnapshotError
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, nic_backend, nic_device
 from gcsagent.host.vm.qemu import disk_name, disk_node
-from gcsagent.host.vm.saving import MEMORY_SECONDS
+from gcsagent.host.vm.saving import MEMORY_SECONDS, patiently
 from gcsagent.host.vm.snapshotdir import DISKS, MEMORY, Saved, SavedDisk
 from protocol.errors import RemoteProtocolError, RpcError
 
@@ -107,7 +106,7 @@ async def go_on(
     progress("it goes on; waiting for its agent")
     try:
         async with await Client.connect(address, timeout=seconds) as client:
-            await snapshot.resume(client, saved.snapshot)
+            await patiently(client, saved.snapshot, seconds)
     except (HostError, RpcError, RemoteProtocolError) as error:
         raise LaunchError(await guest.why(f"the restored guest does not answer: {error}")) from error
 

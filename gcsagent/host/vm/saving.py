@@ -19,9 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import tenacity
+
 from gcsagent.host import snapshot
 from gcsagent.host.client import Client
-from gcsagent.host.errors import HostError
+from gcsagent.host.errors import AgentSilent, HostError
 from gcsagent.host.vm.config import OWN
 from gcsagent.host.vm.copying import copy, link_or_copy
 from gcsagent.host.vm.diskplug import DiskPlug
@@ -123,7 +125,17 @@ class _Still:
                 await self._vm.resume()
         finally:
             await self._vm.guest.plug_vsock()
-        await snapshot.resume(self._client, self._name)
+        await patiently(self._client, self._name, UNPLUG_SECONDS)
+
+
+async def patiently(client: Client, name: str, seconds: float) -> None:
+    """Has the guest go on, which may take a while to find its device on a busy host."""
+    retrying = tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception_type(AgentSilent),
+        stop=tenacity.stop_after_delay(seconds),
+        reraise=True,
+    )
+    await retrying(snapshot.resume, client, name)
 
 
 async def _take(
