@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from gcsagent import __version__
 from gcsagent.common.config import (
     DEFAULT_WATCHDOG,
     LIMITS,
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Runs OCI containers for a host that asks over vsock or a UNIX socket.",
         epilog="example: gcsagent --listen unix:/run/gcs.sock --state /run/gcs",
     )
+    parser.add_argument("--version", action="version", version=f"gcsagent {__version__}")
     parser.add_argument(
         "--listen", action="append", metavar="ADDRESS", help="vsock[:PORT] or unix:PATH; may be repeated"
     )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from gcsagent import __version__
 from gcsagent.host.cli import (
     about,
     checkpoints,
@@ -83,6 +84,7 @@ class Parser(argparse.ArgumentParser):
 
 def build() -> argparse.ArgumentParser:
     parser = _top()
+    parser.add_argument("--version", action="version", version=f"gcsctl {__version__}")
     parser.add_argument("--address", metavar="ADDRESS", help="the agent (default: GCS_ADDRESS)")
     parser.add_argument("--vm", metavar="NAME", help="the agent in the VM that `vm start NAME` started")
     parser.add_argument(
