@@ -88,7 +88,6 @@ copy: venv demo-rootfs
 # Ratios to baselines taken in the same run. BENCH_ARGS='--only exec --samples 50' takes less, or more.
 .PHONY: bench
 bench: OUT = $(CACHE)/bench
-bench: export GCS_DEPS = gcc libc6-dev
 bench: venv tools image demo-rootfs
 	$(RUN) -m tests.bench --out "$(OUT)" $(BENCH_ARGS)
 

@@ -4,7 +4,7 @@
 set -Eeuo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[ $# -eq 0 ] || die "takes no arguments (set GCS_DEPS=\"package...\" to add packages)"
+[ $# -eq 0 ] || die "takes no arguments"
 command -v apt-get dpkg-query >/dev/null || die "this host has no apt: install by hand what scripts/install-deps.sh lists"
 
 packages=(
@@ -16,14 +16,13 @@ packages=(
     util-linux procps iproute2                  # flock, unshare, ps, ip
     umoci skopeo buildah                        # what makes the images that the tests run
     zsh fish                                    # gcsctl's completion is tested in them, and in bash
+    gcc libc6-dev libmsgpack-dev libjson-c-dev  # a client in C for the tests; what make bench measures against
 )
 # Ubuntu 22.04's python3 is 3.10; its archive also has 3.11.
 if ! /usr/bin/python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null &&
     [ -n "$(apt-cache search --names-only '^python3\.11-venv$' 2>/dev/null)" ]; then
     packages+=(python3.11 python3.11-venv)
 fi
-# shellcheck disable=SC2206
-packages+=(${GCS_DEPS:-})
 
 missing=()
 for package in "${packages[@]}"; do
