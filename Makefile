@@ -25,6 +25,7 @@ help:
 	@echo "make tour        runs README's tour in real VMs and keeps what came in tests/tour.txt"
 	@echo "make bench       what it costs beside runc and plain sockets; OUT= a directory for JSON, table, plot"
 	@echo "make fuzz        hostile bytes, arguments, archives at every door; SECONDS= for all of them together"
+	@echo "make soak        mixed load, the agent killed, and what has grown; MINUTES=, SOAK_ARGS=--vm, OUT="
 	@echo "make lint | format        ruff, mypy, import directions | ruff format"
 	@echo "make image | tools | demo-rootfs | venv    what the tests and the demo are made of"
 
@@ -102,6 +103,14 @@ fuzz: venv demo-rootfs
 	        || echo "fuzz: no atheris for $(PYTHON): guided by outcomes"; \
 	    touch "$(VENV).fuzz/whole"; }
 	"$(VENV).fuzz/bin/python" -m tests.fuzz --seconds $(SECONDS) --out "$(OUT)" $(FUZZ_ARGS)
+
+# A mixed load, the agent killed in its first half; SOAK_ARGS=--vm has it in a VM.
+.PHONY: soak
+soak: MINUTES = 60
+soak: OUT = $(CACHE)/soak
+soak: export GCS_DEPS = gcc libc6-dev
+soak: venv demo-rootfs $(if $(findstring --vm,$(SOAK_ARGS)),tools image)
+	$(RUN) -m tests.soak --minutes $(MINUTES) --out "$(OUT)" $(SOAK_ARGS)
 
 # VMs broken in more ways, and what the launcher says of them.
 .PHONY: boot-failures

@@ -237,6 +237,8 @@ class Methods(Live):
 
 def _deadline(given: Any) -> Any:
     """As it is when it is no deadline; no longer than it is worth waiting for."""
+    if given is None:  # the same as none: some requests then wait for ever
+        return LONGEST_MS
     return min(given, LONGEST_MS) if type(given) is int else given
 
 

@@ -49,7 +49,11 @@ class AgentSession:
         return Host(directory / "host")
 
     def close(self) -> None:
-        self._loop.run_until_complete(self._host.close())
+        async def close() -> None:
+            self._host.session, self._host.sock = self._host.connect()  # the first was given up long ago
+            await self._host.close()
+
+        self._loop.run_until_complete(close())
         self._loop.close()
 
     def seeds(self) -> list[bytes]:

@@ -1,0 +1,180 @@
+"""``python -m tests.soak --minutes 60``: a mixed load, the agent killed in its first half; nothing may grow.
+
+Writes soak.json and soak.svg. Exit status 1 when something was wrong with an answer, or is left or grown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.soak import worlds
+from tests.soak.load import Load
+from tests.soak.plot import svg
+from tests.soak.worlds import Sample, World
+
+EVERY_SECONDS = 10.0
+SETTLE_SECONDS = 120.0
+WARM_SECONDS = 30.0
+"""After which an agent under load has met all of it."""
+
+GROWTH_KIB = {"supervisor_kib": 4096, "agent_kib": 12288}
+"""What PSS may grow by: the supervisor's since the warm-up, the agent's since the last kill. Caches and rings
+fill up to their bounds, and allocators keep pages."""
+
+
+@dataclass(slots=True)
+class Soak:
+    world: World
+    load: Load
+    seed: int
+    began: float = field(default_factory=time.monotonic)
+    times: list[float] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    kills: list[float] = field(default_factory=list)
+
+    @property
+    def now(self) -> float:
+        return time.monotonic() - self.began
+
+    async def go(self, seconds: float) -> dict[str, Any]:
+        await self.load.once()
+        before = await self._settled(None)
+        over, self.began = asyncio.Event(), time.monotonic()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._time(seconds, over))
+                tasks.create_task(self._watch(over))
+                tasks.create_task(self._kill(seconds / 2, over))
+                tasks.create_task(self.load.until(over))
+            wrong, lasted = [], self.now
+        except* Exception as group:
+            lasted = self.now
+            wrong = [repr(error) for error in _leaves(group)]
+        after = await self._settled(before)
+        wrong += differences(before, after) + self._grown(before, after)
+        return {
+            "seed": self.seed,
+            "seconds": round(lasted, 1),
+            "rounds": self.load.counts,
+            "kills": len(self.kills),
+            "before": before,
+            "after": after,
+            "wrong": wrong,
+            "samples": [
+                {"at": round(at, 1), **each} for at, each in zip(self.times, self.samples, strict=True)
+            ],
+        }
+
+    async def _time(self, seconds: float, over: asyncio.Event) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            over.set()
+
+    async def _watch(self, over: asyncio.Event) -> None:
+        while not over.is_set():
+            with contextlib.suppress(OSError):
+                found = await self.world.look()
+                self.samples.append(found)
+                self.times.append(self.now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_SECONDS):
+                    await over.wait()
+
+    async def _kill(self, seconds: float, over: asyncio.Event) -> None:
+        dice = random.Random(self.seed)
+        while self.now < seconds and not over.is_set():
+            await self.world.kill()
+            self.kills.append(self.now)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(dice.uniform(1, 20)):
+                    await over.wait()
+
+    async def _settled(self, before: Sample | None) -> Sample:
+        """As it is when nothing is under way: the same twice, or as it was ``before``."""
+        found: Sample = {}
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while time.monotonic() < deadline:
+            last, found = found, await self.world.look()
+            if differences(before or last or {"zombies": -1}, found) == []:
+                return found
+            await asyncio.sleep(0.5)  # the kernel tells nobody of a cgroup or a file that goes
+        return found
+
+    def _timed(self) -> Iterator[tuple[float, Sample]]:
+        return zip(self.times, self.samples, strict=True)
+
+    def _grown(self, before: Sample, after: Sample) -> list[str]:
+        """The agent against its own beginning, once it was not killed any more."""
+        since = [
+            each
+            for at, each in zip(self.times, self.samples, strict=True)
+            if at > (self.kills or [0])[-1] + 30
+        ]
+        then = {"supervisor_kib": before, "agent_kib": since[0] if since else before}
+        return [
+            f"{name}: {after[name]}, before {then[name][name]}"
+            for name, most in GROWTH_KIB.items()
+            if after[name] > then[name][name] + most
+        ]
+
+
+def differences(before: Sample, after: Sample) -> list[str]:
+    """Of everything but memory."""
+    return [
+        f"{name}: {after.get(name)}, before {value}"
+        for name, value in before.items()
+        if not name.endswith("_kib") and after.get(name) != value
+    ]
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
+    found: list[Exception] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+async def soak(seconds: float, seed: int, in_vm: bool) -> tuple[dict[str, Any], Soak]:
+    world = worlds.vm if in_vm else worlds.host
+    with tempfile.TemporaryDirectory(prefix="gcs-soak-") as directory:
+        async with world(Path(directory)) as made:
+            soaking = Soak(made, Load(made.target, seed), seed)
+            return await soaking.go(seconds), soaking
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--vm", action="store_true", help="in a VM, over vsock")
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("."))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    document, soaking = asyncio.run(soak(options.minutes * 60, options.seed, options.vm))
+    document["tier"] = "vm" if options.vm else "host"
+    rows = {name: [each[name] for each in soaking.samples] for name in document["before"]}
+    title = (
+        f"{document['tier']}, {document['seconds'] / 60:.0f} min: {sum(document['rounds'].values())} rounds"
+    )
+    (options.out / "soak.json").write_text(json.dumps(document, indent=1) + "\n")
+    (options.out / "soak.svg").write_text(svg(soaking.times, rows, soaking.kills, title))
+    print(f"{title}, {document['kills']} kills of the agent; {document['rounds']}")
+    print(f"before {document['before']}\nafter  {document['after']}")
+    print("\n".join(f"wrong: {each}" for each in document["wrong"]) or "nothing is wrong, left or grown")
+    return 1 if document["wrong"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
