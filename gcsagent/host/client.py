@@ -179,7 +179,7 @@ class Client(Caller):
             after = found[-1].pid if found else 0
             page: ProcessList = await self.call("container.processes", ListProcesses(container, after))
             found += page.processes
-            if not page.left_out or found[-1].pid <= after:
+            if not page.left_out or not page.processes or page.processes[-1].pid <= after:
                 return tuple(found)
 
     async def container_stats(self, container: str) -> ContainerStats:

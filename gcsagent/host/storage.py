@@ -37,8 +37,9 @@ async def list_mounts(client: Client) -> tuple[MountState, ...]:
     while True:
         after = found[-1].mount if found else ""
         page: MountList = await client.call("storage.list", ListMounts(after))
+        known = {each.mount for each in found}
         found += page.mounts
-        if not page.left_out or not page.mounts:
+        if not page.left_out or not page.mounts or page.mounts[-1].mount in known:
             return tuple(found)
 
 

@@ -19,6 +19,7 @@ from gcsagent.host.errors import (
     ConnectionBroken,
     ConnectionLost,
 )
+from gcsagent.host.storage import list_mounts
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
 from protocol.families.agent import Pong, Welcome
 from protocol.families.container import CreateContainer, Created
@@ -28,6 +29,7 @@ from protocol.pods import PodMember, Sandbox
 from protocol.schema import to_wire
 from protocol.types import Status
 from tests.fakes.fake_agent import FakeAgent, exit_record, raw_server
+from tests.fuzz import vectors
 
 PONG = Pong(1, 5, 7)
 WELCOME = encode(Response(1, None, to_wire(Welcome(1, "fake", "boot", 1))))
@@ -289,6 +291,30 @@ def test_a_request_id_lets_a_mutating_call_be_sent_again(tmp_path: Path) -> None
         created = await client.create_container(CreateContainer("c", spec={}), request_id="once")
         assert created == Created(5)
         assert agent.request_ids("container.create") == ["once", "once"]
+
+    with_agent(tmp_path, body)
+
+
+LISTS: dict[str, tuple[str, Callable[[Client], Awaitable[tuple[Any, ...]]]]] = {
+    "container.list": ("containers", lambda client: client.list_containers()),
+    "container.processes": ("processes", lambda client: client.container_processes("web")),
+    "storage.list": ("mounts", list_mounts),
+}
+
+
+@pytest.mark.parametrize("method", LISTS)
+@pytest.mark.parametrize("entries", [0, 2])
+def test_a_list_that_never_ends_is_left(tmp_path: Path, method: str, entries: int) -> None:
+    """An agent that always has more, of nothing or of the same, must not keep a host asking."""
+    field, ask = LISTS[method]
+    golden = vectors.named("results")[method][3]
+    page = {**golden, field: golden[field][:1] * entries, "left_out": 7}
+
+    async def body(agent: FakeAgent, client: Client) -> None:
+        agent.handlers[method] = lambda params: page
+        async with asyncio.timeout(10):
+            assert len(await ask(client)) == entries * 2
+        assert len(agent.named(method)) == (2 if entries else 1)
 
     with_agent(tmp_path, body)
 
