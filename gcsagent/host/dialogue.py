@@ -245,7 +245,7 @@ async def greet(address: Address, *, timeout: float, client_name: str) -> tuple[
         RpcError: the agent refused the greeting.
         RemoteProtocolError: what answers is no agent.
     """
-    reason = "no attempt was finished"
+    reason = f"{address}: no answer yet"
 
     def note(state: RetryCallState) -> None:
         nonlocal reason
