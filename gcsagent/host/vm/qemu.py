@@ -31,8 +31,9 @@ MEMORY_SLOTS = 16
 
 # console: the first serial port, there from the first instruction of the kernel on. panic=-1 resets at
 # once, which -no-reboot turns into an exit. loglevel=5 shows warnings and worse: each console character
-# costs an exit to QEMU, and an oops or panic raises the level by itself.
-_BASE_CMDLINE = ("console=ttyS0", "panic=-1", "loglevel=5")
+# costs an exit to QEMU, and an oops or panic raises the level by itself. cryptomgr.notests: the kernel does
+# not try its own ciphers and hashes out, which under emulation takes up to a third of its start.
+_BASE_CMDLINE = ("console=ttyS0", "panic=-1", "loglevel=5", "cryptomgr.notests")
 
 # On a busy host the kernel's watchdog would catch an emulated TSC lagging and give it up for a slower clock.
 _TCG_CMDLINE = ("tsc=reliable",)
