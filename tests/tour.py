@@ -196,6 +196,7 @@ def scene() -> Iterator[Path]:
 def main() -> int:
     if sys.argv[1:2] == ["--type"]:
         return type_into(sys.argv[2])
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # its VMs and jobs end with it
     with scene() as directory:
         session = Session(directory)
         try:
