@@ -38,6 +38,8 @@ def _pss(pid: int) -> int:
 
 def _entries(top: str) -> int:
     """Files and directories below ``top``, not those of file systems mounted there."""
+    if not os.path.isdir(top):
+        return 0
     count, own = 0, os.stat(top).st_dev
     for parent, directories, files in os.walk(top):
         directories[:] = [name for name in directories if os.lstat(f"{parent}/{name}").st_dev == own]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gcsagent.common.config import GUEST_STATE
 from gcsagent.host.client import Client
 from gcsagent.host.vm.tools import cache_dir
 from tests.bench.vm import GUEST, SEEN
@@ -66,7 +67,7 @@ async def _killed(target: Target, kill: Callable[[], Awaitable[object]]) -> None
             pass  # answered by the one about to die: each question is a round trip, not a spin
 
 
-STATE, CGROUPS = "/run/gcs", "/sys/fs/cgroup"
+STATE, CGROUPS = GUEST_STATE, "/sys/fs/cgroup"
 
 
 @contextlib.asynccontextmanager
