@@ -20,7 +20,7 @@ def run_pytest(directory: Path, *options: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "gcsagent.host.pytest_plugin", *options],
         cwd=directory,
-        env={**os.environ, "PYTHONPATH": str(REPO), "GCS_QEMU": "/nowhere"},
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": str(REPO), "GCS_QEMU": "/nowhere"},
         capture_output=True,
         text=True,
         timeout=50,

@@ -58,7 +58,7 @@ def test_readmes_example_runs_and_a_failure_shows_the_console(
             "-v",
         ],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(REPO)},
+        env={**os.environ, "PYTEST_ADDOPTS": "", "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
         timeout=SECONDS,
