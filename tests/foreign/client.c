@@ -301,7 +301,7 @@ static void run_to_the_end(const char *address, const char *rootfs, const char *
     enum { LINES = 20000 };
     conn *control = greeted(address), *in = greeted(address), *out = greeted(address);
     const char *create =
-        "{\"container\": \"%s\", \"request_id\": \"create-%s\", \"deadline_ms\": 30000, \"labels\": {\"made by\": \"C\"},"
+        "{\"container\": \"%s\", \"request_id\": \"create-%s\", \"deadline_ms\": 30000, \"labels\": {\"made by\": \"C\"}, \"overlay\": true,"
         " \"stdio\": {\"stdin\": " STREAM ", \"stdout\": " STREAM "},"
         " \"spec\": {" LEAST ", \"root\": {\"path\": \"%s\", \"readonly\": true},"
         "  \"process\": {\"cwd\": \"/\", \"env\": [\"PATH=/usr/bin:/bin\"], \"args\": [\"sh\", \"-c\", \"cat; exit 7\"]}}}";
@@ -338,7 +338,7 @@ static void see_errors(const char *address, const char *rootfs, const char *id) 
     fails(control, "UNIMPLEMENTED", "container.juggle", "{}");
     const msgpack_object *answer = ask(
         control, "container.create",
-        "{\"container\": \"%s\", \"spec\": {" LEAST ", \"root\": {\"path\": \"%s\"},"
+        "{\"container\": \"%s\", \"overlay\": true, \"spec\": {" LEAST ", \"root\": {\"path\": \"%s\"},"
         " \"process\": {\"cwd\": \"/\", \"args\": [\"/no/such/program\"]}}}", id, rootfs);
     must(says(&answer[2], "code", "NOT_FOUND") && says(get(&answer[2], "details"), "exec_error", "not_found"));
     answer = ask(control, "stream.attach", "{\"container\": 5}");
