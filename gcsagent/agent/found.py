@@ -22,7 +22,8 @@ BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, 
 def process_directories(path: str) -> list[str]:
     """Directories of processes below a container's: live, being started, ended.
 
-    One without its document was killed before anything had been asked for: it is removed.
+    One without its document is removed: an agent was killed before it had asked for anything, or in the
+    middle of removing it, which begins with the document.
     """
     live = [name for name in os.listdir(path) if name.isdigit() or name.startswith(".new-")]
     ended = os.path.join(path, "exited")
@@ -30,8 +31,7 @@ def process_directories(path: str) -> list[str]:
     found = live + [os.path.join("exited", name) for name in retired]
     whole = [where for where in found if os.path.exists(os.path.join(path, where, "process.json"))]
     for where in set(found) - set(whole):
-        if where.startswith(".new-"):
-            shutil.rmtree(os.path.join(path, where))
+        shutil.rmtree(os.path.join(path, where))
     return whole
 
 
