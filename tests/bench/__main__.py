@@ -92,10 +92,13 @@ async def _tier(tier: str, wanted: list[Figure], samples: int | None) -> list[re
 
 @contextlib.asynccontextmanager
 async def _world(tier: str) -> AsyncIterator[Any]:
-    tempfile.tempdir = memory_file_system()
-    with tempfile.TemporaryDirectory(prefix="gcs-bench-") as directory:
-        async with WORLDS[tier](Path(directory)) as world:
-            yield world
+    before, tempfile.tempdir = tempfile.tempdir, memory_file_system()
+    try:
+        with tempfile.TemporaryDirectory(prefix="gcs-bench-") as directory:
+            async with WORLDS[tier](Path(directory)) as world:
+                yield world
+    finally:
+        tempfile.tempdir = before
 
 
 def memory_file_system() -> str | None:

@@ -66,9 +66,9 @@ def play(mode: str, monitor: socket.socket) -> None:
         return
     elif mode == "stuck":
         event(monitor, "STOP")
-    elif mode == "reset-later":
+    elif mode == "reset-later":  # when the test says so: by then its agent has answered
+        signal.signal(signal.SIGUSR1, lambda *_: shutdown(monitor, "guest-reset"))
         boot("")
-        shutdown(monitor, "guest-reset")
     else:
         boot("")
 

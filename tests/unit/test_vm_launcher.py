@@ -219,6 +219,7 @@ def test_a_vm_that_ends_while_in_use_cancels_the_body(host: FakeHost) -> None:
     cancelled: list[bool] = []
 
     async def body(vm: VirtualMachine) -> None:
+        os.kill(vm.pid, signal.SIGUSR1)
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:

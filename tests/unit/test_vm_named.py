@@ -202,6 +202,8 @@ def test_a_guest_that_powers_off_takes_its_name_along(host: FakeHost) -> None:
     config = VmConfig(cmdline=("fake=reset-later",), accel="tcg", vsock="vhost-user")
     record = asyncio.run(starter.start(VmStore(), "web", config, progress=lambda text: None))
     assert record.state == "running"
+    assert record.qemu_pid is not None
+    os.kill(record.qemu_pid, signal.SIGUSR1)
     assert end_of(record.keeper_pid)
     assert VmStore().list() == []
     assert host.leftovers() == []
