@@ -19,11 +19,10 @@ def start(status: int | None) -> tuple[int, int]:
     hold_read, hold_write = os.pipe()
     middle = os.fork()
     if middle == 0:
-        pid = os.fork()
-        if pid:
-            os.write(write_end, str(pid).encode())
+        if os.fork():
             os._exit(0)
-        os.setsid()
+        os.setsid()  # before anybody hears of it: a runtime is killed with its process group
+        os.write(write_end, str(os.getpid()).encode())
         os.close(hold_write)
         os.read(hold_read, 1)  # until its pidfd is open
         if status is None:

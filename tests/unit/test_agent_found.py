@@ -35,7 +35,8 @@ def test_a_removal_cut_off_anywhere_is_through_at_the_next_start(
     ended.mkdir(parents=True)
     for name in ("process.json", "spec.json", "pid"):
         (ended / name).write_text("{}")
-    really, removed = os.unlink, []
+    really = os.unlink
+    removed: list[str] = []
 
     def unlink(path: str) -> None:
         if len(removed) == steps:
