@@ -56,7 +56,7 @@ from tests.cases.target import (
 FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
 SHELF = Path(__file__).parents[1] / "fakes" / "shelf"
 MOST_STEPS = 120
-STRIDE = 1 if os.environ.get("GCS_CHAOS") == "long" else 3
+STRIDE = 1 if os.environ.get("GCS_CHAOS") == "long" else 5
 PIECE = b"every byte once "
 
 
@@ -530,7 +530,7 @@ def test_killed_at_each_step(
 def test_killed_at_steps(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
 ) -> None:
-    """They share most of their steps with those above: every third, and all of them in ``make chaos``."""
+    """They share most of their steps with those above: every fifth, and all of them in ``make chaos``."""
     walk(faulty, rootfs, attempt, STRIDE)
 
 
