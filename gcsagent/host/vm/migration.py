@@ -11,6 +11,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import tenacity
+
 from gcsagent.host.vm.errors import QmpClosed, QmpError
 from gcsagent.host.vm.qmp import QmpClient, QmpEvent
 
@@ -18,6 +20,12 @@ from gcsagent.host.vm.qmp import QmpClient, QmpEvent
 _BANDWIDTH = 1 << 40
 
 _CANCEL_SECONDS = 20.0
+
+_FINAL_SECONDS = 10.0
+
+
+class _NotYet(QmpError):
+    """It is still at it."""
 
 
 class Migration:
@@ -56,7 +64,10 @@ class Migration:
             await self._run("migrate", path, timeout)
         except BaseException:
             await self._cancel()
+            with contextlib.suppress(QmpError):
+                await self._finalized()
             raise
+        await self._finalized()
 
     async def load(self, path: Path, timeout: float) -> None:
         """Reads a VM from a file into a QEMU that was started to wait for one; it is stopped then.
@@ -78,6 +89,20 @@ class Migration:
             raise QmpError(f"QEMU has not done with {path} within {timeout:g} s") from None
         if status != "completed":
             raise QmpError(await self._why(status))
+
+    async def _finalized(self) -> None:
+        """Until QEMU lets the VM go on. It announces the end before that, and does not tell when it is so far:
+        "cont" is refused meanwhile ("Migration is not finalized yet", QEMU 10.0)."""
+        async for attempt in tenacity.AsyncRetrying(
+            retry=tenacity.retry_if_exception_type(_NotYet),
+            wait=tenacity.wait_exponential(multiplier=0.002, max=0.5),
+            stop=tenacity.stop_after_delay(_FINAL_SECONDS),
+            reraise=True,
+        ):
+            with attempt:
+                answer = await self._qmp.execute("query-status")
+                if isinstance(answer, dict) and answer.get("status") == "finish-migrate":
+                    raise _NotYet("QEMU does not come to an end with what it has written")
 
     async def _why(self, status: str) -> str:
         answer = await self._qmp.execute("query-migrate")
