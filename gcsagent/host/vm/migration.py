@@ -91,8 +91,8 @@ class Migration:
             raise QmpError(await self._why(status))
 
     async def _finalized(self) -> None:
-        """Until QEMU lets the VM go on. It announces the end before that, and does not tell when it is so far:
-        "cont" is refused meanwhile ("Migration is not finalized yet", QEMU 10.0)."""
+        """Until QEMU lets the VM go on. It announces the end before that, and does not tell when it is so
+        far: "cont" is refused meanwhile ("Migration is not finalized yet", QEMU 10.0)."""
         async for attempt in tenacity.AsyncRetrying(
             retry=tenacity.retry_if_exception_type(_NotYet),
             wait=tenacity.wait_exponential(multiplier=0.002, max=0.5),
