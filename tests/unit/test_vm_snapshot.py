@@ -48,6 +48,10 @@ def migrating(end: str, body: Callable[[Migration, list[str]], Awaitable[None]])
             return answered(command) + event("active") + (event(end) if end else b"")
         if command["execute"] == "migrate_cancel":
             return answered(command) + event("cancelled")
+        if command["execute"] == "query-status":  # twice still at it, then stopped
+            return answered(
+                command, {"status": "finish-migrate" if asked.count("query-status") < 3 else "paused"}
+            )
         return answered(command, {"status": end, "error-desc": "No space left on device"})
 
     async def scenario(client: QmpClient, events: list[QmpEvent]) -> None:
@@ -67,6 +71,7 @@ def test_memory_is_saved_and_loaded() -> None:
         await migration.load(MEMORY, 5)
         assert [each for each in asked if each.startswith("migrate-set") is False] == [
             "migrate",
+            *["query-status"] * 3,
             "migrate-incoming",
         ]
 
@@ -77,7 +82,7 @@ def test_a_failure_is_quoted() -> None:
     async def body(migration: Migration, asked: list[str]) -> None:
         with pytest.raises(QmpError, match="No space left on device"):
             await migration.save(MEMORY, 5)
-        assert asked[-1] == "query-migrate"
+        assert asked[-4:] == ["query-migrate", *["query-status"] * 3]
 
     migrating("failed", body)
 
@@ -86,7 +91,7 @@ def test_what_takes_too_long_is_cancelled() -> None:
     async def body(migration: Migration, asked: list[str]) -> None:
         with pytest.raises(QmpError, match="has not done with"):
             await migration.save(MEMORY, 0.05)
-        assert asked[-1] == "migrate_cancel"
+        assert asked[-4:] == ["migrate_cancel", *["query-status"] * 3]
 
     migrating("", body)
 
