@@ -71,8 +71,8 @@ class Session:
 
     def __init__(self, directory: Path) -> None:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("GCS_", "XDG_"))}
-        # VMs, snapshots and images of earlier days are not shown, nor in the way.
-        own = {"GCS_CACHE": "cache", "XDG_STATE_HOME": "state", "XDG_DATA_HOME": "share"}
+        # VMs and snapshots of earlier days are not shown, nor in the way.
+        own = {"XDG_STATE_HOME": "state", "XDG_DATA_HOME": "share"}
         own = {name: str(directory / place) for name, place in own.items()}
         path = f"{directory}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         self._env = {**kept, **own, "PATH": path, "TERM": "xterm"}
@@ -188,9 +188,6 @@ def scene() -> Iterator[Path]:
             ["cp", "-a", (rootfs / "rootfs").resolve(), directory / "rootfs"], check=True, timeout=120
         )
         (directory / "rootfs.erofs").symlink_to((rootfs / "rootfs.erofs").resolve())
-        (directory / "cache").mkdir()
-        for part in ("tools", "image"):
-            (directory / "cache" / part).symlink_to(cache_dir() / part)
         (directory / "site").mkdir()
         (directory / "site" / "index.html").write_text("the host says hello\n")
         redis_image(str((rootfs / "rootfs").resolve()), directory)
