@@ -64,7 +64,7 @@ def _run(settings: Settings) -> int:
     if settings.guest:
         from gcsagent.supervisor.machine import PowerButton
 
-        boot.reached("agent")
+        boot.reached("agent", settings.state)
         PowerButton(supervisor.loop, lambda: supervisor.ask_to_stop("poweroff"))
     return supervisor.run()
 

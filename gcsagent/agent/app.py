@@ -49,7 +49,7 @@ def main() -> int:
     settings = Settings.from_json(os.environ["GCS_SETTINGS"])
     generation = int(os.environ["GCS_GENERATION"])
     if settings.guest:
-        boot.reached("loaded")
+        boot.reached("loaded", settings.state)
     logs.set_up(os.environ.get("GCS_LOG_LEVEL") or settings.log_level)
     try:
         return asyncio.run(_run(settings, generation))

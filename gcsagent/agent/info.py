@@ -84,7 +84,7 @@ class AgentService:
             memory_total_kib=memory.get("MemTotal", 0),
             memory_available_kib=memory.get("MemAvailable", 0),
             cpus=len(os.sched_getaffinity(0)),
-            boot_stages=_boot_stages() if self._settings.guest else (),
+            boot_stages=_boot_stages(self._settings.state) if self._settings.guest else (),
             build=_build(),
             code=self.upgrades.running,
             protocol_min=PROTOCOL_MIN,
@@ -163,8 +163,8 @@ def _os_name() -> str:
         return ""
 
 
-def _boot_stages() -> tuple[BootStage, ...]:
-    return tuple(BootStage(stage, round(uptime * 1000)) for stage, uptime in boot.stages())
+def _boot_stages(state: str) -> tuple[BootStage, ...]:
+    return tuple(BootStage(stage, round(uptime * 1000)) for stage, uptime in boot.stages(state))
 
 
 def _build() -> dict[str, Any]:

@@ -12,22 +12,25 @@ from __future__ import annotations
 import os
 import time
 
-STAGES_FILE = "/run/gcs/boot-stages"
-"""Lines ``STAGE UPTIME``, in the order in which they were reached."""
+STAGES_FILE = "boot-stages"
+"""In the state directory: lines ``STAGE UPTIME``, in the order in which they were reached."""
 
 _told: set[str] = set()
 """By this process, also where they cannot be kept."""
 
 
-def reached(stage: str) -> None:
-    """Tells and keeps that ``stage`` has been passed; a restarted agent's are no part of the boot."""
-    if stage in _told or any(name == stage for name, _ in stages()):
+def reached(stage: str, state: str) -> None:
+    """Tells that ``stage`` has been passed and keeps it in the directory ``state``.
+
+    A restarted agent's stages are no part of the boot: what is kept there is not told again.
+    """
+    if stage in _told or any(name == stage for name, _ in stages(state)):
         return
     _told.add(stage)
     uptime = f"{time.clock_gettime(time.CLOCK_BOOTTIME):.3f}"
     _say(f"gcs-boot: {stage} {uptime}")
     try:
-        with open(STAGES_FILE, "a", encoding="ascii") as file:
+        with open(os.path.join(state, STAGES_FILE), "a", encoding="ascii") as file:
             file.write(f"{stage} {uptime}\n")
     except OSError:
         return
@@ -38,10 +41,10 @@ def failed(stage: str, reason: str) -> None:
     _say(f"gcs-boot: FAILED {stage}: {reason}")
 
 
-def stages() -> list[tuple[str, float]]:
+def stages(state: str) -> list[tuple[str, float]]:
     """Every stage so far, with the uptime in seconds; none outside a guest."""
     try:
-        with open(STAGES_FILE, encoding="ascii", errors="replace") as file:
+        with open(os.path.join(state, STAGES_FILE), encoding="ascii", errors="replace") as file:
             lines = [line.split() for line in file]
     except OSError:
         return []

@@ -51,7 +51,7 @@ class Supervisor:
     def __init__(
         self, state: str, agent_env: dict[str, str], guest: bool, on_failure: str, watchdog: float = 0.0
     ) -> None:
-        self._guest, self._on_failure = guest, on_failure
+        self._state, self._guest, self._on_failure = state, guest, on_failure
         self._action = ""
         self._exit_code = 0
         self._stopping = ""
@@ -97,7 +97,7 @@ class Supervisor:
     def agent_ready(self) -> None:
         self.agent.set_ready()
         if self._guest:
-            boot.reached("ready")
+            boot.reached("ready", self._state)
         self.notify.ready(f"serving, agent generation {self.agent.generation}")
         log("info", "agent ready", generation=self.agent.generation, pid=self.agent.pid)
         if self._stopping:

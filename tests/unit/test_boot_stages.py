@@ -13,19 +13,17 @@ from gcsagent.common import boot
 
 @pytest.fixture
 def stages_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "boot-stages"
-    monkeypatch.setattr(boot, "STAGES_FILE", str(path))
     monkeypatch.setattr(boot, "_told", set())
-    return path
+    return tmp_path / boot.STAGES_FILE
 
 
 def test_a_stage_is_told_and_kept_once(stages_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     stages_file.write_text("kernel 2.51\ninit 2.60\n")
     before = time.clock_gettime(time.CLOCK_BOOTTIME)
-    boot.reached("agent")
-    boot.reached("agent")
-    assert [name for name, _ in boot.stages()] == ["kernel", "init", "agent"]
-    uptime = boot.stages()[-1][1]
+    boot.reached("agent", str(stages_file.parent))
+    boot.reached("agent", str(stages_file.parent))
+    assert [name for name, _ in boot.stages(str(stages_file.parent))] == ["kernel", "init", "agent"]
+    uptime = boot.stages(str(stages_file.parent))[-1][1]
     assert before - 0.001 <= uptime <= time.clock_gettime(time.CLOCK_BOOTTIME) + 0.001
     assert capfd.readouterr().err == f"gcs-boot: agent {uptime:.3f}\n"
 
@@ -35,17 +33,17 @@ def test_a_stage_is_told_and_kept_once(stages_file: Path, capfd: pytest.CaptureF
 )
 def test_a_line_that_is_none_is_passed_over(stages_file: Path, text: str) -> None:
     stages_file.write_text(f"kernel 2.51\n{text}ready 5\n")
-    assert boot.stages() == [("kernel", 2.51), ("ready", 5.0)]
+    assert boot.stages(str(stages_file.parent)) == [("kernel", 2.51), ("ready", 5.0)]
 
 
 def test_without_a_place_to_keep_it_a_stage_is_still_told(
-    stages_file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    stages_file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(boot, "STAGES_FILE", str(stages_file / "not a directory"))
-    boot.reached("agent")
-    boot.reached("agent")
+    nowhere = str(stages_file / "not a directory")
+    boot.reached("agent", nowhere)
+    boot.reached("agent", nowhere)
     assert capfd.readouterr().err.count("gcs-boot: agent ") == 1
-    assert boot.stages() == []
+    assert boot.stages(nowhere) == []
 
 
 def test_the_machine_is_what_its_files_say(tmp_path: Path) -> None:
