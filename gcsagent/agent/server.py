@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from gcsagent.agent.bounds import Bounds
 from gcsagent.agent.session import Session
-from gcsagent.common.listening import listen_unix, listen_vsock
+from gcsagent.listening import listen_unix, listen_vsock
 from protocol.address import UnixAddress, parse_listen
 
 MAX_STRANGERS = 256

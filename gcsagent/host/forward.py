@@ -24,6 +24,7 @@ from gcsagent.host.dialogue import despite_losses, encode_params, greet
 from gcsagent.host.errors import AgentSilent, ClosedByPeer, ConnectionBroken, HostError
 from gcsagent.host.process import first_error
 from gcsagent.host.streams import CHUNK, Stream
+from gcsagent.listening import BACKLOG, listen_unix
 from protocol.errors import ProtocolError, RpcError
 from protocol.families.forward import CloseWrite, ForwardEnd, ForwardOpened, ForwardRef, OpenForward
 
@@ -33,7 +34,6 @@ OPEN_SECONDS = 15.0
 PER_CONTROL = 100
 """Forwards that share a control connection: each has up to two requests waiting there, of 256."""
 
-BACKLOG = 128
 _RESET = struct.pack("ii", 1, 0)
 _OPEN = "forward.open"
 
@@ -263,22 +263,14 @@ def _left(error: Exception) -> bool:
 
 
 def listen(where: str | tuple[str, int]) -> socket.socket:
-    """A listening socket at a path or (address, port), port 0 for any free one. Raises OSError."""
+    """A listening socket at a path or (address, port), port 0 for any free one. Raises OSError.
+
+    A socket file at the path gives way if nobody listens on it; nothing else does.
+    """
     if isinstance(where, tuple):
         found = socket.getaddrinfo(*where, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         return socket.create_server(
             (str(address[0]), int(address[1])), family=socket.AddressFamily(family), backlog=BACKLOG
         )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        mask = os.umask(0o177)  # only its owner may connect
-        try:
-            listener.bind(where)
-        finally:
-            os.umask(mask)
-        listener.listen(BACKLOG)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
+    return listen_unix(where)

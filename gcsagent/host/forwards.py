@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gcsagent.host import forward
@@ -64,6 +64,9 @@ class Wanted:
         return f"{self.target.container or 'the guest'}:{what}"
 
 
+Listening = tuple[Wanted, socket.socket]
+
+
 def shown(listener: socket.socket) -> str:
     """Where it listens, as one writes it."""
     name = listener.getsockname()
@@ -73,14 +76,26 @@ def shown(listener: socket.socket) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def listen(wanted: Wanted, stack: contextlib.AsyncExitStack) -> socket.socket:
-    """A socket that listens where it is wanted; its path goes with ``stack``. Raises CannotListen."""
+@contextlib.contextmanager
+def listening(forwards: Sequence[Wanted]) -> Iterator[list[Listening]]:
+    """A socket for each, whose path goes at the end of the block. Who connects waits until it is served.
+
+    Raises CannotListen.
+    """
+    with contextlib.ExitStack() as stack:
+        yield [(wanted, _listen(wanted, stack)) for wanted in forwards]
+
+
+def _listen(wanted: Wanted, stack: contextlib.ExitStack) -> socket.socket:
     where = wanted.where
     try:
         listener = forward.listen(where)
     except OSError as error:
         place = where if isinstance(where, str) else f"{where[0]}:{where[1]}"
-        raise CannotListen(f"cannot listen on {place}: {error.strerror or error}") from error
+        # Without the address, which create_server adds to an errno's words; getaddrinfo's are below 0.
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+        raise CannotListen(f"cannot listen on {place}: {why}") from error
+    stack.callback(listener.close)
     if isinstance(where, str):
         stack.callback(_unlink, where, os.stat(where).st_ino)
     return listener
@@ -88,39 +103,30 @@ def listen(wanted: Wanted, stack: contextlib.AsyncExitStack) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def serving(
-    client: Client, forwards: Sequence[Wanted], reporter: Callable[[Wanted], Callable[[Exception], None]]
-) -> AsyncIterator[list[tuple[socket.socket, Forwarder]]]:
-    """Each with the socket on which it listens in the block; what a connection meets with is reported.
-
-    Raises CannotListen.
-    """
+    client: Client, sockets: Sequence[Listening], reporter: Callable[[Wanted], Callable[[Exception], None]]
+) -> AsyncIterator[list[Forwarder]]:
+    """Serves them in the block; what a connection meets with is reported."""
     async with contextlib.AsyncExitStack() as stack:
         controls, made = Controls(client), []
-        for wanted in forwards:
-            listener = listen(wanted, stack)
+        for wanted, listener in sockets:
             forwarder = Forwarder(controls, listener, wanted.target, reporter(wanted))
             stack.push_async_callback(forwarder.aclose)
-            made.append((listener, forwarder))
+            made.append(forwarder)
         yield made
 
 
 @contextlib.asynccontextmanager
-async def kept(address: str, forwards: Sequence[str]) -> AsyncIterator[tuple[str, ...]]:
+async def kept(address: str, sockets: Sequence[Listening]) -> AsyncIterator[tuple[str, ...]]:
     """Serves them through the agent at ``address``, as ``ADDR:PORT -> ID:PORT``. Nobody is told of errors:
     who connects sees a reset.
 
-    Raises ValueError, HostError.
+    Raises HostError.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        told: tuple[str, ...] = ()
-        if forwards:
-            wanted = [Wanted.parse(text) for text in forwards]
-            client = await stack.enter_async_context(await Client.connect(address))
-            made = await stack.enter_async_context(serving(client, wanted, lambda _: _keep_quiet))
-            told = tuple(
-                f"{shown(listener)} -> {each.to}" for each, (listener, _) in zip(wanted, made, strict=True)
-            )
-        yield told
+    if not sockets:
+        yield ()
+        return
+    async with await Client.connect(address) as client, serving(client, sockets, lambda _: _keep_quiet):
+        yield tuple(f"{shown(listener)} -> {wanted.to}" for wanted, listener in sockets)
 
 
 def _keep_quiet(error: Exception) -> None:

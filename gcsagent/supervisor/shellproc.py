@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gcsagent.common import channel
-from gcsagent.common.listening import listen_unix, listen_vsock
 from gcsagent.common.loop import Loop, Timer
+from gcsagent.listening import listen_unix, listen_vsock
 from gcsagent.supervisor.log import LEVELS, log
 from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.spawn import spawn

@@ -18,7 +18,7 @@ import pytest
 from gcsagent.host.client import Client
 from gcsagent.host.dialogue import encode_params, greet
 from gcsagent.host.forward import ForwardStream
-from gcsagent.host.forwards import CannotListen, kept
+from gcsagent.host.forwards import CannotListen, Wanted, kept, listening
 from protocol.errors import Code, RpcError
 from protocol.families.forward import OpenForward
 from protocol.framing import Response
@@ -263,27 +263,34 @@ def test_forwards_that_are_kept_as_they_are_written(own: Target, tmp_path: Path)
     async def body() -> None:
         async with await connect(own) as client, forwards.serving(own, client) as server:
             words = (f"0:{server.container}:{ECHO}", f"{path}:{server.container}:/run/servers/echo")
-            async with kept(own.address, words) as (port, unix):
-                address, _, target = port.partition(" -> ")
-                assert target == f"{server.container}:{ECHO}"
-                assert unix == f"{path} -> {server.container}:/run/servers/echo"
-                for connecting in (
-                    asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2])),
-                    asyncio.open_unix_connection(path),
-                ):
-                    reader, writer = await connecting
-                    writer.write(b"hello")
-                    writer.write_eof()
-                    assert await reader.read() == b"hellobye"
-                    writer.close()
-                    await writer.wait_closed()
-                taken = f"{address}:{server.container}:{ECHO}"
-                with pytest.raises(CannotListen, match=r"cannot listen on 127\.0\.0\.1:.*in use"):
-                    async with kept(own.address, (f"{path}2:{server.container}:80", taken)):
+            with listening(parsed(*words)) as sockets:
+                early = [await connected_to(listener) for _, listener in sockets]
+                async with kept(own.address, sockets) as (port, unix):
+                    address, _, target = port.partition(" -> ")
+                    assert target == f"{server.container}:{ECHO}"
+                    assert unix == f"{path} -> {server.container}:/run/servers/echo"
+                    for reader, writer in [*early, *[await connected_to(each) for _, each in sockets]]:
+                        writer.write(b"hello")
+                        writer.write_eof()
+                        assert await reader.read() == b"hellobye"
+                        writer.close()
+                        await writer.wait_closed()
+                    taken = parsed(f"{path}2:{server.container}:80", f"{address}:{server.container}:{ECHO}")
+                    in_use = r"cannot listen on 127\.0\.0\.1:.*in use"
+                    with pytest.raises(CannotListen, match=in_use), listening(taken):
                         pass
             assert list(tmp_path.iterdir()) == []
-            with pytest.raises(ValueError, match="write"):
-                async with kept(own.address, ("nonsense",)):
-                    pass
 
     asyncio.run(body())
+
+
+def parsed(*words: str) -> list[Wanted]:
+    return [Wanted.parse(each) for each in words]
+
+
+async def connected_to(listener: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to what listens there, served already or not yet."""
+    name = listener.getsockname()
+    return await (
+        asyncio.open_unix_connection(name) if isinstance(name, str) else asyncio.open_connection(*name)
+    )

@@ -1,13 +1,18 @@
-"""``gcsctl forward``: how its argument is read. What it does is in tests/runc/test_forward.py."""
+"""``gcsctl forward``: how its argument is read, and where it may listen.
+
+What it does is in tests/runc/test_forward.py.
+"""
 
 from __future__ import annotations
 
 import argparse
+import socket
+from pathlib import Path
 
 import pytest
 
 from gcsagent.host.cli.argument_types import typed
-from gcsagent.host.forwards import Wanted
+from gcsagent.host.forwards import CannotListen, Wanted, listening
 from protocol.families.forward import OpenForward
 
 
@@ -59,3 +64,45 @@ def test_what_is_wrong(text: str, word: str) -> None:
         typed(Wanted.parse)(text)
     assert word in str(caught.value)
     assert text in str(caught.value)
+
+
+def at(path: Path) -> list[Wanted]:
+    return [Wanted.parse(f"{path}:web:80")]
+
+
+def test_a_socket_file_that_a_crash_has_left_gives_way(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as crashed:
+        crashed.bind(str(path))
+        crashed.listen()
+    with listening(at(path)), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    assert not path.exists()
+
+
+def test_a_socket_that_is_listened_on_stays_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with listening(at(path)) as [(_, alive)]:
+        in_use = f"^cannot listen on {path}: Address already in use$"
+        with pytest.raises(CannotListen, match=in_use), listening(at(path)):
+            pass
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            alive.accept()[0].close()  # the attempt's own connection
+            alive.accept()[0].close()
+
+
+@pytest.mark.parametrize("kind", ["file", "directory", "link"])
+def test_what_is_no_socket_is_never_removed(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "s"
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CannotListen, match="in use"), listening(at(path)):
+        pass
+    assert path.is_symlink() == (kind == "link")
+    assert path.is_dir() == (kind == "directory")
+    assert kind != "file" or path.read_text() == "precious"

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +125,20 @@ def test_errors_before_the_boot_keep_their_type(host: FakeHost) -> None:
     with pytest.raises(ToolMissing, match="vmlinuz is missing"):
         start("web")
     assert host.leftovers() == []
+
+
+def test_a_forwarded_port_that_is_taken_is_told_before_the_boot(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        reason = rf"^cannot listen on 127\.0\.0\.1:{port}: Address already in use$"
+        with pytest.raises(VmError, match=reason):
+            start("web", "boot", "--forward", f"{host.root}/s:web:80", "--forward", f"{port}:web:80")
+    assert capsys.readouterr().err == "", "nothing was booted"
+    assert not (host.root / "s").exists()
+    assert host.leftovers() == []
+    assert host.processes() == []
 
 
 def test_sigterm_while_starting_leaves_nothing(host: FakeHost) -> None:

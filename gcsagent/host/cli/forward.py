@@ -11,7 +11,8 @@ from typing import Any
 
 from gcsagent.host.cli.argument_types import typed
 from gcsagent.host.cli.common import complain, connect, print_json
-from gcsagent.host.forwards import LOCALHOST, Wanted, serving, shown
+from gcsagent.host.forward import Forwarder
+from gcsagent.host.forwards import LOCALHOST, Wanted, listening, serving, shown
 from gcsagent.host.text import printable
 from protocol.errors import RpcError
 
@@ -43,15 +44,21 @@ async def run(args: argparse.Namespace) -> int:
     def reporter(wanted: Wanted) -> Callable[[Exception], None]:
         return _reporter(wanted, args.json)
 
-    async with await connect(args) as client, serving(client, args.forwards, reporter) as made:
-        for wanted, (listener, _) in zip(args.forwards, made, strict=True):
-            _say(wanted, listener, args.json)
-        failures = [asyncio.ensure_future(forwarder.failed()) for _, forwarder in made]
-        done, _ = await asyncio.wait([stop, *failures], return_when=asyncio.FIRST_COMPLETED)
-        for future in failures:
-            if future in done:
-                future.result()
+    with listening(args.forwards) as sockets:
+        async with await connect(args) as client, serving(client, sockets, reporter) as forwarders:
+            for wanted, listener in sockets:
+                _say(wanted, listener, args.json)
+            await _until(stop, forwarders)
     return 0
+
+
+async def _until(stop: asyncio.Future[None], forwarders: list[Forwarder]) -> None:
+    """Raises OSError once one of them accepts no more."""
+    failures = [asyncio.ensure_future(forwarder.failed()) for forwarder in forwarders]
+    done, _ = await asyncio.wait([stop, *failures], return_when=asyncio.FIRST_COMPLETED)
+    for future in failures:
+        if future in done:
+            future.result()
 
 
 def _say(wanted: Wanted, listener: socket.socket, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from gcsagent.host.cli.image_roots import ImageRoot
 from gcsagent.host.cli.run import RunPlan, run_container, run_plan
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.client import Client
-from gcsagent.host.forwards import kept
+from gcsagent.host.forwards import Wanted, kept, listening
 from gcsagent.host.image.cache import Form
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
 from gcsagent.host.vm.timeline import table
@@ -43,7 +43,7 @@ async def vm_run(args: argparse.Namespace) -> int:
         with Signals() as signals:
             async with (
                 await Client.connect(vm.address, timeout=CONNECT_SECONDS, client_name=CLIENT_NAME) as client,
-                kept(vm.address, args.forward) as forwards,
+                kept(vm.address, sockets) as forwards,
             ):
                 for told in forwards:
                     progress(told)
@@ -51,7 +51,8 @@ async def vm_run(args: argparse.Namespace) -> int:
                     await network.use_user_network(client, nic.mac)
                 return await run_container(client, plan, signals)
 
-    return await run_in_vm(config_from_args(args), body, progress=progress)
+    with listening([Wanted.parse(text) for text in args.forward]) as sockets:
+        return await run_in_vm(config_from_args(args), body, progress=progress)
 
 
 def vm_plan(args: argparse.Namespace, image: ImageRoot | None = None) -> RunPlan:

@@ -14,13 +14,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from gcsagent.host.errors import HostError
-from gcsagent.host.forwards import kept
+from gcsagent.host.forwards import Listening, Wanted, kept, listening
 from gcsagent.host.vm import control
 from gcsagent.host.vm.config import VmConfig, VmExit
 from gcsagent.host.vm.errors import BootError, VmError
@@ -51,24 +51,29 @@ class Keeper:
     async def run(self) -> int:
         """Keeps the VM until it ends; returns the process's exit status."""
         try:
-            vm = await self._launch()
-            if vm is None:
-                remove(self._directory)
-                return 0
-            async with (
-                vm,
-                control.listening(self._directory / control.CONTROL, orders(vm, self._record_running)),
-                kept(vm.address, self._config.forwards) as self._forwards,
-            ):
-                report({"ready": self._record_running(vm).to_json()})
-                detach()
-                ended = await self._until_end(vm)
+            # Before the boot: a port that is taken is told at once.
+            with listening([Wanted.parse(text) for text in self._config.forwards]) as sockets:
+                vm = await self._launch()
+                ended = None if vm is None else await self._keep(vm, sockets)
         except (VmError, HostError) as error:
             remove(self._directory)
             report({"error": describe(error)})
             return 1
-        self._record_end(ended)
+        if ended is None:
+            remove(self._directory)
+        else:
+            self._record_end(ended)
         return 0
+
+    async def _keep(self, vm: VirtualMachine, sockets: Sequence[Listening]) -> VmExit:
+        async with (
+            vm,
+            control.listening(self._directory / control.CONTROL, orders(vm, self._record_running)),
+            kept(vm.address, sockets) as self._forwards,
+        ):
+            report({"ready": self._record_running(vm).to_json()})
+            detach()
+            return await self._until_end(vm)
 
     async def _launch(self) -> VirtualMachine | None:
         def progress(text: str) -> None:

@@ -1,4 +1,4 @@
-"""Sockets to listen on: the agent's, and the debug shell's."""
+"""Sockets to listen on: the agent's, the debug shell's, and on the host those that are forwarded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def listen_unix(path: str) -> socket.socket:
     try:
         if _is_stale(path):
             os.unlink(path)
-        mask = os.umask(0o177)  # only root, and whoever root lets in, may talk to us
+        mask = os.umask(0o177)  # only its owner, and whoever root lets in, may talk to us
         try:
             listener.bind(path)
         finally:
