@@ -21,7 +21,7 @@ usage: build-rootfs.sh [--with FEATURE] [--mirror URL] [--out DIR] [--tree DIR] 
                          image/current is left as it is
   --refresh              ask the archive for newer packages even though it was asked a short while ago
   --print-key            print the image's key and build nothing
-  --check-reproducible   build twice from nothing but the packages and compare the bytes
+  --check-reproducible   build once more from nothing but the packages and compare the bytes with the image
 
 Prints the image's folder. The cache is \${GCS_CACHE:-\${XDG_CACHE_HOME:-~/.cache}/gcsagent}.
 USAGE
@@ -244,19 +244,6 @@ if [ $MODE = key ]; then
     exit 0
 fi
 
-if [ $MODE = check ]; then
-    for round in 1 2; do
-        say "build $round of 2"
-        build_base "$WORK/base$round"
-        build_image "$WORK/base$round" "$WORK/image$round"
-    done
-    for name in vmlinuz initramfs manifest.json; do
-        cmp "$WORK/image1/$name" "$WORK/image2/$name" || die "$name differs between two builds of the same inputs"
-    done
-    say "reproducible: $(sha256sum <"$WORK/image1/initramfs" | cut -d' ' -f1) twice"
-    exit 0
-fi
-
 BASE=$GCS_CACHE/base/$BASE_KEY
 IMAGE=$GCS_CACHE/image/$IMAGE_KEY
 if [ ! -e "$IMAGE/manifest.json" ]; then
@@ -269,6 +256,15 @@ if [ ! -e "$IMAGE/manifest.json" ]; then
     publish "$WORK/image" "$IMAGE"
 fi
 touch "$IMAGE"
+if [ $MODE = check ]; then
+    build_base "$WORK/base-again"
+    build_image "$WORK/base-again" "$WORK/again"
+    for name in vmlinuz initramfs manifest.json; do
+        cmp "$IMAGE/$name" "$WORK/again/$name" || die "$name differs between two builds of the same inputs"
+    done
+    say "reproducible: $(sha256sum <"$IMAGE/initramfs" | cut -d' ' -f1) twice"
+    exit 0
+fi
 [ "$TREE" != "$GCS_REPO" ] || point_current "$GCS_CACHE/image" "$IMAGE_KEY" "current${WITH:+-${WITH// /-}}"
 forget_old "$GCS_CACHE/image" 8
 if [ -n "$OUT" ]; then

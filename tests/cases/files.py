@@ -248,7 +248,7 @@ async def a_put_that_is_cut_off_leaves_nothing_half(target: Target) -> None:
         putting.cancel()
         await asyncio.gather(putting, return_exceptions=True)
         with refused(Code.DEADLINE_EXCEEDED):
-            await put_archive(client, params, half(asyncio.Event()), deadline=2.0 * target.pace)
+            await put_archive(client, params, half(asyncio.Event()), deadline=0.5 * target.pace)
         with refused(Code.INVALID_ARGUMENT):
             await put(client, init.container, "/srv", big[:2_000_000])
         listing = await run(client, init.container, "ls", "-A", "/srv")
