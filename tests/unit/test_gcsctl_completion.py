@@ -133,7 +133,7 @@ def test_nobody_there_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 )
 def test_bash_gets_what_it_replaces(line: str, lines: list[str]) -> None:
     """It takes a word apart at ``=`` and ``:`` and replaces only what is behind the last."""
-    assert shells.answer(parser.build(), "bash", [line]) == lines
+    assert shells.answer("bash", [line]) == lines
 
 
 # -- the shells themselves ------------------------------------------------------------------------

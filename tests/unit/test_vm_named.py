@@ -28,7 +28,6 @@ from gcsagent.host.vm.errors import (
     VmNotRunning,
 )
 from gcsagent.host.vm.named import VmStore, read_record, state_dir, write_record
-from gcsagent.host.vm.vmcli import vm_address
 from tests.cases.agents import eventually
 from tests.fakes.vm import FakeHost, end_of, fake_host
 
@@ -59,7 +58,7 @@ def test_start_list_console_stop(host: FakeHost, capsys: pytest.CaptureFixture[s
     address = shown.out.strip()
     assert address.startswith(f"hvsock:{host.root}/run/gcs-vm-")
     assert "guest: ready 9.5" in shown.err
-    assert vm_address("web") == address
+    assert VmStore().address("web") == address
 
     assert vm("ls", "--json") == 0
     (listed,) = json.loads(capsys.readouterr().out)
@@ -95,7 +94,7 @@ def test_two_names_run_side_by_side(host: FakeHost) -> None:
     assert [vm.name for vm in VmStore().list()] == ["a", "b"]
     vm("stop", "a")
     assert VmStore().get("b").state == "running"
-    assert vm_address("b")
+    assert VmStore().address("b")
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-x", "x" * 64, "a b"])
@@ -175,7 +174,7 @@ def test_a_crashed_vm_keeps_its_console_until_it_is_stopped(
         "QEMU was killed by SIGKILL: by somebody, or by this host for want of memory: its kernel log says so",
     )
     with pytest.raises(VmNotRunning, match="VM 'web' is not running: QEMU was killed by SIGKILL"):
-        vm_address("web")
+        VmStore().address("web")
     assert host.processes() == []
     capsys.readouterr()
     vm("console", "-f", "web")

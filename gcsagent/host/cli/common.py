@@ -15,7 +15,6 @@ from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import jsonable, printable
 from gcsagent.host.transport import Address
-from gcsagent.host.vm.vmcli import vm_address
 from protocol.address import UnixAddress, VsockAddress, parse_dial
 from protocol.types import ExitRecord, Oom, OomScope, Reason
 
@@ -36,7 +35,11 @@ def agent_address(args: argparse.Namespace) -> Address:
     """Where the agent is, from --vm, --address or GCS_ADDRESS. Raises UsageError, VmError."""
     if args.vm and args.address:
         raise UsageError("give --vm or --address, not both")
-    text = vm_address(args.vm) if args.vm else args.address or os.environ.get("GCS_ADDRESS")
+    text = args.address or os.environ.get("GCS_ADDRESS")
+    if args.vm:
+        from gcsagent.host.vm.named import VmStore
+
+        text = VmStore().address(args.vm)
     if not text:
         raise UsageError("no agent to talk to: give --address ADDRESS or --vm NAME, or set GCS_ADDRESS")
     try:

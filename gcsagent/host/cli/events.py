@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
+from gcsagent.host.cli.argument_types import count, identifier, typed
 from gcsagent.host.cli.common import complain, connect, describe_oom, print_json, when
-from gcsagent.host.cli.logs import moment
+from gcsagent.host.cli.logs import moment, since
 from gcsagent.host.events import EventStream
 from gcsagent.host.text import printable
 from protocol.schema import SchemaError, from_wire
 from protocol.types import Event, Oom
+
+
+def add_events_command(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    parser = add(
+        commands,
+        "events",
+        events,
+        "show what has happened, as far as the agent's ring of events goes back",
+        "gcsctl events -f --since 10m --container web",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
+    parser.add_argument("--container", type=identifier, metavar="ID", help="only those of one container")
+    parser.add_argument(
+        "--since",
+        type=typed(since),
+        metavar="T",
+        help="begin with those since: 10m, 1h30m, 2026-01-31T12:00:00Z",
+    )
+    parser.add_argument("--after", type=count, metavar="SEQ", help="begin with those numbered above SEQ")
 
 
 async def events(args: argparse.Namespace) -> int:

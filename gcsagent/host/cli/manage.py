@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import time
 
-from gcsagent.host.cli import image_roots
 from gcsagent.host.cli.common import (
     UsageError,
     connect,
@@ -140,6 +139,8 @@ async def delete(args: argparse.Namespace) -> int:
     async with await connect(args) as client:
         record = await client.delete_container(args.id, force=args.force)
         if args.vm:
+            from gcsagent.host.cli import image_roots  # a launcher's worth of modules
+
             await image_roots.release(args.vm, client)
     if args.json:
         print_json({"container": args.id, "exit": record})

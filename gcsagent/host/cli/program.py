@@ -8,8 +8,7 @@ import os
 import sys
 import traceback
 
-from gcsagent.host.cli import parser, shells
-from gcsagent.host.cli.advice import with_advice
+from gcsagent.host.cli import parser
 from gcsagent.host.cli.common import complain
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import printable
@@ -27,8 +26,10 @@ _EXEC_ERRORS = {"not_executable": EXIT_NOT_EXECUTABLE, "not_found": EXIT_NOT_FOU
 
 def run(argv: list[str]) -> int:
     """Runs the command of ``argv`` and returns gcsctl's exit code. Raises KeyboardInterrupt."""
-    if argv[:1] == [shells.COMMAND] and len(argv) > 2:
-        print("\n".join(shells.answer(parser.build(), argv[1], argv[2:])))
+    if argv[:1] == [parser.COMPLETE] and len(argv) > 2:
+        from gcsagent.host.cli import shells  # with all commands
+
+        print("\n".join(shells.answer(argv[1], argv[2:])))
         return 0
     args = parser.parse(argv)
     try:
@@ -52,6 +53,8 @@ async def _handle(args: argparse.Namespace) -> int:
 
 def explain(error: Exception, args: argparse.Namespace) -> int:
     """Prints the error with what to do about it, and returns the exit code for it."""
+    from gcsagent.host.cli.advice import with_advice  # it knows every kind of error there is
+
     first, *rest = _lines(error)
     complain(with_advice(first, error, args))
     for line in rest:

@@ -11,7 +11,6 @@ from gcsagent.host.cli.common import CLIENT_NAME, print_json
 from gcsagent.host.client import Client
 from gcsagent.host.vm import control
 from gcsagent.host.vm.named import VmStore
-from gcsagent.host.vm.vmcli import vm_address
 
 _AGENT_SECONDS = 30.0
 """The guest finds its new device in about a second; its agent has been listening all along."""
@@ -39,7 +38,7 @@ def add_replug_command(commands: Any, add: Callable[..., argparse.ArgumentParser
 
 async def vm_replug(args: argparse.Namespace) -> int:
     """Raises VmError, and ConnectFailed when the agent does not answer again."""
-    vm_address(args.name)  # refuses a VM that does not run
+    VmStore().address(args.name)  # refuses a VM that does not run
     path = VmStore().directory(args.name) / control.CONTROL
     record = await control.ask(path, "replug", {"timeout": args.timeout}, args.timeout + _AGENT_SECONDS)
     if not args.no_wait:

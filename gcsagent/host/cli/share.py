@@ -12,7 +12,7 @@ from gcsagent.host.client import Client
 from gcsagent.host.vm import control
 from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.share import Share
-from gcsagent.host.vm.vmcli import share, vm_address
+from gcsagent.host.vm.vmcli import share
 from protocol.families.storage import MountKind, MountStorage
 
 Add = Callable[..., argparse.ArgumentParser]
@@ -99,13 +99,13 @@ async def share_ls(args: argparse.Namespace) -> int:
 
 
 async def _ask(name: str, order: str, **arguments: object) -> Any:
-    vm_address(name)  # refuses a VM that does not run
+    VmStore().address(name)  # refuses a VM that does not run
     path = VmStore().directory(name) / control.CONTROL
     return await control.ask(path, order, arguments, _PLUG_SECONDS + _UNPLUG_SECONDS)
 
 
 async def _connect(name: str) -> Client:
-    return await Client.connect(vm_address(name), timeout=CONNECT_SECONDS, client_name=CLIENT_NAME)
+    return await Client.connect(VmStore().address(name), timeout=CONNECT_SECONDS, client_name=CLIENT_NAME)
 
 
 def _mount_id(tag: str) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli.completion import complete
+from gcsagent.host.cli.parser import build, command_of
 
-COMMAND = "__complete"
 SHELLS = ("bash", "zsh", "fish")
 _BASH_BREAKS = ":="
 """Of COMP_WORDBREAKS: bash replaces only what is behind the last of them."""
@@ -95,11 +95,11 @@ async def completion(args: argparse.Namespace) -> int:
     return 0
 
 
-def answer(parser: argparse.ArgumentParser, shell: str, words: list[str]) -> list[str]:
+def answer(shell: str, words: list[str]) -> list[str]:
     """The lines for ``shell``, whose cursor is at the end of ``words`` (bash: of the line so far)."""
     if shell == "bash":
         words = _split(words[0])[1:]
-    found = complete(parser, words)
+    found = complete(build(command_of(words[:-1])), words)
     lines = [":files"] if found.files else [":glued"] if found.glued else []
     if shell == "bash":
         kept = _broken_off(words[-1] if words else "")

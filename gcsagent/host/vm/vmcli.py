@@ -212,15 +212,6 @@ def _parsed(parse: Callable[[str], T], text: str) -> T:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def vm_address(name: str) -> str:
-    """The agent's address in the named VM, for `gcsctl --vm NAME`.
-
-    Raises:
-        VmNotFound, VmNotRunning: there is nothing to dial.
-    """
-    return VmStore().address(name)
-
-
 def vm_monitor(name: str) -> str:
     """Where the named VM's QEMU monitor listens.
 

@@ -1,0 +1,55 @@
+"""What is done with a container that is there: the arguments of `gcsctl start`, `kill`, `ps` and so on."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from gcsagent.host.cli import manage
+from gcsagent.host.cli.argument_types import add_id, identifier, signal
+
+
+def add_container_commands(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    add_id(add(commands, "start", manage.start, "start a created container", "gcsctl start web"))
+    add_id(add(commands, "state", manage.state, "show a container", "gcsctl state web"))
+    add_id(
+        add(
+            commands,
+            "wait",
+            manage.wait,
+            "wait until a container has ended; its exit code is gcsctl's",
+            "gcsctl wait web; echo $?",
+        )
+    )
+    _add_kill(commands, add)
+    add_id(add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
+    add_id(add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))
+    parser = add(commands, "delete", manage.delete, "remove an ended container", "gcsctl delete --force web")
+    parser.add_argument(
+        "--force", action="store_true", help="kill what still runs in it; with a sandbox goes its pod"
+    )
+    add_id(parser)
+    parser = add(commands, "ps", manage.ps, "list containers, or one's processes", "gcsctl ps web")
+    parser.add_argument("id", nargs="?", type=identifier, metavar="ID")
+
+
+def _add_kill(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    parser = add(
+        commands,
+        "kill",
+        manage.kill,
+        "signal init, one exec, or all of a container",
+        "gcsctl kill -s KILL web",
+    )
+    parser.add_argument(
+        "-s",
+        "--signal",
+        type=signal,
+        default="SIGTERM",
+        metavar="SIG",
+        help="number or name, RTMIN+3 too; default: %(default)s",
+    )
+    parser.add_argument("-a", "--all", action="store_true", help="every process of the container")
+    parser.add_argument("-p", "--process", type=identifier, metavar="PROCESS", help="an exec of it")
+    add_id(parser)
