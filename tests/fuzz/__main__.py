@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from tests.fuzz.target import ROOT, Target
 BESIDE_SECONDS = 240.0
 """What a worker may take beyond its time: to start an agent, and to see that nothing is left of it."""
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status, as a shell has it."""
 
 NAMES = ("codec", "session", "handshake", "guest", "tar", "channel", "methods", "wire", "archive")
 
@@ -54,7 +57,11 @@ def main() -> int:
     names = options.target or list(NAMES)
     each = options.seconds / len(names)
     print(f"seed {options.seed}, {each:.0f} s each; results in {directory}", flush=True)
-    return max([run(name, each, options.seed, directory) for name in names])
+    try:
+        return max([run(name, each, options.seed, directory) for name in names])
+    except KeyboardInterrupt:
+        print(f"interrupted: what was found until then is in {directory}", flush=True)
+        return INTERRUPTED
 
 
 def run(name: str, seconds: float, seed: int, directory: Path) -> int:
@@ -81,7 +88,12 @@ def jailed(given: list[str], directory: Path, seconds: float) -> int:
     with (directory / f"{named}.log").open("wb") as log:
         output = None if named == "replay" else log
         process = subprocess.Popen(
-            argv, cwd=ROOT, env=jail.environment(directory.resolve()), stdout=output, stderr=output
+            argv,
+            cwd=ROOT,
+            env=jail.environment(directory.resolve()),
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is ours to pass on: an agent of the worker's is ended by that
         )
         try:
             return process.wait(seconds)
@@ -90,6 +102,18 @@ def jailed(given: list[str], directory: Path, seconds: float) -> int:
             process.wait()
             print(f"{named}: not at its end {BESIDE_SECONDS:.0f} s after its time", flush=True)
             return 1
+        except KeyboardInterrupt:
+            _interrupt(process)
+            raise
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """A worker that is in the middle of its work, to an end in order."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(BESIDE_SECONDS)
+    finally:
+        process.kill()
 
 
 def work(name: str, seconds: float, seed: int, directory: Path) -> int:
@@ -97,6 +121,7 @@ def work(name: str, seconds: float, seed: int, directory: Path) -> int:
     atheris = _atheris()
     target, mutate = _loaded(name, atheris)
     report = Report(name, seed, directory)
+    signal.signal(signal.SIGINT, lambda *_: report.interrupt())
     target.open(Path(tempfile.mkdtemp(prefix=f"{name}-")))
 
     def done() -> None:

@@ -33,6 +33,11 @@ class Report:
     guided_by: str = "outcomes"
     known: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def interrupt(self) -> None:
+        """The input that is being tried is the last one. No exception, which whatever runs might take."""
+        self.interrupted = True
 
     def note(self, error: BaseException, data: bytes) -> None:
         name = where(error)
@@ -92,9 +97,9 @@ def by_outcomes(target: Target, mutate: Mutator, seconds: float, report: Report)
     dice, run = random.Random(report.seed), Run(target, report)
     corpus = target.seeds()
     for data in corpus:
-        if run.seconds < seconds:
+        if run.seconds < seconds and not report.interrupted:
             run.one(data)
-    while run.seconds < seconds:
+    while run.seconds < seconds and not report.interrupted:
         data = mutate(dice.choice(corpus), dice)[:MAX_INPUT]
         if run.one(data):
             corpus.append(data)
@@ -113,7 +118,7 @@ def by_coverage(
 
     def test_one_input(data: bytes) -> None:
         run.one(data)
-        if run.seconds >= seconds:
+        if run.seconds >= seconds or report.interrupted:
             done()
 
     def custom(data: bytes, max_size: int, seed: int) -> bytes:
@@ -127,6 +132,7 @@ def by_coverage(
         f"-max_len={MAX_INPUT}",
         "-rss_limit_mb=2048",
         "-verbosity=0",
+        "-handle_int=0",
     ]
     atheris.Setup(["fuzz", *options, str(corpus)], test_one_input, custom_mutator=custom)
     atheris.Fuzz()

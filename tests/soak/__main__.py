@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class Soak:
             wrong, lasted = [], self.now
         except* Exception as group:
             lasted = self.now
-            wrong = [repr(error) for error in _leaves(group)]
+            wrong = [_told(error) for error in _leaves(group)]
         after = await self._settled(before)
         wrong += differences(before, after) + self._grown(before, after)
         return {
@@ -144,6 +145,11 @@ def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
     for error in group.exceptions:
         found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
     return found
+
+
+def _told(error: Exception) -> str:
+    """With where it came from: an hour of load is not soon repeated."""
+    return "".join(traceback.format_exception(error, limit=-12, chain=False)).strip()
 
 
 async def soak(seconds: float, seed: int, in_vm: bool) -> tuple[dict[str, Any], Soak]:

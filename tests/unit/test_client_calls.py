@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gcsagent.host import caller
+from gcsagent.host import agentlog, caller
+from gcsagent.host.agentlog import AgentLog
 from gcsagent.host.client import Client
 from gcsagent.host.errors import (
     AgentSilent,
@@ -23,6 +24,7 @@ from gcsagent.host.storage import list_mounts
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
 from protocol.families.agent import Pong, Welcome
 from protocol.families.container import CreateContainer, Created
+from protocol.families.diagnostics import LogEntry, LogPage
 from protocol.framing import Response, encode
 from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
 from protocol.pods import PodMember, Sandbox
@@ -315,6 +317,49 @@ def test_a_list_that_never_ends_is_left(tmp_path: Path, method: str, entries: in
         async with asyncio.timeout(10):
             assert len(await ask(client)) == entries * 2
         assert len(agent.named(method)) == (2 if entries else 1)
+
+    with_agent(tmp_path, body)
+
+
+def _entry(seq: int) -> LogEntry:
+    return LogEntry(seq, 0, "info", "agent", "x", "y")
+
+
+async def _all(entries: AsyncIterator[LogEntry]) -> list[int]:
+    return [each.seq async for each in entries]
+
+
+ASTRAY: dict[str, tuple[Callable[[int], LogPage], str]] = {
+    "it never moves on": (lambda after: LogPage((_entry(7),), 9, 0), "came behind 7"),
+    "always another": (lambda after: LogPage((_entry(after + 1),), after + 2, 0), "does not end"),
+    "always anew": (lambda after: LogPage((_entry(5),) if not after else (), 6 - after, 0), "does not end"),
+    "nothing to follow": (lambda after: LogPage((), after, 0), "there was none"),
+    "numbers below none": (lambda after: LogPage((), -1, 0), "numbered from 1"),
+}
+
+
+@pytest.mark.parametrize("how", ASTRAY)
+def test_a_log_that_leads_nowhere_is_left(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, said = ASTRAY[how]
+    monkeypatch.setattr(agentlog, "MAX_PAGES", 40)
+
+    async def body(agent: FakeAgent, client: Client) -> None:
+        agent.handlers["agent.logs"] = lambda params: answer(params.after)
+        read = AgentLog(client).entries(follow=said == "there was none")
+        with pytest.raises(RemoteProtocolError, match=said) as caught:
+            await asyncio.wait_for(_all(read), 10)
+        assert caught.value.kind == "logs"
+        assert len(agent.named("agent.logs")) <= agentlog.MAX_PAGES + 1
+
+    with_agent(tmp_path, body)
+
+
+def test_a_log_that_begins_anew_is_read_from_there(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent, client: Client) -> None:
+        agent.handlers["agent.logs"] = lambda params: (
+            LogPage((), 2, 0) if params.after > 2 else LogPage((_entry(1), _entry(2)), 2, 0)
+        )
+        assert await _all(AgentLog(client, after=9).entries()) == [1, 2]
 
     with_agent(tmp_path, body)
 
