@@ -15,6 +15,7 @@ import logging
 import os
 import select
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -146,7 +147,7 @@ class NullStream(Unattachable):
         return
 
 
-class Attachable:
+class Attachable(ABC):
     """What all real streams share: one connection at a time, and the pumps that serve it."""
 
     def __init__(self, keeper: Keeper, name: str, fd: int, ended: Callable[[int], None]) -> None:
@@ -407,14 +408,14 @@ class Attachable:
     def _hold_nothing(self) -> None:
         """What :meth:`_to_hold` made is not held: it is given up."""
 
-    def _restore_middles(self, held: dict[str, int]) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _restore_middles(self, held: dict[str, int]) -> None: ...
 
-    def _offset(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def _offset(self) -> int: ...
 
-    def _start(self, connection: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self, connection: int) -> None: ...
 
-    def _stop(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _stop(self) -> None: ...

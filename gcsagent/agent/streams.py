@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from collections.abc import Callable
 
 from gcsagent.agent.attachable import Attachable, Keeper, Load, drained
@@ -30,8 +31,8 @@ class _PipeStream(Attachable):
         """Counts from ``offset`` on; nothing has been moved yet."""
         self._keeper.counters.filling(self._slot, offset)
 
-    def _make_pump(self, middle: MiddlePipe) -> Pump:
-        raise NotImplementedError
+    @abstractmethod
+    def _make_pump(self, middle: MiddlePipe) -> Pump: ...
 
     def _pumping(self) -> Pump:
         """The pump, made with its middle pipe when somebody first attaches."""

@@ -2,6 +2,7 @@
 
     none / promoted / rolled_back --begin--> trying --READY and then alive--> promoted
                                                     --ended, or its time is up--> rolled_back
+    promoted / rolled_back --LOOP ends in a row before READY--> rolled_back, to what was installed
 
 The code is a directory that goes first on the agent's PYTHONPATH. Nothing of it is ever loaded here: the
 supervisor runs what it was started with until the machine ends. Every descriptor stays held meanwhile, so
@@ -16,6 +17,9 @@ from typing import Any
 from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.agentproc import END_SECONDS, AgentProcess
 from gcsagent.supervisor.log import log
+
+LOOP = 5
+"""Ends in a row before READY, after which promoted code is given up: what it finds now, it cannot start on."""
 
 
 class UpgradeError(ValueError):
@@ -58,13 +62,26 @@ class Upgrade:
     def agent_ended(self, status: int) -> bool:
         """Whether this end belongs to an upgrade; then the next agent is to be started, with its code."""
         if self._state != "trying":
-            return False
+            return self._agent.code != "" and self._loops(status)
         if self._next:
             self._old, self._agent.code, self._next = self._agent.code, self._next, ""
             self._set_timer(self._seconds, self._time_is_up)
         else:
             when = "before it said it is alive" if self._agent.ready else "before it was ready"
-            self._roll_back(self._error or f"the new code ended with status {status} {when}; the log has why")
+            self._roll_back(
+                self._old, self._error or f"the new code ended with status {status} {when}; the log has why"
+            )
+        return True
+
+    def _loops(self, status: int) -> bool:
+        if self._agent.ready or self._agent.failures + 1 < LOOP:
+            return False
+        # Not to the code before it: the agent removes that once it runs upgraded itself.
+        self._roll_back(
+            "",
+            f"the code that had been promoted ended {LOOP} times in a row before it was ready (status"
+            f" {status}); the log has why",
+        )
         return True
 
     def agent_alive(self) -> None:
@@ -80,12 +97,12 @@ class Upgrade:
         if self._agent.pid:
             self._agent.abort(self._error)
         else:  # between two tries to start it
-            self._roll_back(self._error)
+            self._roll_back(self._old, self._error)
 
-    def _roll_back(self, error: str) -> None:
+    def _roll_back(self, code: str, error: str) -> None:
         self._set_timer(0, None)
         self._state, self._error = "rolled_back", error
-        self._agent.code = self._old
+        self._agent.code = code
         log("error", "upgrade rolled back", path=self._tried, error=error)
 
     def _set_timer(self, seconds: float, callback: Callable[[], None] | None) -> None:

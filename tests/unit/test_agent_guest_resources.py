@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -14,7 +15,7 @@ import pytest
 
 from gcsagent.agent import uevents
 from gcsagent.agent.call import Call
-from gcsagent.agent.calls import Outcome
+from gcsagent.agent.calls import CannotStart, Outcome
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.guest import pressure as pressures
 from gcsagent.agent.guest import sysfs
@@ -77,13 +78,15 @@ def test_lists_there_and_back(text: str) -> None:
 class Machine:
     """What the service needs of a registry; ``outcome`` is how the shell ends."""
 
-    def __init__(self, outcome: Outcome, guest: bool = True) -> None:
+    def __init__(self, outcome: Outcome | CannotStart, guest: bool = True) -> None:
         self.guest, self.caller, self.pressure = guest, self, self
         self.outcome = outcome
         self.asked: list[list[str]] = []
 
     async def run(self, argv: list[str], _timeout: float) -> Outcome:
         self.asked.append(argv)
+        if isinstance(self.outcome, CannotStart):
+            raise self.outcome
         return self.outcome
 
     def wanted(self) -> tuple[WatchPressure, ...]:
@@ -95,7 +98,7 @@ DONE = Outcome(0, False, "")
 
 def with_machine(
     body: Callable[[Machine, ResourceService], Awaitable[None]],
-    outcome: Outcome = DONE,
+    outcome: Outcome | CannotStart = DONE,
     guest: bool = True,
 ) -> None:
     async def scenario() -> None:
@@ -163,6 +166,16 @@ def test_a_kernel_that_will_not(system: Path, outcome: Outcome, code: Code) -> N
         assert outcome.stderr in caught.value.message
 
     with_machine(body, outcome)
+
+
+def test_a_guest_without_the_shell_says_so(system: Path) -> None:
+    async def body(_machine: Machine, service: ResourceService) -> None:
+        with pytest.raises(RpcError, match="cannot put CPUs or memory online: /bin/busybox cannot") as caught:
+            await service.online(Online(), call())
+        assert (caught.value.code, caught.value.details["errno"]) == (Code.UNAVAILABLE, errno.ENOENT)
+
+    missing = CannotStart("/bin/busybox", os.strerror(errno.ENOENT), errno.ENOENT)
+    with_machine(body, missing)
 
 
 def test_outside_a_guest_nothing_is_put_online(system: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gcsagent.common import channel
+from gcsagent.supervisor.upgrade import LOOP
 from tests.fakes.supervised import Puppet, Refused, Supervised, eventually
 
 
@@ -127,6 +128,45 @@ def test_what_comes_back_is_the_code_that_was_promoted_last(supervised: Supervis
     third = supervised.agent()
     assert code_of(third)[0] == good
     assert (status(third)["state"], status(third)["running"]) == ("rolled_back", good)
+
+
+def promote(supervised: Supervised, name: str) -> Puppet:
+    old = supervised.agent()
+    begin(supervised, old, name=name)
+    old.end(0)
+    new = supervised.agent()
+    alive(new)
+    assert new.note("upgrade")["state"] == "promoted"
+    return new
+
+
+def test_promoted_code_that_ends_again_and_again_before_it_is_ready_gives_way_to_what_was_installed(
+    supervised: Supervised,
+) -> None:
+    promote(supervised, "good").end(0)
+    new = promote(supervised, "new")
+    running = status(new)["running"]
+    for end in range(LOOP + 1):  # the first of them was ready
+        assert code_of(new)[0] == running, end
+        new.end(3)
+        new = supervised.agent(ready=end == LOOP)
+    assert code_of(new)[0] == ""
+    assert status(new) == {
+        "state": "rolled_back",
+        "error": f"the code that had been promoted ended {LOOP} times in a row before it was ready"
+        " (status 3); the log has why",
+        "path": running,
+        "running": "",
+    }
+    assert supervised.logged().count("upgrade rolled back") == 1
+
+
+def test_promoted_code_that_is_ready_now_and_then_stays(supervised: Supervised) -> None:
+    new = promote(supervised, "new")
+    for end in range(LOOP + 2):
+        new.end(3)
+        new = supervised.agent(ready=end == 2)
+    assert status(new)["state"] == "promoted"
 
 
 def test_new_code_whose_program_cannot_be_started_is_rolled_back_in_time(supervised: Supervised) -> None:

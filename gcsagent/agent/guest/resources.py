@@ -10,7 +10,8 @@ import asyncio
 
 from gcsagent.agent import uevents
 from gcsagent.agent.call import Call
-from gcsagent.agent.failures import tool_failed
+from gcsagent.agent.calls import CannotStart
+from gcsagent.agent.failures import not_started, tool_failed
 from gcsagent.agent.guest import sysfs
 from gcsagent.agent.guest.only import refuse_outside
 from gcsagent.agent.registry import Registry
@@ -43,7 +44,10 @@ class ResourceService:
 
     async def _write(self, files: list[str], call: Call) -> None:
         argv = ["/bin/busybox", "sh", "-c", _SCRIPT, "sh", *files]
-        done = await self._registry.caller.run(argv, call.timeout)
+        try:
+            done = await self._registry.caller.run(argv, call.timeout)
+        except CannotStart as error:
+            raise not_started(error, f"cannot put CPUs or memory online: {error}") from error
         if done.timed_out:
             raise RpcError(Code.DEADLINE_EXCEEDED, "the kernel took too long to put them online; ask again")
         if done.status != 0:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from gcsagent.agent.call import Call
 from gcsagent.agent.calls import CannotStart
+from gcsagent.agent.failures import not_started
 from gcsagent.agent.guest import entropy
 from gcsagent.agent.guest.clock import step
 from gcsagent.agent.guest.hold import Hold, HoldFile
@@ -109,7 +110,7 @@ class SnapshotService:
         try:
             outcome = await self._registry.caller.run(["sync"], seconds)
         except CannotStart as error:
-            raise RpcError(Code.UNAVAILABLE, f"cannot write the disks: {error}", errno=error.errno) from error
+            raise not_started(error, f"cannot write the disks: {error}") from error
         if outcome.timed_out or outcome.status:
             raise RpcError(
                 Code.DEADLINE_EXCEEDED if outcome.timed_out else Code.INTERNAL,
