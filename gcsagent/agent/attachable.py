@@ -405,7 +405,7 @@ class Attachable(ABC):
         """What an attach needs beside its connection and is not held yet, by the name to hold it under."""
         return {}
 
-    def _hold_nothing(self) -> None:
+    def _hold_nothing(self) -> None:  # noqa: B027 - most kinds have made nothing
         """What :meth:`_to_hold` made is not held: it is given up."""
 
     @abstractmethod

@@ -19,7 +19,7 @@ from gcsagent.supervisor.agentproc import END_SECONDS, AgentProcess
 from gcsagent.supervisor.log import log
 
 LOOP = 5
-"""Ends in a row before READY, after which promoted code is given up: what it finds now, it cannot start on."""
+"""Ends in a row before READY, after which promoted code is given up."""
 
 
 class UpgradeError(ValueError):

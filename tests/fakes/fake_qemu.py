@@ -62,6 +62,9 @@ def play(mode: str, monitor: socket.socket) -> None:
         shutdown(monitor, "guest-reset")
     elif mode == "hang":
         boot("network")
+    elif mode == "lets-go-first":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+        boot("")
     elif mode == "silent":
         return
     elif mode == "stuck":
@@ -221,6 +224,12 @@ class Slot:
         return {}
 
 
+def let_go_of_shares() -> None:
+    """Their daemons end before we do, as long before as the test says."""
+    for fd in re.findall(r"socket,id=share-[^,]*,fd=(\d+)", " ".join(sys.argv)):
+        os.close(int(fd))
+
+
 def serve(mode: str, monitor: socket.socket) -> None:
     slot = Slot(mode, monitor)
     for command, fds in commands(monitor):
@@ -240,6 +249,9 @@ def serve(mode: str, monitor: socket.socket) -> None:
         elif name == "system_powerdown" and mode != "deaf":
             say(f"qmp: left {sorted(slot.chardevs)} {sorted(slot.fds)}\n")
             say("reboot: Power down\n")
+            if mode == "lets-go-first":
+                let_go_of_shares()
+                signal.sigwait({signal.SIGUSR1})
             shutdown(monitor, "guest-shutdown")
 
 

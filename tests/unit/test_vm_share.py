@@ -175,6 +175,26 @@ def test_a_daemons_death_ends_the_vm(host: FakeHost, src: Path) -> None:
     within(host, body, Share(src, "src"))
 
 
+def test_a_daemon_that_ends_a_moment_before_a_qemu_in_order_is_no_crash(host: FakeHost, src: Path) -> None:
+    async def body(vm: VirtualMachine) -> None:
+        ending = asyncio.create_task(vm.powerdown())
+        await vm.guest.shares.ended(20)
+        assert daemons(vm, host) == []
+        os.kill(vm.pid, signal.SIGUSR1)  # only now it goes on to its own end
+        ended = await ending
+        assert (ended.clean, ended.reason, ended.status) == (True, "the guest powered off", 0)
+
+    within(host, body, Share(src, "src"), mode="lets-go-first")
+
+
+def test_a_qemu_that_crashes_is_the_reason_and_not_its_daemons(host: FakeHost, src: Path) -> None:
+    async def body(vm: VirtualMachine) -> None:
+        os.kill(vm.pid, signal.SIGABRT)
+        assert (await vm.wait()).reason == "QEMU was killed by SIGABRT: no output"
+
+    within(host, body, Share(src, "src"))
+
+
 def daemons(vm: VirtualMachine, host: FakeHost) -> list[int]:
     """Of the shares."""
     return sorted(set(host.processes()) - {vm.pid, vm.daemon_pid})

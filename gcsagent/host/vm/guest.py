@@ -32,6 +32,9 @@ from gcsagent.host.vm.vsockplug import VsockPlug
 # trace.
 _DRAIN_SECONDS = 2.0
 
+# What QEMU may take to exit once one of its daemons has.
+_EXIT_SECONDS = 2.0
+
 # The kernel says nothing by itself before it starts init, unless something is wrong.
 _SILENCE_HINT = "; --append earlyprintk=ttyS0 shows how far the kernel comes"
 
@@ -312,12 +315,21 @@ class Guest:
 
     async def _kill_without(self, daemon: Child) -> None:
         status = await daemon.wait()
-        if self._qemu is not None and self._qemu.returncode is None:
-            self.kill(f"vhost-device-vsock exited {status}: {self.device.complaints()}")
+        await self._end_without(status, f"vhost-device-vsock exited {status}: {self.device.complaints()}")
 
     def _on_lost_share(self, status: int, how: str) -> None:
-        running = self._qemu is not None and self._qemu.returncode is None
-        if running or status:
+        self._run(self._end_without(status, how))
+
+    async def _end_without(self, status: int, how: str) -> None:
+        """A daemon has exited: QEMU is killed for it, unless it is ending by itself."""
+        assert self._qemu is not None
+        if status:
+            self._blame = self._blame or how
+        try:
+            # One that ends lets go of its daemons first, and its exit may be seen after theirs.
+            async with asyncio.timeout(_EXIT_SECONDS):
+                await self._qemu.wait()
+        except TimeoutError:
             self.kill(how)
 
     def _conclude(self) -> None:
