@@ -24,7 +24,7 @@ class Load:
     large: int
 
 
-FULL = Load(clients=50, requests=20_000, reconnecting=1_000, large=2_000)
+FULL = Load(clients=50, requests=6_000, reconnecting=500, large=500)
 UNDER_EMULATION = Load(clients=50, requests=3_000, reconnecting=60, large=100)
 
 
