@@ -70,6 +70,7 @@ REAL = {
     "cp": "cp box:/etc/hostname {tmp}/hostname",
     "pod update": "pod update --pids 100 pod",
     "pod stats": "pod stats pod",
+    "stop": "stop made",
     "delete": "delete made",
     "events": "events",
     "forward": "forward 127.0.0.1:0:box:80",

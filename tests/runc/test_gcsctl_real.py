@@ -198,6 +198,32 @@ def test_kill_and_its_exit_record(gcsctl: Gcsctl) -> None:
     assert gcsctl.json("delete", ident)["exit"] == record
 
 
+@pytest.mark.parametrize("answer, ending", [("exit 3", 3), ("", 137)])
+def test_stop_asks_first_and_kills_then(gcsctl: Gcsctl, answer: str, ending: int) -> None:
+    ident = name("stop")
+    script = f"trap '{answer}' TERM; >/ready; while :; do sleep 0.05; done"
+    started = gcsctl(
+        "run", "-d", "--id", ident, "--overlay", "--rootfs", gcsctl.rootfs, "--", "sh", "-c", script
+    )
+    assert started.returncode == 0, started.stderr
+    assert gcsctl("exec", ident, "--", "sh", "-c", "until [ -e /ready ]; do :; done").returncode == 0
+    patience = "1" if ending == 137 else "20"
+    for _ in range(2):  # what has ended stays as it ended
+        assert gcsctl.json("stop", "-t", patience, ident)["exit"]["exit_code"] == ending
+    assert gcsctl("delete", ident).returncode == 0
+    gone = gcsctl("stop", ident)
+    assert gone.returncode == 125
+    assert "there is no container" in one_line(gone.stderr)
+
+
+def test_stop_of_one_that_was_never_started(gcsctl: Gcsctl) -> None:
+    ident = name("created")
+    assert gcsctl("create", "--id", ident, "--rootfs", gcsctl.rootfs, "--", "true").returncode == 0
+    # What waits for `start` is runc's own init, which has its own answer to a signal (exit 2).
+    assert gcsctl.json("stop", ident)["exit"]["exit_code"] != 0
+    assert gcsctl("delete", ident).returncode == 0
+
+
 def test_info_for_people(gcsctl: Gcsctl) -> None:
     shown = gcsctl("info").stdout.decode()
     for line in (

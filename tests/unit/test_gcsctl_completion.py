@@ -31,7 +31,7 @@ def offered(*words: str) -> list[str]:
 @pytest.mark.parametrize(
     "words, some",
     [
-        (["st"], ["start", "state", "stats", "stacks", "storage"]),
+        (["st"], ["start", "state", "stop", "stats", "stacks", "storage"]),
         (["--address", "unix:/x", "vm", "st"], ["start", "stop"]),
         (["--address=unix:/x", "vm", "disk", "a"], ["add"]),
         (["run", "--network", ""], ["none", "host", "bridge"]),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli import manage
-from gcsagent.host.cli.argument_types import add_id, identifier, signal
+from gcsagent.host.cli.argument_types import add_id, identifier, patience, signal
 
 
 def add_container_commands(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -22,6 +22,7 @@ def add_container_commands(commands: Any, add: Callable[..., argparse.ArgumentPa
             "gcsctl wait web; echo $?",
         )
     )
+    _add_stop(commands, add)
     _add_kill(commands, add)
     add_id(add(commands, "pause", manage.pause, "freeze a container's processes", "gcsctl pause web"))
     add_id(add(commands, "resume", manage.resume, "let a paused container run on", "gcsctl resume web"))
@@ -34,6 +35,21 @@ def add_container_commands(commands: Any, add: Callable[..., argparse.ArgumentPa
     parser.add_argument("id", nargs="?", type=identifier, metavar="ID")
 
 
+def _add_stop(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    parser = add(
+        commands,
+        "stop",
+        manage.stop,
+        "end a container: a signal for init, and SIGKILL for what is left after a while",
+        "gcsctl stop -t 3 web && gcsctl delete web",
+    )
+    parser.add_argument(
+        "-t", "--time", type=patience, default=10.0, metavar="SECONDS", help="the while; default: %(default)g"
+    )
+    _add_signal(parser)
+    add_id(parser)
+
+
 def _add_kill(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add(
         commands,
@@ -42,6 +58,13 @@ def _add_kill(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> Non
         "signal init, one exec, or all of a container",
         "gcsctl kill -s KILL web",
     )
+    _add_signal(parser)
+    parser.add_argument("-a", "--all", action="store_true", help="every process of the container")
+    parser.add_argument("-p", "--process", type=identifier, metavar="PROCESS", help="an exec of it")
+    add_id(parser)
+
+
+def _add_signal(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-s",
         "--signal",
@@ -50,6 +73,3 @@ def _add_kill(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> Non
         metavar="SIG",
         help="number or name, RTMIN+3 too; default: %(default)s",
     )
-    parser.add_argument("-a", "--all", action="store_true", help="every process of the container")
-    parser.add_argument("-p", "--process", type=identifier, metavar="PROCESS", help="an exec of it")
-    add_id(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 
 from gcsagent.host.cli.common import (
@@ -17,8 +18,10 @@ from gcsagent.host.cli.common import (
     when,
 )
 from gcsagent.host.cli.processes import age, show_processes
+from gcsagent.host.client import Client
 from gcsagent.host.upgrade import RolledBack, pack, upgrade
-from protocol.types import ContainerState, ExitRecord, ProcessState
+from protocol.errors import Code, RpcError
+from protocol.types import ContainerState, ExitRecord, ProcessState, Status
 from protocol.usage import RuntimeView
 
 
@@ -117,6 +120,31 @@ async def kill(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"container": args.id, "signal": args.signal})
     return 0
+
+
+async def stop(args: argparse.Namespace) -> int:
+    """One that has ended already is as well as stopped."""
+    async with await connect(args) as client:
+        try:
+            await client.kill_container(args.id, args.signal)
+            record = await client.wait_container(args.id, deadline=args.time)
+        except RpcError as error:
+            if error.code not in (Code.DEADLINE_EXCEEDED, Code.FAILED_PRECONDITION):
+                raise
+            record = await _killed(client, args.id, error)
+    if args.json:
+        print_json({"container": args.id, "exit": record})
+    return 0
+
+
+async def _killed(client: Client, container: str, why_not: RpcError) -> ExitRecord:
+    """How it ended; what has not by now is killed. Raises RpcError, ``why_not`` if it cannot have been."""
+    if why_not.code is Code.DEADLINE_EXCEEDED:
+        with contextlib.suppress(RpcError):  # it has ended in this moment
+            await client.kill_container(container, "SIGKILL", everyone=True)
+    elif (await client.container_state(container)).status is not Status.STOPPED:
+        raise why_not
+    return await client.wait_container(container)
 
 
 async def pause(args: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Awaitable, Callable
@@ -38,10 +39,32 @@ class Parser(argparse.ArgumentParser):
         arguments.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**arguments)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """An unknown command is answered with the one that was meant, not with all there are."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            near = [_ELSEWHERE[value]] if _ELSEWHERE.get(value, "").split(" ")[0] in action.choices else []
+            near = near or difflib.get_close_matches(value, action.choices)
+            meant = f"; is it {' or '.join(f'`{name}`' for name in near)}?" if near else ""
+            raise argparse.ArgumentError(None, f"there is no command {value!r}{meant}")
+        super()._check_value(action, value)
+
     def error(self, message: str) -> NoReturn:
         complain(f"{message} (see `{self.prog} --help`)")
         sys.exit(EXIT_GCSCTL)
 
+
+_ELSEWHERE = {
+    "copy": "cp",
+    "images": "image ls",
+    "inspect": "state",
+    "list": "ps",
+    "ls": "ps",
+    "remove": "delete",
+    "rm": "delete",
+    "unpause": "resume",
+    "version": "info",
+}
+"""What docker, ctr and runc call some of our commands."""
 
 COMPLETE = "__complete"
 """What the shells' scripts call on each Tab; no command of its own (:mod:`gcsagent.host.cli.shells`)."""
@@ -50,7 +73,7 @@ _FAMILIES = {
     ("info", "ping", "upgrade"): "agent_commands.add_agent_commands",
     ("events",): "events.add_events_command",
     ("run", "create", "exec", "attach"): "run_commands.add_run_commands",
-    ("start", "state", "wait", "kill", "pause", "resume", "delete", "ps"): (
+    ("start", "state", "wait", "stop", "kill", "pause", "resume", "delete", "ps"): (
         "container_commands.add_container_commands"
     ),
     ("stats", "update"): "resources.add_resource_commands",
