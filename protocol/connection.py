@@ -22,7 +22,20 @@ from enum import Enum, StrEnum
 from typing import Any
 
 from protocol.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, RpcError
-from protocol.framing import Message, Notification, Request, Response, decode, encode, is_ours
+from protocol.framing import (
+    NOTIFICATION,
+    REQUEST,
+    RESPONSE,
+    Message,
+    Notification,
+    Request,
+    Response,
+    classify,
+    decode,
+    encode,
+    is_ours,
+    pack,
+)
 from protocol.limits import MAX_MSGID, Limits
 from protocol.methods import HELLO, PROTOCOL_ERROR, STREAMING
 from protocol.scan import FrameScanner, is_plain
@@ -75,6 +88,9 @@ TRANSITIONS: dict[tuple[State, Step], State] = {
     (State.ATTACHING, Step.SERVER_NOTE): State.ATTACHING,  # an event that crossed the request
 }
 """Every allowed (state, step); anything else names itself in the error."""
+
+_OPEN, _PLACES = State.OPEN, STREAMING | {HELLO}
+"""The state in which nearly all happens, and what alone leads into it and out of it."""
 
 
 class Connection:
@@ -131,9 +147,15 @@ class Connection:
         if self._pending_error is not None:
             raise self._pending_error
         try:
-            if not self._expects_messages() or (frame := self._scanner.next_frame()) is None:
+            if self.state is not _OPEN and not self._expects_messages():
                 return None
-            message = decode(frame)
+            value = self._scanner.next_value()
+            if value is not None:
+                message = classify(value)
+            elif (frame := self._scanner.next_frame()) is not None:
+                message = decode(frame)
+            else:
+                return None
             self._received(message)
         except RemoteProtocolError as error:
             self.state = State.CLOSED
@@ -163,40 +185,49 @@ class Connection:
 
     def _received(self, message: Message) -> None:
         client_talks = self._role is Role.SERVER
-        match message:
-            case Request(msgid, method, _):
-                if not client_talks:
-                    raise RemoteProtocolError("direction", "the agent sends no requests")
-                self._open_request(msgid, method, RemoteProtocolError)
-            case Response(msgid, error, _):
-                if client_talks:
-                    raise RemoteProtocolError("direction", "the client sends no responses")
-                self._close_request(msgid, error is not None, RemoteProtocolError)
-            case Notification(method, params):
-                if method == PROTOCOL_ERROR and not client_talks:
-                    raise RemoteProtocolError(
-                        "peer", f"the agent closed the connection: {params.get('message')}"
-                    )
-                self._step(Step.CLIENT_NOTE if client_talks else Step.SERVER_NOTE, RemoteProtocolError)
+        if isinstance(message, Request):
+            if not client_talks:
+                raise RemoteProtocolError("direction", "the agent sends no requests")
+            self._open_request(message.msgid, message.method, RemoteProtocolError)
+        elif isinstance(message, Response):
+            if client_talks:
+                raise RemoteProtocolError("direction", "the client sends no responses")
+            self._close_request(message.msgid, message.error is not None, RemoteProtocolError)
+        else:
+            if message.method == PROTOCOL_ERROR and not client_talks:
+                raise RemoteProtocolError(
+                    "peer", f"the agent closed the connection: {message.params.get('message')}"
+                )
+            self._step(Step.CLIENT_NOTE if client_talks else Step.SERVER_NOTE, RemoteProtocolError)
 
     # -- sending --------------------------------------------------------------------------------
 
     def request(self, msgid: int, method: str, params: dict[str, Any]) -> bytes:
         """The bytes of a request. The caller chooses an msgid that is not outstanding."""
         self._must_be(Role.CLIENT)
-        frame = self._encode(Request(msgid, method, params))
+        frame = self._encode([REQUEST, msgid, method, [params]])
         self._open_request(msgid, method, LocalProtocolError)
         return frame
 
-    def respond(self, msgid: int, result: Any) -> bytes:
-        """The bytes of a success; for a method that streams the connection is the stream's from here on."""
-        return self._response(Response(msgid, None, result))
+    def respond(self, msgid: int, result: Any, depth: int | None = None) -> bytes:
+        """The bytes of a success; for a method that streams the connection is the stream's from here on.
+
+        ``depth`` is that of ``result`` where its type tells (schema.depth_of): then there is nothing in it to
+        be looked at, but how large it is.
+        """
+        self._must_be(Role.SERVER)
+        frame = self._encode([RESPONSE, msgid, None, result], depth)
+        self._close_request(msgid, False, LocalProtocolError)
+        return frame
 
     def fail(self, msgid: int, error: RpcError) -> bytes:
-        return self._response(Response(msgid, error.to_wire(), None))
+        self._must_be(Role.SERVER)
+        frame = self._encode([RESPONSE, msgid, error.to_wire(), None])
+        self._close_request(msgid, True, LocalProtocolError)
+        return frame
 
     def notify(self, method: str, params: dict[str, Any]) -> bytes:
-        frame = self._encode(Notification(method, params))
+        frame = self._encode([NOTIFICATION, method, [params]])
         self._step(Step.CLIENT_NOTE if self._role is Role.CLIENT else Step.SERVER_NOTE, LocalProtocolError)
         return frame
 
@@ -208,16 +239,12 @@ class Connection:
     def close(self) -> None:
         self.state = State.CLOSED
 
-    def _response(self, response: Response) -> bytes:
-        self._must_be(Role.SERVER)
-        frame = self._encode(response)
-        self._close_request(response.msgid, response.error is not None, LocalProtocolError)
-        return frame
-
-    def _encode(self, message: Message) -> bytes:
+    def _encode(self, message: list[Any], depth: int | None = None) -> bytes:
         try:
-            frame = encode(message)
-            self._hold_to_the_contract(frame)
+            frame = pack(message)
+            peer = self.peer
+            if depth is None or depth >= peer.max_depth or len(frame) > min(peer.max_frame, peer.max_values):
+                self._hold_to_the_contract(frame)
         except (TypeError, ValueError, OverflowError, RemoteProtocolError) as error:
             raise LocalProtocolError(f"cannot be sent: {error}") from error
         return frame
@@ -238,6 +265,10 @@ class Connection:
     # -- the table ------------------------------------------------------------------------------
 
     def _open_request(self, msgid: int, method: str, error: type[ProtocolError]) -> None:
+        usual = self.state is _OPEN and method not in _PLACES
+        if usual and msgid not in self._outstanding and 0 <= msgid <= MAX_MSGID:
+            self._outstanding[msgid] = method
+            return
         if not 0 <= msgid <= MAX_MSGID:
             raise _error(error, "msgid", f"msgid {msgid} is not a 32-bit unsigned integer")
         if msgid in self._outstanding:
@@ -252,6 +283,9 @@ class Connection:
         method = self._outstanding.get(msgid)
         if method is None:
             raise _error(error, "msgid", f"no request {msgid} is outstanding")
+        if self.state is _OPEN:  # what leads out of it is never outstanding in it
+            del self._outstanding[msgid]
+            return
         if method == HELLO:
             step = Step.REJECTED if failed else Step.WELCOME
         elif method in STREAMING:

@@ -16,8 +16,12 @@ from protocol.dataclass import dataclass
 from protocol.errors import RemoteProtocolError
 from protocol.limits import MAX_MSGID
 
-_REQUEST, _RESPONSE, _NOTIFICATION = 0, 1, 2
+REQUEST, RESPONSE, NOTIFICATION = 0, 1, 2
 _BINARY = bytes((0xC4, 0xC5, 0xC6))
+
+_LARGE = 65_536
+_packer = msgpack.Packer(use_bin_type=True)
+"""Made once: making one takes longer than packing a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +58,21 @@ def encode(message: Message) -> bytes:
 
     Raises TypeError, ValueError or OverflowError when it holds something MessagePack cannot carry.
     """
-    match message:
-        case Request(msgid, method, params):
-            frame: list[Any] = [_REQUEST, msgid, method, [params]]
-        case Response(msgid, error, result):
-            frame = [_RESPONSE, msgid, error, result]
-        case Notification(method, params):
-            frame = [_NOTIFICATION, method, [params]]
-    packed: bytes = msgpack.packb(frame, use_bin_type=True)
+    if isinstance(message, Response):
+        frame: list[Any] = [RESPONSE, message.msgid, message.error, message.result]
+    elif isinstance(message, Request):
+        frame = [REQUEST, message.msgid, message.method, [message.params]]
+    else:
+        frame = [NOTIFICATION, message.method, [message.params]]
+    return pack(frame)
+
+
+def pack(frame: list[Any]) -> bytes:
+    """As :func:`encode`, of a message that is an array already."""
+    global _packer
+    packed: bytes = _packer.pack(frame)
+    if len(packed) > _LARGE:
+        _packer = msgpack.Packer(use_bin_type=True)  # the old one keeps what it has grown to
     return packed
 
 
@@ -71,7 +82,7 @@ def decode(frame: bytes) -> Message:
     Raises RemoteProtocolError with kind ``malformed`` or ``utf8``.
     """
     try:
-        value = msgpack.unpackb(frame, raw=False, strict_map_key=False, object_pairs_hook=_text_map)
+        value = msgpack.unpackb(frame, raw=False, strict_map_key=False, object_pairs_hook=text_map)
     except UnicodeDecodeError as error:
         raise RemoteProtocolError(
             "utf8", "a string is not valid UTF-8; send bytes as the bin type"
@@ -80,7 +91,7 @@ def decode(frame: bytes) -> Message:
         raise RemoteProtocolError(
             "malformed", f"not a MessagePack value of this protocol: {error}"
         ) from error
-    return _classify(value)
+    return classify(value)
 
 
 def is_ours(frame: bytes) -> bool:
@@ -92,14 +103,16 @@ def is_ours(frame: bytes) -> bool:
     if len(frame) != len(frame.translate(None, _BINARY)):
         return False
     try:
-        _classify(msgpack.unpackb(frame, raw=False, strict_map_key=True))
+        classify(msgpack.unpackb(frame, raw=False, strict_map_key=True))
     except ValueError:
         return False
     return True
 
 
-def _text_map(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
+def text_map(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     """A map at any depth. Two readers of a doubled key may see different values, so it is refused."""
+    if not pairs:
+        return {}
     for key, _ in pairs:
         if type(key) is not str:
             raise RemoteProtocolError("malformed", "a map key must be a string")
@@ -109,19 +122,26 @@ def _text_map(pairs: Sequence[tuple[Any, Any]]) -> dict[str, Any]:
     return built
 
 
-def _classify(value: Any) -> Message:
+def classify(value: Any) -> Message:
+    """The message that a decoded value is. Raises RemoteProtocolError with kind ``malformed``.
+
+    Types are compared, not values: to Python False, 0.0 and 0 are equal.
+    """
     if not isinstance(value, list) or not value or type(value[0]) is not int:
-        # The patterns below compare with ==, and to Python False, 0.0 and 0 are equal.
         raise RemoteProtocolError("malformed", "a message is an array that starts with its type, 0, 1 or 2")
-    match value:
-        case [0, int() as msgid, str() as method, [dict() as params]] if _is_id(msgid):
-            return Request(msgid, method, params)
-        case [1, int() as msgid, error, result] if _is_id(msgid):
-            if error is not None and result is not None:
-                raise RemoteProtocolError("malformed", "a response has an error or a result, not both")
-            return Response(msgid, error, result)
-        case [2, str() as method, [dict() as params]]:
-            return Notification(method, params)
+    if len(value) == 4:
+        kind, msgid, third, fourth = value
+        if type(msgid) is int and 0 <= msgid <= MAX_MSGID:
+            if kind == REQUEST and type(third) is str and _is_one_map(fourth):
+                return Request(msgid, third, fourth[0])
+            if kind == RESPONSE:
+                if third is not None and fourth is not None:
+                    raise RemoteProtocolError("malformed", "a response has an error or a result, not both")
+                return Response(msgid, third, fourth)
+    elif len(value) == 3:
+        kind, method, params = value
+        if kind == NOTIFICATION and type(method) is str and _is_one_map(params):
+            return Notification(method, params[0])
     raise RemoteProtocolError(
         "malformed",
         "a message is [0, msgid, method, [params]], [1, msgid, error, result] or [2, method, [params]]"
@@ -129,5 +149,5 @@ def _classify(value: Any) -> Message:
     )
 
 
-def _is_id(msgid: int) -> bool:
-    return not isinstance(msgid, bool) and 0 <= msgid <= MAX_MSGID
+def _is_one_map(params: Any) -> bool:
+    return type(params) is list and len(params) == 1 and type(params[0]) is dict

@@ -7,17 +7,21 @@ is refused before anything is allocated for it, and so is a message of more valu
 have to build. It keeps its place between calls, so that a message
 that arrives byte by byte is read once.
 
-Most messages are small, whole and plain: msgpack finds their end (``skip`` builds nothing), and the number
-of bytes that could be headers shows that they reach no limit. All others are read header by header.
+Most messages are small, whole and plain: of what arrived together msgpack may decode one after the other, its
+arrays kept so short that no headers cost much, and the number of bytes that could be headers shows that a
+message has reached no limit. All others are read header by header, and decoded when they are whole.
 
 Source of the format table: https://github.com/msgpack/msgpack/blob/master/spec.md
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 
 from protocol.errors import RemoteProtocolError
+from protocol.framing import text_map
 from protocol.limits import Limits
 
 _FIXED, _BLOB, _ARRAY, _MAP, _BAD = range(5)
@@ -54,8 +58,25 @@ _UNUSED = bytes(byte for byte, (kind, _) in enumerate(_TABLE) if kind == _BAD)
 _SMALL = 16 * 1024
 """Bytes waiting, beyond which msgpack is not given a copy of them to look through."""
 
+_SHORT = 256
+"""Entries of an array or a map that msgpack may make room for: it nests 1,024 deep, which makes 2 MiB."""
+
 _spare: list[msgpack.Unpacker] = []
-"""One that has been used up to the end of a frame: each takes 40 KiB, whatever it is given."""
+"""One that has been used up to the end of a message: each takes 40 KiB, whatever it is given."""
+
+
+def _unpacker() -> msgpack.Unpacker:
+    try:
+        return _spare.pop()
+    except IndexError:
+        return msgpack.Unpacker(
+            raw=False,
+            strict_map_key=False,
+            object_pairs_hook=text_map,
+            max_buffer_size=_SMALL,
+            max_array_len=_SHORT,
+            max_map_len=_SHORT,
+        )
 
 
 def is_plain(frame: bytes, limits: Limits) -> bool:
@@ -68,8 +89,12 @@ def is_plain(frame: bytes, limits: Limits) -> bool:
         size <= limits.max_frame
         and size <= limits.max_values
         and size - len(frame.translate(None, _OPENING)) <= limits.max_depth
-        and size == len(frame.translate(None, _UNUSED))
+        and not _has_unused(frame)
     )
+
+
+def _has_unused(data: bytes | bytearray) -> bool:
+    return len(data) != len(data.translate(None, _UNUSED))
 
 
 class FrameScanner:
@@ -78,14 +103,25 @@ class FrameScanner:
     Raises :class:`RemoteProtocolError` with kind ``oversized``, ``depth`` or ``malformed``.
     """
 
-    __slots__ = ("_buffer", "_limits", "_max_frame", "_position", "_skipped", "_skipper", "_stack", "_values")
+    __slots__ = (
+        "_buffer",
+        "_decoded",
+        "_decoder",
+        "_limits",
+        "_max_frame",
+        "_may_decode",
+        "_position",
+        "_stack",
+        "_values",
+    )
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._max_frame = limits.max_frame
+        self._may_decode = min(limits.max_frame, limits.max_values) >= _SMALL
         self._buffer = bytearray()
-        self._skipper: msgpack.Unpacker | None = None  # has what is buffered, and is between two frames
-        self._skipped = 0  # bytes of it that are gone from the buffer
+        self._decoder: msgpack.Unpacker | None = None  # has what is buffered, and is between two messages
+        self._decoded = 0  # bytes of it that are gone from the buffer
         self._position = 0
         self._values = 0  # declared in the frame being read, by the headers read so far
         self._stack: list[int] = []  # values still expected at each open level; empty: between frames
@@ -97,24 +133,51 @@ class FrameScanner:
 
     def feed(self, data: bytes) -> None:
         self._buffer += data
-        self._skipper = None
+        self._decoder = None
 
     def take_rest(self) -> bytes:
         """Everything buffered, unparsed: the first bytes of a raw stream."""
         rest = bytes(self._buffer)
-        self._skipper = None
+        self._decoder = None
         self._buffer.clear()
         self._position = self._values = 0
         self._stack.clear()
         return rest
 
+    def next_value(self) -> Any:
+        """The next whole value, decoded, if it is a plain one; None leaves it for :meth:`next_frame`."""
+        buffer, decoder = self._buffer, self._decoder
+        if decoder is None:
+            if not buffer or self._stack or not self._may_decode or len(buffer) > _SMALL:
+                return None
+            if _has_unused(buffer):
+                return None
+            decoder = _unpacker()
+            self._decoded = decoder.tell()
+            decoder.feed(buffer)
+        self._decoder = None
+        try:
+            value = decoder.unpack()
+        except (msgpack.OutOfData, ValueError, RemoteProtocolError):  # not whole, or not well-formed
+            return None
+        end = decoder.tell()
+        size = end - self._decoded
+        # No more levels than bytes that could open one, and no more values than bytes. nil is no message.
+        if value is None or size - len(buffer[:size].translate(None, _OPENING)) > self._limits.max_depth:
+            return None
+        del buffer[:size]
+        if buffer:
+            self._decoder, self._decoded = decoder, end
+        elif not _spare:
+            _spare.append(decoder)
+        return value
+
     def next_frame(self) -> bytes | None:
         """The next whole value, or None until more bytes come."""
         if not self._buffer:
             return None
+        self._decoder = None
         if not self._stack:
-            if (frame := self._plain_frame()) is not None:
-                return frame
             self._stack.append(1)
         if not self._scan():
             if len(self._buffer) > self._max_frame:
@@ -123,35 +186,6 @@ class FrameScanner:
         frame = bytes(memoryview(self._buffer)[: self._position])
         del self._buffer[: self._position]
         self._position = self._values = 0
-        return frame
-
-    def _plain_frame(self) -> bytes | None:
-        """The next whole value if it is a plain one; None leaves everything as it was."""
-        skipper = self._skipper
-        if skipper is None:
-            if len(self._buffer) > _SMALL:
-                return None
-            try:
-                skipper = _spare.pop()
-            except IndexError:
-                skipper = msgpack.Unpacker(max_buffer_size=_SMALL)
-            self._skipped = skipper.tell()
-            skipper.feed(self._buffer)
-        self._skipper = None
-        try:
-            skipper.skip()
-        except (msgpack.OutOfData, ValueError):  # not whole, or not well-formed
-            return None
-        end = skipper.tell()
-        size = end - self._skipped
-        frame = bytes(memoryview(self._buffer)[:size])
-        if not is_plain(frame, self._limits):
-            return None
-        del self._buffer[:size]
-        if self._buffer:
-            self._skipper, self._skipped = skipper, end
-        elif not _spare:
-            _spare.append(skipper)
         return frame
 
     def _scan(self) -> bool:

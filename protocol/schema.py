@@ -10,6 +10,7 @@ returns None, or what the value must be.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import types
 import typing
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _Decoder = Callable[[Any, str], Any]
+_Encoder = Callable[[Any], Any]
 _Check = Callable[[Any], str | None]
 
 
@@ -31,7 +33,7 @@ class SchemaError(ValueError):
 
 def from_wire(cls: type[T], value: object, path: str = "") -> T:
     """``value`` as an instance of the dataclass ``cls``. Raises SchemaError."""
-    decoded: T = _decoder_of(cls)(value, path)
+    decoded: T = (_decoders.get(cls) or _decoder_of(cls))(value, path)
     return decoded
 
 
@@ -40,30 +42,73 @@ def to_wire(value: Any) -> Any:
     kind = type(value)
     if kind in _PLAIN:
         return value
-    names = _names.get(kind)
-    if names is None and isinstance(value, Enum):
-        return value.value
-    if names is None and dataclasses.is_dataclass(kind):
-        names = _names[kind] = tuple(field.name for field in dataclasses.fields(kind))
-    if names is not None:
-        wired = {}
-        for name in names:
-            item = getattr(value, name)
-            if item is not None:
-                wired[name] = item if type(item) in _PLAIN else to_wire(item)
-        return wired
-    if isinstance(value, (list, tuple)):
-        return [to_wire(item) for item in value]
-    if isinstance(value, dict):
-        return {key: to_wire(item) for key, item in value.items()}
-    return value
+    return (_encoders.get(kind) or _encoder_of(kind))(value)
 
 
 _PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 """Types that are what they are on the wire: most values are one, and are not looked at twice."""
 
 _decoders: dict[Any, _Decoder] = {}
-_names: dict[type, tuple[str, ...]] = {}
+_encoders: dict[type, _Encoder] = {}
+_depths: dict[Any, int | None] = {}
+
+
+def depth_of(hint: Any) -> int | None:
+    """Levels of arrays and maps in what has this type; None where they may be any number: in a map of Any."""
+    if hint not in _depths:
+        _depths[hint] = _find_depth(hint)
+    return _depths[hint]
+
+
+def _find_depth(hint: Any) -> int | None:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or origin is dict:
+        return None
+    if origin is typing.Annotated:
+        return depth_of(arguments[0])
+    if dataclasses.is_dataclass(hint):
+        hints = typing.get_type_hints(hint, include_extras=True)
+        arguments = tuple(hints[field.name] for field in dataclasses.fields(hint))
+    below = [depth_of(argument) for argument in arguments if argument is not Ellipsis]
+    known = [depth for depth in below if depth is not None]
+    if len(known) < len(below):
+        return None
+    return max(known, default=0) + int(origin is tuple or dataclasses.is_dataclass(hint))
+
+
+def _encoder_of(kind: type) -> _Encoder:
+    encoder = _encoders[kind] = _make_encoder(kind)
+    return encoder
+
+
+def _make_encoder(kind: type) -> _Encoder:
+    if issubclass(kind, Enum):
+        return operator.attrgetter("_value_")
+    if issubclass(kind, (list, tuple)):
+        return lambda value: [item if type(item) in _PLAIN else to_wire(item) for item in value]
+    if issubclass(kind, dict):
+        return lambda value: {
+            key: item if type(item) in _PLAIN else to_wire(item) for key, item in value.items()
+        }
+    if dataclasses.is_dataclass(kind):
+        return _record_encoder(tuple(field.name for field in dataclasses.fields(kind)))
+    return lambda value: value
+
+
+def _record_encoder(names: tuple[str, ...]) -> _Encoder:
+    if len(names) < 2:  # attrgetter gives a tuple of two and more
+        get: Callable[[Any], tuple[Any, ...]] = lambda value: tuple([getattr(value, name) for name in names])  # noqa: E731
+    else:
+        get = operator.attrgetter(*names)
+
+    def encode(value: Any) -> dict[str, Any]:
+        return {
+            name: item if type(item) in _PLAIN else to_wire(item)
+            for name, item in zip(names, get(value), strict=True)
+            if item is not None
+        }
+
+    return encode
 
 
 def _decoder_of(hint: Any) -> _Decoder:
@@ -178,23 +223,38 @@ def _enumeration(kind: type[Enum]) -> _Decoder:
 
 
 def _record(cls: type) -> _Decoder:
-    hints = typing.get_type_hints(cls, include_extras=True)
+    hints, fields = typing.get_type_hints(cls, include_extras=True), dataclasses.fields(cls)
     plan = [
-        (field.name, _decoder_of(hints[field.name]), _is_required(field)) for field in dataclasses.fields(cls)
+        (field.name, _PLAIN_HINTS.get(hints[field.name]), _decoder_of(hints[field.name]), _is_required(field))
+        for field in fields
     ]
+    names = frozenset(field.name for field in fields)
+    # What a map with none of them says: always the same, which can be shared, for it cannot be changed.
+    nothing = None if any(field.default is dataclasses.MISSING for field in fields) else cls()
 
     def decode(value: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise SchemaError(path, f"must be a map, not {_name_of(value)}")
+        if nothing is not None and names.isdisjoint(value):
+            return nothing
         arguments: dict[str, Any] = {}
-        for name, decode_field, required in plan:
+        for name, plain, decode_field, required in plan:
             if name in value:
-                arguments[name] = decode_field(value[name], f"{path}.{name}" if path else name)
+                item = value[name]
+                if type(item) is not plain:
+                    item = decode_field(item, f"{path}.{name}" if path else name)
+                arguments[name] = item
             elif required:
                 raise SchemaError(f"{path}.{name}" if path else name, "is missing")
         return cls(**arguments)
 
     return decode
+
+
+_PLAIN_HINTS: dict[Any, type] = {
+    hint: kind for kind in (str, int, bool, float, bytes) for hint in (kind, kind | None)
+}
+"""Hints of which a value of the type is known to be right by its type alone."""
 
 
 def _is_required(field: dataclasses.Field[Any]) -> bool:

@@ -51,11 +51,10 @@ class AgentService:
         )
         self.boot_id = proc.boot_id()
 
-    def ping(self, _params: Empty, call: Call) -> Pong:
-        """In the turn of the event loop behind the request's (agent.session), so that a busy one shows."""
+    def pong(self, came: float) -> Pong:
+        """The answer to a ping that was read at ``came`` (time.monotonic)."""
         now = time.monotonic()
-        lag = now - call.started
-        return Pong(self.generation, int((now - self._started) * 1000), int(lag * 1_000_000))
+        return Pong(self.generation, int((now - self._started) * 1000), int((now - came) * 1_000_000))
 
     async def info(self, params: AskInfo, _call: Call) -> Info:
         runtimes = await self._runtimes.all(params.features)

@@ -36,7 +36,7 @@ from protocol.methods import ATTACH, ELSEWHERE, METHODS, STREAMING
 
 Handler = Callable[[Any, Call], Any | Awaitable[Any]]
 
-SESSION_METHODS = frozenset({"agent.hello", "events.subscribe", "archive.put", "archive.get"})
+SESSION_METHODS = frozenset({"agent.hello", "agent.ping", "events.subscribe", "archive.put", "archive.get"})
 
 
 def openers(forwards: Forwards) -> dict[str, Opener]:
@@ -56,7 +56,6 @@ def build(
     pods = PodService(registry)
 
     table: dict[str, Handler] = {
-        "agent.ping": agent.ping,
         "agent.info": agent.info,
         "agent.shutdown": agent.shutdown,
         "agent.upgrade": agent.upgrades.upgrade,

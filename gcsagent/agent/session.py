@@ -29,14 +29,14 @@ from gcsagent.agent.takeover import Takeover
 from gcsagent.agent.wire import Wire
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
-from protocol.families.agent import Hello, Welcome
+from protocol.families.agent import Hello, Pong, Welcome
 from protocol.families.archive import GetArchive, PutArchive
 from protocol.families.events import Subscribe, Subscribed
 from protocol.families.stream import Attach
 from protocol.framing import Message, Notification, Request, Response, encode
 from protocol.method import Envelope
 from protocol.methods import CANCEL, ELSEWHERE, METHODS, STREAMING, Cancel
-from protocol.schema import SchemaError, from_wire, to_wire
+from protocol.schema import SchemaError, depth_of, from_wire, to_wire
 
 PING = "agent.ping"
 
@@ -70,7 +70,8 @@ class Session:
         self._guests, self._bounds = guests, registry.bounds
         self._number = next(_numbers)
         self._calls: dict[int, Call] = {}
-        self._pings: list[tuple[Request, Any, Envelope, Call]] = []
+        self._pings: list[int] = []
+        self._pinged = 0.0
         self._closing = False
         self._subscription: Subscription | None = None
         self._takeover: tuple[Takeover, int] | None = None
@@ -140,7 +141,7 @@ class Session:
                     "this is the agent's port; the debug shell has one of its own, if gcs.shell=on"
                     " (gcsagent --shell) allows it",
                 )
-            self._bounds.check_request(len(self._calls))
+            self._bounds.check_request(len(self._calls) + len(self._pings))
             try:
                 envelope = from_wire(Envelope, request.params)
                 params: Any = from_wire(method.params, request.params)
@@ -148,7 +149,10 @@ class Session:
                 raise RpcError(
                     Code.INVALID_ARGUMENT, f"{request.method}: {error}", field=error.field
                 ) from error
-            self._begin(request, params, envelope)
+            if request.method == PING:
+                self._ping(request.msgid)
+            else:
+                self._begin(request, params, envelope)
         except RpcError as error:
             self._registry.traffic.count(request.method, error)
             self._answer(request.msgid, error)
@@ -173,24 +177,29 @@ class Session:
                 self._check_alone()
                 call = self._new_call(request, params, envelope)
                 self._dispatcher.open(call, params, lambda found: self._opened(request.msgid, found))
-            case _ if request.method == PING:
-                self._pings.append((request, params, envelope, self._new_call(request, params, envelope)))
-                if len(self._pings) == 1:
-                    asyncio.get_running_loop().call_soon(self._answer_pings)
             case _:
-                self._run(request, params, envelope, self._new_call(request, params, envelope))
+                call = self._new_call(request, params, envelope)
+                self._dispatcher.run(
+                    call, request.params, params, envelope, lambda result: self._finish(request.msgid, result)
+                )
 
-    def _run(self, request: Request, params: Any, envelope: Envelope, call: Call) -> None:
-        self._dispatcher.run(
-            call, request.params, params, envelope, lambda result: self._finish(request.msgid, result)
-        )
+    def _ping(self, msgid: int) -> None:
+        """Answered by way of the event loop, so that a busy one shows; all that came together at once."""
+        if not self._pings:
+            self._pinged = self._wire.turn_began
+            asyncio.get_running_loop().call_soon(self._answer_pings)
+        self._pings.append(msgid)
+        self._bounds.in_flight += 1
 
     def _answer_pings(self) -> None:
-        """By way of the event loop, so that a busy one shows; all that wait for its turn at once."""
         pings, self._pings = self._pings, []
-        with self._wire.gathered():
-            for ping in pings:
-                self._run(*ping)
+        self._bounds.in_flight -= len(pings)
+        self._registry.traffic.count(PING, times=len(pings))
+        self._registry.traffic.took(PING, self._pinged, len(pings))
+        if not self._closing:
+            pong, respond = self._agent.pong(self._pinged), self._connection.respond
+            wire, depth = to_wire(pong), depth_of(Pong)
+            self._wire.write(b"".join([respond(msgid, wire, depth) for msgid in pings]))
 
     def _new_call(self, request: Request, params: Any, envelope: Envelope) -> Call:
         deadline = envelope.deadline_ms or METHODS[request.method].deadline_ms
@@ -232,7 +241,7 @@ class Session:
             if isinstance(result, RpcError):
                 frame = self._connection.fail(msgid, result)
             else:
-                frame = self._connection.respond(msgid, to_wire(result))
+                frame = self._connection.respond(msgid, to_wire(result), depth_of(type(result)))
         except LocalProtocolError as error:  # larger than a frame may be
             frame = self._connection.fail(msgid, RpcError(Code.RESOURCE_EXHAUSTED, f"the answer {error}"))
         self._wire.write(frame)
@@ -339,7 +348,7 @@ class Session:
             self._wire.sock.close()
 
     def _start_lending(self, request: Request, params: PutArchive | GetArchive, envelope: Envelope) -> None:
-        if self._calls or self._subscription is not None or self._connection.unfinished:
+        if self._calls or self._pings or self._subscription is not None or self._connection.unfinished:
             raise _not_alone()
         if self._agent.stopping:
             raise RpcError(Code.UNAVAILABLE, "the agent is going down: its containers are being stopped")

@@ -55,6 +55,7 @@ class Wire:
         self._reading = self._gone = False
         self._gathering = False  # in a block whose answers go out at its end
         self._turn_is_due = False
+        self.turn_began = 0.0  # by the loop's clock
         self._late: asyncio.TimerHandle | None = None  # the host owes us the rest of a message, or hello
         self._stalled: asyncio.TimerHandle | None = None  # the host owes us room
         self._await_input()
@@ -100,7 +101,8 @@ class Wire:
 
     def _take_turn(self) -> bool:
         """Whether there may be more for another turn. Raises RemoteProtocolError."""
-        end = self._loop.time() + TURN_SECONDS
+        self.turn_began = self._loop.time()
+        end = self.turn_began + TURN_SECONDS
         for _ in range(TURN):
             if self._gone:
                 return False

@@ -135,7 +135,14 @@ class Dialogue:
         try:
             await asyncio.get_running_loop().sock_sendall(self.sock, frame)
         except OSError as error:
+            self._hear_why()
             raise ConnectionBroken(f"the connection to the agent broke: {error.strerror}") from error
+
+    def _hear_why(self) -> None:
+        """What it said before it closed tells more than that it did. Raises RemoteProtocolError."""
+        with contextlib.suppress(OSError):
+            if self.connection.state is not State.CLOSED and (data := self.sock.recv(_CHUNK)):
+                self._arrived.extend(self.connection.receive(data))
 
     async def notification(self) -> Notification:
         """The next notification, in order. Raises RemoteProtocolError or ConnectionLost."""

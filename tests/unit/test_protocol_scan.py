@@ -226,3 +226,45 @@ def test_a_blob_that_comes_byte_by_byte_is_not_read_again(monkeypatch: pytest.Mo
     frame = msgpack.packb(["x", b"y" * 100_000])
     assert frames_of(FrameScanner(Limits()), [bytes([byte]) for byte in frame]) == [frame]
     assert table.reads <= len(frame) + 10
+
+
+def values_of(data: bytes, limits: Limits, *, size: int) -> tuple[list[object], str]:
+    """What is decoded of ``data`` in pieces of ``size`` bytes, and the kind of fault behind it."""
+    scanner, found = FrameScanner(limits), []
+    try:
+        for at in range(0, len(data), size):
+            scanner.feed(data[at : at + size])
+            while True:
+                value = scanner.next_value()
+                if value is None and (frame := scanner.next_frame()) is None:
+                    break
+                found.append(value if value is not None else msgpack.unpackb(frame, strict_map_key=False))
+    except (RemoteProtocolError, ValueError) as error:
+        return found, getattr(error, "kind", "value")
+    return found, ""
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(values, max_size=6), st.binary(max_size=8), st.integers(1, 9))
+def test_what_is_decoded_at_once_is_what_comes_byte_by_byte(
+    wanted: list[object], noise: bytes, size: int
+) -> None:
+    data = b"".join(map(msgpack.packb, wanted)) + noise
+    limits = Limits(max_frame=1 << 16, max_depth=6)
+    assert values_of(data, limits, size=len(data) or 1) == values_of(data, limits, size=size)
+    assert values_of(data, limits, size=len(data) or 1) == values_of(data, limits, size=1)
+
+
+@pytest.mark.parametrize("header", [b"\xdc\x01\x00", b"\xde\x01\x00", b"\xdd\xff\xff\xff\xff", b"\x9f"])
+def test_headers_alone_cost_little_to_decode(header: bytes) -> None:
+    scanner = FrameScanner(Limits())
+    tracemalloc.start()
+    try:
+        scanner.feed(header * (16 * 1024 // len(header)))
+        assert scanner.next_value() is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+    with pytest.raises(RemoteProtocolError, match=r"nest|bytes"):
+        scanner.next_frame()

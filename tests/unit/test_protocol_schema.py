@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from protocol import checks, mountchecks, netchecks
 from protocol.checks import Between
 from protocol.errors import RpcError
+from protocol.families.agent import Pong, Welcome
+from protocol.families.container import ContainerList
 from protocol.framing import Response, decode, encode
 from protocol.method import Envelope, Method
 from protocol.methods import METHODS
-from protocol.schema import SchemaError, from_wire, to_wire
+from protocol.schema import SchemaError, depth_of, from_wire, to_wire
 
 
 class Colour(StrEnum):
@@ -185,6 +187,14 @@ def test_every_result_survives_the_wire(method: Method, data: st.DataObject) -> 
     message = decode(encode(Response(1, None, to_wire(value))))
     assert isinstance(message, Response)
     assert from_wire(method.result, message.result) == value
+    if (depth := depth_of(method.result)) is not None:
+        assert levels(message.result) <= depth
+
+
+def levels(value: object) -> int:
+    """Of arrays and maps."""
+    below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if below is None else 1 + max(map(levels, below), default=0)
 
 
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
@@ -242,3 +252,11 @@ def test_any_error_a_peer_sends_can_be_shown(wire: object) -> None:
     error = RpcError.from_wire(wire)
     assert error.message
     assert str(error).startswith(error.code.value)
+
+
+@pytest.mark.parametrize(
+    "hint, depth",
+    [(Pong, 1), (Welcome, 2), (ContainerList, None), (str, 0), (tuple[int, ...], 1), (dict[str, str], None)],
+)
+def test_the_depth_of_a_type_is_known_unless_it_has_somebodys_map(hint: object, depth: int | None) -> None:
+    assert depth_of(hint) == depth

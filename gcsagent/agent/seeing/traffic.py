@@ -33,17 +33,17 @@ class Traffic:
         """How often each method was answered with each code; UNKNOWN for methods there are not."""
         self.latencies: dict[str, Latency] = {}
 
-    def count(self, method: str, result: Any = None) -> None:
-        """One request was answered, with ``result`` or with the error that it is."""
+    def count(self, method: str, result: Any = None, times: int = 1) -> None:
+        """Requests were answered, with ``result`` or with the error that it is."""
         codes = self.answers.setdefault(method if method in METHODS else UNKNOWN, {})
         code = result.code.value if isinstance(result, RpcError) else OK
-        codes[code] = codes.get(code, 0) + 1
+        codes[code] = codes.get(code, 0) + times
 
-    def took(self, method: str, since: float) -> None:
-        """A request that began at ``since`` (time.monotonic) has been answered."""
+    def took(self, method: str, since: float, times: int = 1) -> None:
+        """Requests that began at ``since`` (time.monotonic) have been answered."""
         latency = self.latencies.get(method)
         if latency is None:
             latency = self.latencies[method] = Latency()
         seconds = time.monotonic() - since
-        latency.counts[bisect_left(BUCKETS, seconds)] += 1
-        latency.seconds += seconds
+        latency.counts[bisect_left(BUCKETS, seconds)] += times
+        latency.seconds += seconds * times
