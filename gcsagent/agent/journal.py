@@ -90,6 +90,10 @@ class Journal:
         if mark is not None and self._write(mark, result) and (entry := self._pending.get(mark.ident)):
             entry.recorded = True
 
+    def answered(self, place: str) -> bool:
+        """Whether there is an answer in that place."""
+        return os.path.exists(os.path.join(self._directory, f"{place}.json"))
+
     def _write(self, mark: RequestMark, result: Any) -> bool:
         document: dict[str, Any] = {"request": mark.ident, "digest": mark.digest}
         if isinstance(result, RpcError):
@@ -114,4 +118,9 @@ class Journal:
         self._stored = min(len(oldest), MAX_STORED // 2)
 
     def _path(self, ident: str) -> str:
-        return os.path.join(self._directory, hashlib.sha256(ident.encode()).hexdigest()[:40] + ".json")
+        return os.path.join(self._directory, f"{place_of(ident)}.json")
+
+
+def place_of(ident: str) -> str:
+    """What the answer to a request is kept under, for its caller's id for it."""
+    return hashlib.sha256(ident.encode()).hexdigest()[:40]

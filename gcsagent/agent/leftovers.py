@@ -9,16 +9,42 @@ import signal
 
 from gcsagent.agent import reach
 from gcsagent.agent.logs import context
+from gcsagent.agent.process_dir import untold_deletion
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import Runtime, RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
+from protocol.types import Event
 
 SECONDS = 60.0
+AT_ONCE = 64
+"""Paths for one ``rm``: its command line goes through the supervisor."""
 
 _log = logging.getLogger("agent.leftovers")
 
 
-async def sweep(registry: Registry, unfinished: list[asyncio.Task[None]], *, cgroups: bool) -> None:
+def tell_of_deletions(registry: Registry, events: list[Event]) -> list[str]:
+    """Before anything else is told: of containers that were gone already, and nobody had said so.
+
+    Returns what there is in the trash: what comes later is not an earlier agent's.
+    """
+    trash = os.path.join(registry.state, "trash")
+    found = os.listdir(trash) if os.path.isdir(trash) else []
+    for name in found:
+        container, after = untold_deletion(name) or ("", -1)
+        forgotten = bool(events) and events[0].seq > after + 1  # long ago: it was told
+        told = any(
+            event.type == "container.deleted" and event.container == container and event.seq > after
+            for event in events
+        )
+        if after >= 0 and not told and not forgotten and after <= registry.events.last:
+            context(_log, container=container).info("its deletion had not been told")
+            registry.events.publish("container.deleted", container)
+    return [os.path.join(trash, name) for name in found]
+
+
+async def sweep(
+    registry: Registry, unfinished: list[asyncio.Task[None]], trash: list[str], *, cgroups: bool
+) -> None:
     """Once, behind a start. Without ``cgroups`` unknown ones stay: they may be a broken container's."""
     registry.runtimes.default.forget_earlier_logs()
     known = registry.containers.keys()
@@ -32,9 +58,8 @@ async def sweep(registry: Registry, unfinished: list[asyncio.Task[None]], *, cgr
         _log.warning("a cgroup without a container is removed", extra={"fields": {"cgroup": cgroup.path}})
         await reach.kill_everybody(cgroup, registry.oom.files)
         cgroup.remove()
-    trash = os.path.join(os.path.dirname(registry.directory), "trash")
-    if os.path.isdir(trash) and os.listdir(trash):
-        await registry.caller.run(["rm", "-rf", "--", trash], SECONDS)
+    for start in range(0, len(trash), AT_ONCE):
+        await registry.caller.run(["rm", "-rf", "--", *trash[start : start + AT_ONCE]], SECONDS)
     if unfinished:
         await asyncio.wait(unfinished)
         registry.runtimes.default.forget_earlier_logs()  # a call that went on may have made its own late

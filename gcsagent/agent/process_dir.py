@@ -6,6 +6,8 @@
         init.pid
         <pid>/               a live process: process.json, and the pid file the runtime wrote
         exited/<process>/    one that has ended: pids are used again, process ids are the caller's
+        exited/.deleted-<request>-<process>/   one being deleted: gone if that request's answer is stored,
+                             else still there
         .new-<process>/      one that is being started; never outlives a failure
         pod/                 of a sandbox: what its pod shares (gcsagent.agent.pods.shared)
         upper/ work/ root/   with ``overlay``: the throw-away layer and where it is mounted
@@ -20,6 +22,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 from gcsagent.common.files import write_new
@@ -29,6 +32,8 @@ VERSION = 1
 
 Code that is being tried (agent.upgrade) may have to give way to the code before it: until it is promoted it
 writes the layout it found, and migrates nothing. There is nothing to migrate yet."""
+
+DELETED = ".deleted-"
 
 FEW = 32
 """Processes' directories that are removed at once."""
@@ -74,7 +79,7 @@ class ContainerDir:
     def settle(self, process: str, pid: int) -> None:
         """The process runs: its directory takes the pid's name. One left there by a dead pid gives way."""
         target = os.path.join(self.path, str(pid))
-        _remove_process(target)
+        remove_process(target)
         os.rename(os.path.join(self.path, f".new-{process}"), target)
         if process == "init":
             write_new(os.path.join(self.path, "init.pid"), b"%d" % pid)
@@ -92,13 +97,37 @@ class ContainerDir:
         """The process was never started, or is deleted; ``pid`` is 0 when it never had one."""
         names = [f".new-{process}", os.path.join("exited", process), *([str(pid)] if pid else [])]
         for name in names:
-            _remove_process(os.path.join(self.path, name))
+            remove_process(os.path.join(self.path, name))
 
-    def move_to_trash(self) -> str | None:
-        """Takes it out of the way in one step; returns where it is now, None if it was not there."""
+    def doom(self, process: str, request: str) -> str:
+        """Takes an ended process aside, to be deleted with the answer that ``request`` is going to name.
+
+        Returns where it is. Raises OSError.
+        """
+        target = os.path.join(self.path, "exited", f"{DELETED}{request}-{process}")
+        os.rename(os.path.join(self.path, "exited", process), target)
+        return target
+
+    def settle_doomed(self, answered: Callable[[str], bool]) -> None:
+        """What an agent was killed over: processes whose deletion has been answered go, others are back."""
+        ended = os.path.join(self.path, "exited")
+        for name in os.listdir(ended) if os.path.isdir(ended) else []:
+            if name.startswith(DELETED):
+                request, _, process = name.removeprefix(DELETED).partition("-")
+                if not request or answered(request):
+                    remove_process(os.path.join(ended, name))
+                else:
+                    os.rename(os.path.join(ended, name), os.path.join(ended, process))
+
+    def move_to_trash(self, untold_after: int | None = None) -> str | None:
+        """Takes it out of the way in one step; returns where it is now, None if it was not there.
+
+        ``untold_after``: the number of the last event before the one that is going to tell of it.
+        """
         trash = os.path.join(os.path.dirname(os.path.dirname(self.path)), "trash")
         os.makedirs(trash, mode=0o700, exist_ok=True)
-        target = os.path.join(trash, f"{os.path.basename(self.path)}.{time.time_ns()}")
+        mark = "" if untold_after is None else f"+{untold_after}"
+        target = os.path.join(trash, f"{os.path.basename(self.path)}.{time.time_ns()}{mark}")
         try:
             os.rename(self.path, target)
         except FileNotFoundError:
@@ -106,18 +135,27 @@ class ContainerDir:
         return target
 
 
-def remove_few(path: str) -> bool:
-    """Removes a container's directory if it has no layer, no pod and few processes; whether it did."""
+def untold_deletion(name: str) -> tuple[str, int] | None:
+    """Of a directory in the trash: its container, and the last event before the one that tells of it."""
+    whole, plus, after = name.rpartition("+")
+    return (whole.rpartition(".")[0], int(after)) if plus and after.isdecimal() else None
+
+
+def empty_few(path: str) -> bool:
+    """Empties a container's directory if it has no layer, no pod and few processes; whether it did."""
     try:
-        if {"upper", "pod"} & set(os.listdir(path)) or len(os.listdir(os.path.join(path, "exited"))) > FEW:
+        names = os.listdir(path)
+        if {"upper", "pod"} & set(names) or len(os.listdir(os.path.join(path, "exited"))) > FEW:
             return False
-        shutil.rmtree(path)
+        for name in names:
+            each = os.path.join(path, name)
+            shutil.rmtree(each) if os.path.isdir(each) and not os.path.islink(each) else os.unlink(each)
     except OSError:
         return False
     return True
 
 
-def _remove_process(path: str) -> None:
+def remove_process(path: str) -> None:
     """A process's directory, if it is there; what it is not expected to hold takes longer."""
     if not os.path.lexists(path):
         return

@@ -61,6 +61,5 @@ class ProcessService:
             )
         call.commit()
         deleted = Deleted(process.exit)
-        self._registry.journal.record(call.mark, deleted)
-        self._registry.forget_process(container, process)
+        self._registry.delete_process(container, process, call.mark, deleted)
         return deleted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import hashlib
 import logging
@@ -21,12 +22,12 @@ from gcsagent.agent.cgroups import Cgroup, CgroupMounts
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import EventLog
 from gcsagent.agent.guest.pressure import PressureWatches
-from gcsagent.agent.journal import Journal
+from gcsagent.agent.journal import Journal, RequestMark, place_of
 from gcsagent.agent.logs import context
 from gcsagent.agent.oom import OomWatch
 from gcsagent.agent.pods.pod import ALONE, Role, check_place, members, place
 from gcsagent.agent.process import UNCLAIMED_SECONDS, Process
-from gcsagent.agent.process_dir import ContainerDir
+from gcsagent.agent.process_dir import ContainerDir, remove_process
 from gcsagent.agent.quiet import Quiet
 from gcsagent.agent.runtime import Launched, Runtime
 from gcsagent.agent.runtimes import Runtimes
@@ -269,13 +270,31 @@ class Registry:
             container.deletion.add_done_callback(self._deletion_done)
         await asyncio.shield(container.deletion)
 
-    def forget_process(self, container: Container, process: Process) -> None:
-        """Removes an exec that has ended, or never began."""
+    def delete_process(
+        self, container: Container, process: Process, mark: RequestMark | None, answer: object
+    ) -> None:
+        """Removes an exec that has ended, as a request asks that is answered so: wholly, or not at all."""
+        self._remove_fifos(container, process)
+        doomed = ""
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk; then it is merely listed again after a kill just now
+            doomed = container.directory.doom(process.ident, place_of(mark.ident) if mark is not None else "")
+        self.journal.record(mark, answer)
+        self.forget_process(container, process)
+        if doomed:
+            remove_process(doomed)
+
+    def _remove_fifos(self, container: Container, process: Process) -> None:
         try:
             fifos.remove_made(self.containers, process)
         except OSError as error:
             log = context(_log, container=container.ident, process=process.ident)
             log.error("a fifo cannot be removed", extra={"error": str(error)})
+
+    def forget_process(self, container: Container, process: Process) -> None:
+        """Removes an exec that has ended, or never began."""
+        self._remove_fifos(container, process)
         process.close()
         container.processes.pop(process.ident, None)
         container.directory.discard(process.ident, 0 if process.exit is not None else process.pid)

@@ -29,7 +29,7 @@ from gcsagent.agent.estate import Estate
 from gcsagent.agent.fifo import Fifo
 from gcsagent.agent.finishing import Finisher
 from gcsagent.agent.found import BROKEN, fill, mark, process_directories, read_document, slots
-from gcsagent.agent.leftovers import kill_unknown, sweep
+from gcsagent.agent.leftovers import kill_unknown, sweep, tell_of_deletions
 from gcsagent.agent.pods import setup
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
@@ -55,10 +55,12 @@ class Reloader:
         self._finish = Finisher(registry, self._estate, self._checkpoints)
         self._cgroups_unclear = False
         self._later: list[Coroutine[Any, Any, None]] = []
+        self._trash: list[str] = []
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
         await self._estate.ask()
+        self._trash = tell_of_deletions(self._registry, self._estate.events)
         documents = self._read_documents()
         claimed = {slot for _, found in documents for document in found.values() for slot in slots(document)}
         self._registry.keeper.counters.claim(claimed | self._others_slots)
@@ -74,7 +76,7 @@ class Reloader:
 
     async def _sweep(self, unfinished: list[asyncio.Task[None]]) -> None:
         await self._checkpoints.sweep()
-        await sweep(self._registry, unfinished, cgroups=not self._cgroups_unclear)
+        await sweep(self._registry, unfinished, self._trash, cgroups=not self._cgroups_unclear)
 
     def _read_documents(self) -> list[tuple[Container, dict[str, dict[str, Any]]]]:
         """Every container directory, as a container and its processes' documents by directory name."""
@@ -86,7 +88,7 @@ class Reloader:
             container = self._registry.add(name, self._registry.runtimes.default, False, {})
             if set(os.listdir(container.directory.path)) <= {"exited", "container.json.tmp"}:
                 # Killed before the first word of it was written: nothing had been made, nobody was told.
-                container.directory.move_to_trash()
+                self._trash += filter(None, [container.directory.move_to_trash()])
                 del self._registry.containers[name]
                 continue
             try:
@@ -99,6 +101,7 @@ class Reloader:
 
     def _read_container(self, container: Container) -> dict[str, dict[str, Any]]:
         path = container.directory.path
+        container.directory.settle_doomed(self._registry.journal.answered)
         document = read_document(os.path.join(path, "container.json"))
         fill(container, document, self._registry)
         return {

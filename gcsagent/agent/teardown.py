@@ -7,7 +7,9 @@ descriptors, and the state directory last: it is what a restarted agent would fi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 
 from tenacity import AsyncRetrying, RetryError, retry_if_result, stop_after_delay, wait_exponential
 
@@ -18,7 +20,7 @@ from gcsagent.agent.container import Container
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.logs import context
 from gcsagent.agent.pods import ending
-from gcsagent.agent.process_dir import remove_few
+from gcsagent.agent.process_dir import empty_few
 from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing
 from protocol.checks import INIT
@@ -65,7 +67,7 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
             registry.keeper.supervisor.tell("forget_process", {"process": process.key})
         init = container.processes.get(INIT)
         registry.journal.record(container.delete_request, Deleted(init.exit if init is not None else None))
-        await _remove_directory(registry, container)
+        trash = await _remove_directory(registry, container)
     except (RpcError, RuntimeFailure, CannotStart, OSError, TimeoutError) as error:
         cause = to_rpc_error(error)
         container.status, container.problem = Status.FAILED, cause.message
@@ -78,6 +80,9 @@ async def tear_down(registry: Registry, container: Container, seconds: float) ->
         ) from error
     registry.containers.pop(container.ident, None)
     registry.events.publish("container.deleted", container.ident)
+    if trash is not None:
+        with contextlib.suppress(OSError):
+            os.rmdir(trash)
     ending.deleted(registry, container)
     log.info("container deleted")
 
@@ -147,12 +152,17 @@ async def _try_remove_cgroups(registry: Registry, cgroup: Cgroup) -> list[str]:
     return left
 
 
-async def _remove_directory(registry: Registry, container: Container) -> None:
+async def _remove_directory(registry: Registry, container: Container) -> str | None:
     """Renamed first, so that it is there whole or not at all. An upper layer may hold any number of files:
-    ``rm`` removes them without holding up the agent; for a few it is not worth a process."""
-    trash = container.directory.move_to_trash()
-    if trash is None or remove_few(trash):
-        return
-    outcome = await registry.caller.run(["rm", "-rf", "--", trash], DELETE_SECONDS)
+    ``rm`` removes them without holding up the agent; for a few it is not worth a process.
+
+    Returns what is left: an empty directory, whose name has a successor tell of the end, if need be.
+    """
+    trash = container.directory.move_to_trash(registry.events.last)
+    if trash is None or empty_few(trash):
+        return trash
+    left = [os.path.join(trash, name) for name in os.listdir(trash)]
+    outcome = await registry.caller.run(["rm", "-rf", "--", *left], DELETE_SECONDS)
     if outcome.status != 0:
         raise OSError(f"rm: {outcome.stderr}")
+    return trash

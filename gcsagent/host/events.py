@@ -49,8 +49,11 @@ class EventStream:
     @classmethod
     async def open(cls, address: Address, wanted: Subscribe, *, timeout: float, client_name: str) -> Self:
         stream = cls(address, wanted, timeout, client_name)
-        await stream._subscribe()
-        return stream
+        async for attempt in despite_losses(lambda: stream._generation):
+            with attempt:
+                await stream._subscribe()
+                return stream
+        raise AssertionError("ends only by returning or raising")
 
     @property
     def position(self) -> int:
@@ -97,6 +100,7 @@ class EventStream:
 
     async def _subscribe(self) -> None:
         dialogue, welcome = await greet(self._address, timeout=self._timeout, client_name=self._client_name)
+        self._generation = welcome.generation
         try:
             async with asyncio.timeout(_SUBSCRIBE_SECONDS):
                 reply: Subscribed = await dialogue.ask(
@@ -113,7 +117,6 @@ class EventStream:
         self.dropped += reply.dropped
         self.last = reply.last
         self._dialogue = dialogue
-        self._generation = welcome.generation
 
     def _drop(self) -> None:
         if self._dialogue is not None:

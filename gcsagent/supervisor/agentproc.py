@@ -1,7 +1,8 @@
 """Keeps an agent running: starts it, notices its death or that it is stuck, starts it again.
 
-A death after READY is answered at once. One before READY counts towards a crash loop: each further try
-waits twice as long. An agent that exits with EX_CONFIG says that trying again cannot help.
+A death after READY is answered at once, unless it comes soon and again and again; one before READY counts
+towards a crash loop (:mod:`gcsagent.supervisor.backoff`). An agent that exits with EX_CONFIG says that trying
+again cannot help.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 
 from gcsagent.common import channel
 from gcsagent.common.loop import Loop, Timer
+from gcsagent.supervisor.backoff import BackOff
 from gcsagent.supervisor.log import log
 from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.spawn import spawn
@@ -23,7 +25,6 @@ EX_CONFIG = 78
 """sysexits.h: the agent cannot work with the settings it was given."""
 
 CHANNEL_FD = 3
-FIRST_DELAY, LONGEST_DELAY = 0.1, 2.0
 END_SECONDS = 5.0
 """What an agent may take to exit once its channel is closed; its exit status is worth waiting for."""
 
@@ -47,7 +48,8 @@ class AgentProcess:
         self._pidfd = -1
         self._watchdog = Watchdog(loop, watchdog, self._signal)
         self._retry: Timer | None = None
-        self._failures = 0
+        self._backoff = BackOff()
+        self._killed = False
         self.code = ""
         """Directory the agent's code is in; "" is what was installed."""
         self.log_level = ""
@@ -59,7 +61,8 @@ class AgentProcess:
     def start(self) -> None:
         """Starts an agent. Raises OSError when the interpreter itself cannot be started."""
         self.generation += 1
-        self.ready = False
+        self.ready = self._killed = False
+        self._backoff.started()
         ours, theirs = channel.pair()
         env = {**self._env, "GCS_CHANNEL_FD": str(CHANNEL_FD), "GCS_GENERATION": str(self.generation)}
         env["GCS_CODE"], env["GCS_LOG_LEVEL"] = self.code, self.log_level
@@ -83,7 +86,7 @@ class AgentProcess:
 
     def set_ready(self) -> None:
         self.ready = True
-        self._failures = 0
+        self._backoff.ready()
         self._watchdog.ready()
 
     def alive(self) -> None:
@@ -91,6 +94,7 @@ class AgentProcess:
         self._watchdog.alive()
 
     def kill(self) -> None:
+        self._killed = True
         self._signal(signal.SIGKILL)
 
     def abort(self, reason: str) -> None:
@@ -113,14 +117,20 @@ class AgentProcess:
             generation = self.generation
             self._loop.after(END_SECONDS, lambda: self.kill() if self.generation == generation else None)
 
-    def restart(self) -> None:
-        """Starts the next agent, at once or after the back-off the last failures have earned."""
-        if self.ready:
+    def restart(self, code: int) -> None:
+        """Starts the next agent, at once or after the back-off that the last ones have earned.
+
+        ``code``: how this one ended, its exit status or the signal's negative number.
+        """
+        delay = self._backoff.ended(from_outside=code == -signal.SIGKILL and not self._killed)
+        if not delay:
             self.start_again()
             return
-        self._failures += 1
-        delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
-        log("warning", "the agent ended before it was ready", failures=self._failures, retry_in_s=delay)
+        if self.ready:
+            said, count = "the agent ended soon after it was ready, again", self._backoff.short_lives
+        else:
+            said, count = "the agent ended before it was ready", self._backoff.failures
+        log("warning", said, failures=count, retry_in_s=delay)
         self._retry = self._loop.after(delay, self.start_again)
 
     def start_again(self) -> None:
@@ -129,7 +139,7 @@ class AgentProcess:
             self.start()
         except OSError as error:
             log("error", "the agent cannot be started", error=str(error))
-            self.restart()
+            self.restart(-1)
 
     def _on_exit(self, _events: int) -> None:
         _, status = os.waitpid(self.pid, 0)
@@ -143,7 +153,7 @@ class AgentProcess:
     @property
     def failures(self) -> int:
         """Deaths in a row before READY."""
-        return self._failures
+        return self._backoff.failures
 
 
 def _pidfd_or_kill(pid: int) -> int:

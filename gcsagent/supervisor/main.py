@@ -124,16 +124,17 @@ class Supervisor:
             return
         never_ready = not was_ready and self.agent.generation - self.agent.failures <= 1
         if code == EX_CONFIG and never_ready:
-            self._give_up("the agent cannot work with these settings (its log says why)")
+            self._give_up("the agent cannot work with these settings (its log says why)", code)
         elif not was_ready and self.agent.failures + 1 >= CRASH_LOOP and self._guest and never_ready:
-            self._give_up(f"the agent ended {CRASH_LOOP} times before it was ready (status {code})")
+            self._give_up(f"the agent ended {CRASH_LOOP} times before it was ready (status {code})", code)
         else:
-            self.agent.restart()
+            self.agent.restart(code)
 
     def _upgraded(self, status: dict[str, Any]) -> None:
         self._send([None, "upgrade", status])
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, code: int = -1) -> None:
+        """``code`` as in :meth:`AgentProcess.restart`."""
         if not self._guest:
             self._exit_code = 1
             self.finish("exit")
@@ -142,7 +143,7 @@ class Supervisor:
         if self._on_failure == "poweroff":
             self.finish("poweroff")
         else:
-            self.agent.restart()  # backs off for ever; the console has a log to look at
+            self.agent.restart(code)  # backs off for ever; the console has a log to look at
 
     # -- the channel ----------------------------------------------------------------------------
 

@@ -17,12 +17,13 @@ from typing import Any
 from gcsagent.common import channel
 from gcsagent.common.loop import Loop, Timer
 from gcsagent.listening import listen_unix, listen_vsock
+from gcsagent.supervisor.backoff import delay_after
 from gcsagent.supervisor.log import LEVELS, log
 from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.spawn import spawn
 
 LISTENER_FD, CHANNEL_FD = 3, 4
-FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
+LONGEST_DELAY = 5.0
 NAME = "shell"
 BURST = 16
 """Lines taken in one wake-up."""
@@ -119,8 +120,7 @@ class ShellProcess:
 
     def _wait_and_retry(self) -> None:
         self._failures += 1
-        delay = min(FIRST_DELAY * 2 ** (self._failures - 1), LONGEST_DELAY)
-        self._retry = self._loop.after(delay, self._await_connection)
+        self._retry = self._loop.after(delay_after(self._failures, LONGEST_DELAY), self._await_connection)
 
     # -- its log --------------------------------------------------------------------------------
 

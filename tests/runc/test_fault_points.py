@@ -315,6 +315,36 @@ async def delete(bench: Bench, arm: Act) -> None:
     with pytest.raises(RpcError) as gone:
         await bench.client.container_state(params.container)
     assert gone.value.code is Code.NOT_FOUND
+    told = await _told_of(bench, params.container)
+    assert told.count("container.deleted") == 1, told
+
+
+async def _told_of(bench: Bench, container: str) -> list[str]:
+    """What kinds of events there have been, up to now."""
+    found = []
+    async with await bench.client.events(after=0) as events:
+        while events.position < events.last:
+            event = await anext(events)
+            found += [event.type] if event.container == container else []
+    return found
+
+
+async def delete_process(bench: Bench, arm: Act) -> None:
+    """It had a fifo made for it, which goes with it."""
+    made = bench.running.directory / "fifo-made"
+    async with _box(bench) as box:
+        stdio = Stdio(StreamSpec(StreamMode.FIFO, path=str(made)), OUTPUT.stdout)
+        params = Exec(box, name("p"), {"args": ["sh", "-c", "exit 7"], "cwd": "/"}, stdio)
+        await bench.client.exec_process(params)
+        assert (await bench.client.wait_process(box, params.process)).exit_code == 7
+        await arm()
+        record = await bench.client.delete_process(box, params.process)
+        assert record is not None
+        assert record.exit_code == 7
+        assert not made.exists()
+        state = await bench.client.container_state(box)
+        assert [each.process for each in state.processes] == ["init"]
+        assert list((bench.running.state_dir / "containers" / box / "exited").iterdir()) == []
 
 
 async def pause(bench: Bench, arm: Act) -> None:
@@ -501,7 +531,9 @@ async def _is_gone(bench: Bench, params: CreateContainer) -> None:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("attempt", [create, start, exec_once, attach, close_stdin, forward, delete])
+@pytest.mark.parametrize(
+    "attempt", [create, start, exec_once, attach, close_stdin, forward, delete_process, delete]
+)
 def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]
 ) -> None:

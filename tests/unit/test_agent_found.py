@@ -23,6 +23,19 @@ def test_one_without_its_document_is_half_made_or_half_removed_and_goes(tmp_path
     assert (tmp_path / "815" / "pid").exists()
 
 
+def test_a_process_that_is_being_deleted_is_gone_with_the_answer_and_back_without(tmp_path: Path) -> None:
+    """Killed behind the answer, before it, and over a deletion that nobody can ask for again."""
+    directory = ContainerDir(str(tmp_path), "box")
+    directory.create()
+    for process, request in (("p-1", "answered"), ("p-2", "unanswered"), ("p-3", "")):
+        (tmp_path / "box/exited" / process).mkdir()
+        (tmp_path / "box/exited" / process / "process.json").write_text("{}")
+        directory.doom(process, request)
+    directory.settle_doomed(lambda request: request == "answered")
+    assert process_directories(directory.path) == ["exited/p-2"]
+    assert os.listdir(tmp_path / "box/exited") == ["p-2"]
+
+
 class Killed(BaseException):
     """Not to be caught: the agent is no more."""
 

@@ -25,6 +25,7 @@ from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcEr
 from protocol.families.agent import Pong, Welcome
 from protocol.families.container import CreateContainer, Created
 from protocol.families.diagnostics import LogEntry, LogPage
+from protocol.families.events import Subscribed
 from protocol.framing import Response, encode
 from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
 from protocol.pods import PodMember, Sandbox
@@ -278,6 +279,21 @@ def test_a_wait_outlives_its_connection(tmp_path: Path) -> None:
         agent.handlers["container.wait"] = wait
         assert (await client.wait_container("c")).exit_code == 3
         assert tries == 3
+
+    with_agent(tmp_path, body)
+
+
+def test_a_subscription_is_made_despite_losses(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent, client: Client) -> None:
+        def subscribe(params: Any) -> Any:
+            if len(agent.named("events.subscribe")) < 3:
+                agent.drop_all()
+            return Subscribed(4, 0)
+
+        agent.handlers["events.subscribe"] = subscribe
+        async with await client.events(after=0) as events:
+            assert events.last == 4
+        assert len(agent.named("events.subscribe")) == 3
 
     with_agent(tmp_path, body)
 

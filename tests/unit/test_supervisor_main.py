@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gcsagent.common import channel
+from gcsagent.supervisor.backoff import LONGEST_DELAY, SHORT_SECONDS, BackOff
 from tests.fakes.supervised import Puppet, Refused, Supervised, eventually, state_of
 
 
@@ -91,6 +92,52 @@ def test_ready_ends_the_back_off(supervised: Supervised) -> None:
     supervised.agent().end(1)
     supervised.agent()
     assert supervised.logged().count("retry_in_s") == 1
+
+
+def test_agents_that_fail_soon_after_ready_again_and_again_are_put_off(supervised: Supervised) -> None:
+    for _ in range(5):
+        supervised.agent().end(1)
+    supervised.agent()
+    delays = [line for line in supervised.logged().splitlines() if "retry_in_s" in line]
+    assert [line.partition('"retry_in_s": ')[2] for line in delays] == ["0.1}", "0.2}"]
+    assert all("soon after it was ready" in line for line in delays)
+
+
+def test_agents_that_are_killed_again_and_again_are_not(supervised: Supervised) -> None:
+    for _ in range(12):
+        supervised.agent().end()
+    supervised.agent()
+    assert "retry_in_s" not in supervised.logged()
+
+
+def test_an_agent_that_the_supervisor_has_to_kill_has_failed(supervised: Supervised) -> None:
+    for _ in range(4):
+        puppet = supervised.agent()
+        puppet.channel.send(b"\xc1")
+        assert puppet.ended()
+        puppet.close()
+    supervised.agent()
+    assert supervised.logged().count("retry_in_s") == 1
+
+
+def test_a_long_life_is_a_good_one_and_no_delay_is_too_long() -> None:
+    now = 0.0
+    backoff = BackOff(lambda: now)
+
+    def life(seconds: float, *, from_outside: bool = False) -> float:
+        nonlocal now
+        backoff.started()
+        backoff.ready()
+        now += seconds
+        return backoff.ended(from_outside=from_outside)
+
+    assert [life(1.0) for _ in range(5)] == [0, 0, 0, 0.1, 0.2]
+    assert [life(0.0, from_outside=True), life(1.0)] == [0, 0.4]
+    assert [life(SHORT_SECONDS), life(1.0)] == [0, 0]
+    backoff.started()
+    delays = [backoff.ended(from_outside=True) for _ in range(3000)]
+    assert delays[:5] == [0.1, 0.2, 0.4, 0.8, 1.6]
+    assert set(delays[5:]) == {LONGEST_DELAY}
 
 
 def test_an_agent_that_cannot_use_its_settings_ends_the_supervisor(tmp_path: Path) -> None:
