@@ -27,7 +27,16 @@ from gcsagent.host.transport import Address, dial
 from protocol import DEFAULT_SHELL_PORT
 from protocol.address import HybridAddress, UnixAddress, VsockAddress, parse_dial
 from protocol.errors import Code, RpcError
-from protocol.families.shell import SHELL, OpenShell, ResizeShell, ShellExit, ShellList, ShellOpened, ShellRef
+from protocol.families.shell import (
+    SHELL,
+    CloseInput,
+    OpenShell,
+    ResizeShell,
+    ShellExit,
+    ShellList,
+    ShellOpened,
+    ShellRef,
+)
 from protocol.method import Empty
 from protocol.types import Winsize
 
@@ -113,8 +122,9 @@ async def _greeted(address: Address, client_name: str) -> Dialogue:
 class Shell:
     """One shell. Closing it hangs it up; one task may read ``stream`` while another writes."""
 
-    def __init__(self, client: Client, stream: Stream, opened: ShellOpened) -> None:
+    def __init__(self, client: Client, stream: Stream, opened: ShellOpened, terminal: bool) -> None:
         """Use :meth:`open`. ``pid`` is the guest's."""
+        self._terminal = terminal
         self.stream, self.ident, self.pid = stream, opened.shell, opened.pid
         self._client = client
 
@@ -131,7 +141,7 @@ class Shell:
             opened: ShellOpened = await dialogue.ask(_OPEN, wanted)
             first = dialogue.connection.stream_bytes()
             undoing.pop_all()
-        return cls(client, Stream("shell", dialogue.sock, 0, first), opened)
+        return cls(client, Stream("shell", dialogue.sock, 0, first), opened, wanted.terminal)
 
     @property
     def outputs(self) -> list[Stream]:
@@ -145,8 +155,11 @@ class Shell:
         await self._client.call("shell.resize", ResizeShell(self.ident, winsize))
 
     async def end_input(self) -> None:
-        """Types the end of the input."""
-        await self.stream.write(END_OF_FILE)
+        """On a terminal it is typed."""
+        if self._terminal:
+            await self.stream.write(END_OF_FILE)
+        else:
+            await self._client.call("shell.close_input", CloseInput(self.ident, self.stream.sent))
 
     async def kill(self, signal: int | str = "SIGHUP") -> None:
         """Ends it as its time limit does, whatever is named: hangs it up, and SIGKILL if it stays."""

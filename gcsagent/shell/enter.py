@@ -46,6 +46,8 @@ class Plan(NamedTuple):
     pidfd: int
     root: int
     namespaces: int
+    terminal: bool = True
+    """Whether what standard input is, is to be the controlling terminal of whoever is executed."""
 
 
 def enter(plan: Plan) -> NoReturn:
@@ -117,19 +119,22 @@ def _leave_behind(plan: Plan) -> None:
     """Goes on in a child, whose the terminal is then."""
     for number in _TERMINALS:
         signal.signal(number, signal.SIG_IGN)
-    fcntl.ioctl(0, termios.TIOCNOTTY)
+    if plan.terminal:
+        fcntl.ioctl(0, termios.TIOCNOTTY)
     child = os.fork()
     if child:
         _stand_in(plan, child)
     os.setsid()
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    if plan.terminal:
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     for number in _TERMINALS:
         signal.signal(number, signal.SIG_DFL)
 
 
 def _stand_in(plan: Plan, child: int) -> NoReturn:
     _report(plan, {"pid": child})
-    os.closerange(3, 1 << 20)
+    # On pipes it would be one more reader and writer, and nobody would see when the other has let go.
+    os.closerange(3 if plan.terminal else 0, 1 << 20)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -14,7 +14,7 @@ from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.connection import Connection, Role, State
 from protocol.errors import Code, LocalProtocolError, RemoteProtocolError, RpcError
 from protocol.families.agent import Hello, Welcome
-from protocol.families.shell import SHELL, OpenShell, ResizeShell, ShellEnd, ShellRef
+from protocol.families.shell import SHELL, CloseInput, OpenShell, ResizeShell, ShellEnd, ShellRef
 from protocol.framing import Message, Notification, Request
 from protocol.method import Empty, Envelope
 from protocol.methods import CANCEL, ELSEWHERE, HELLO, METHODS, STREAMING, Cancel
@@ -170,6 +170,9 @@ class Session:
                 self._open(request.msgid, params, deadline_ms)
             case ResizeShell():
                 self._server.shell(params.shell).resize(params.winsize)
+                self._answer(request.msgid, Empty())
+            case CloseInput():
+                self._server.shell(params.shell).close_input(params.offset)
                 self._answer(request.msgid, Empty())
             case ShellRef() if request.method == "shell.kill":
                 self._server.shell(params.shell).end(ShellEnd.KILLED)

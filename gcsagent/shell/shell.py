@@ -18,8 +18,10 @@ import time
 from collections.abc import Callable
 
 from gcsagent.common.loop import Loop, Timer
+from gcsagent.shell.child import Child
 from gcsagent.shell.containers import Place
 from gcsagent.shell.enter import Plan
+from gcsagent.shell.pipes import Pipes
 from gcsagent.shell.pty import Terminal
 from gcsagent.shell.relay import Relay
 from protocol.errors import Code, RpcError
@@ -76,27 +78,40 @@ class Shell:
                 list(each) for each in ((self.params.argv,) if self.params.argv else DEFAULT_COMMANDS)
             ]
             place = self._place
-            plan = Plan(commands, self._environment(), theirs, place.pidfd, place.root, place.namespaces)
-            self._terminal = Terminal(plan, self.params.winsize.rows, self.params.winsize.cols)
+            plan = Plan(
+                commands,
+                self._environment(),
+                theirs,
+                place.pidfd,
+                place.root,
+                place.namespaces,
+                self.params.terminal,
+            )
+            self._child = self._spawn(plan)
         except BaseException:
             os.close(self._report)
             raise
         finally:
             os.close(theirs)
-        self.pid = self._terminal.pid
+        self.pid = self._child.pid
         os.set_blocking(self._report, False)
         try:
-            self._pidfd = os.pidfd_open(self._terminal.pid)
+            self._pidfd = os.pidfd_open(self._child.pid)
         except OSError:
-            os.kill(self._terminal.pid, signal.SIGKILL)
-            os.waitpid(self._terminal.pid, 0)
-            self._terminal.close()
+            os.kill(self._child.pid, signal.SIGKILL)
+            os.waitpid(self._child.pid, 0)
+            self._child.close()
             os.close(self._report)
             raise
         self._loop.watch(self._report, lambda _events: self._read_report())
         self._loop.watch(self._pidfd, lambda _events: self._on_exit())
         if self._place.pidfd >= 0:
             self._loop.watch(self._place.pidfd, lambda _events: self._container_ended())
+
+    def _spawn(self, plan: Plan) -> Child:
+        if not plan.terminal:
+            return Pipes(plan)
+        return Terminal(plan, self.params.winsize.rows, self.params.winsize.cols)
 
     def _environment(self) -> dict[str, str]:
         given = (each.partition("=") for each in self._place.env)
@@ -120,7 +135,7 @@ class Shell:
         failure: RpcError | None = None
         for line in self._words.splitlines():
             words = json.loads(line)
-            self.pid = self._terminal.session = int(words.get("pid", self.pid))
+            self.pid = self._child.session = int(words.get("pid", self.pid))
             if "step" in words:
                 failure = self._failure(words["step"], int(words["errno"]), str(words["error"]))
         if failure is None and self._reason is not None:
@@ -156,13 +171,13 @@ class Shell:
         """It takes too long to open, or nobody wants it any more: ``opened`` is told, if that is to come."""
         if self._opening:
             self._reason = ShellEnd.HANGUP
-            self._terminal.signal(signal.SIGKILL)
+            self._child.signal(signal.SIGKILL)
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def connect(self, sock: socket.socket, first: bytes) -> None:
         """``sock`` is this one's from here on; ``first`` goes out before all else."""
-        self._relay = Relay(self._loop, self._terminal.fd, sock, first, self.disconnect)
+        self._relay = Relay(self._loop, self._child, sock, first, self.disconnect)
 
     # -- open -----------------------------------------------------------------------------------
 
@@ -178,20 +193,30 @@ class Shell:
         )
 
     def resize(self, winsize: Winsize) -> None:
-        if self._terminal.fd >= 0:
-            self._terminal.resize(winsize.rows, winsize.cols)
+        self._child.resize(winsize.rows, winsize.cols)
+
+    def close_input(self, offset: int) -> None:
+        """Raises RpcError: FAILED_PRECONDITION."""
+        if self.params.terminal:
+            raise RpcError(
+                Code.FAILED_PRECONDITION,
+                f"shell {self.ident} is on a terminal, where the end of the input is typed (^D)",
+                field="shell",
+            )
+        if self._relay is not None:
+            self._relay.end_input(offset)
 
     def end(self, reason: ShellEnd) -> None:
         """Has it end; the first reason counts."""
         if self.exit is not None or self._reason is not None:
             return
         self._reason = reason
-        self._terminal.signal(signal.SIGHUP, signal.SIGCONT)
+        self._child.signal(signal.SIGHUP, signal.SIGCONT)
         self._grace = self._loop.after(GRACE_SECONDS, self._kill)
 
     def _kill(self) -> None:
         self._grace = None
-        self._terminal.signal(signal.SIGKILL)
+        self._child.signal(signal.SIGKILL)
         if self._zombie:
             self._reap()
 
@@ -205,8 +230,8 @@ class Shell:
         elif self._reason is None:
             self._reason = ShellEnd.HANGUP
             self._grace = self._loop.after(GRACE_SECONDS, self._kill)
-            self._terminal.signal(signal.SIGHUP, signal.SIGCONT)
-        self._terminal.close()
+            self._child.signal(signal.SIGHUP, signal.SIGCONT)
+        self._child.close()
 
     def _container_ended(self) -> None:
         self._loop.forget(self._place.pidfd)
@@ -219,13 +244,13 @@ class Shell:
         if self._opening:
             self._read_report()
             self._end_opening()
-        if self._grace is not None and self._terminal.signal():
+        if self._grace is not None and self._child.signal():
             self._zombie = True  # until those who are left of its session have had their time
         else:
             self._reap()
 
     def _reap(self) -> None:
-        _, status = os.waitpid(self._terminal.pid, 0)
+        _, status = os.waitpid(self._child.pid, 0)
         os.close(self._pidfd)
         for timer in (self._limit, self._grace):
             if timer is not None:
@@ -234,7 +259,7 @@ class Shell:
             self._loop.forget(self._place.pidfd)
         if self._relay is not None:
             self._relay.finish()
-        self._terminal.close()
+        self._child.close()
         produced = self._relay.produced if self._relay is not None else 0
         code = os.waitstatus_to_exitcode(status)
         reason = self._why(-code)

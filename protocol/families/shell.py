@@ -54,6 +54,9 @@ class OpenShell:
     """What to execute; empty: bash if it is there, else sh."""
     env: Annotated[dict[str, str], environment] = field(default_factory=dict)
     """Added to the environment it gets otherwise: of a container's spec, or a few usual values."""
+    terminal: bool = True
+    """On a terminal; else on pipes: standard error comes with the output, and ``shell.close_input`` ends the
+    input."""
     term: Annotated[str, terminal_type] = "linux"
     """Type of the client's terminal: TERM."""
     winsize: Winsize = Winsize()
@@ -84,6 +87,16 @@ class ResizeShell:
     """The new size; the foreground process group gets SIGWINCH."""
 
 
+@dataclass(frozen=True, slots=True)
+class CloseInput:
+    """What the client sends to a shell without a terminal ends at ``offset``."""
+
+    shell: checks.Id
+    """As ``shell.open`` has named it."""
+    offset: checks.Offset
+    """Bytes the client has sent in all."""
+
+
 class ShellEnd(StrEnum):
     """Why a shell is no more."""
 
@@ -112,7 +125,7 @@ class ShellExit:
     reason: ShellEnd
     """Why it is no more."""
     bytes: int
-    """Of its terminal's output; the client has all of it once it has read as many."""
+    """Of its output; the client has all of it once it has read as many."""
     duration_ms: int
     """How long it has run."""
 
@@ -144,6 +157,7 @@ class ShellList:
 METHODS = (
     Method("shell.open", OpenShell, ShellOpened, QUICK, streams=True),
     Method("shell.resize", ResizeShell, Empty, QUICK),
+    Method("shell.close_input", CloseInput, Empty, QUICK),
     Method("shell.wait", ShellRef, ShellExit, None),
     Method("shell.kill", ShellRef, Empty, QUICK),
     Method("shell.list", Empty, ShellList, QUICK),

@@ -19,7 +19,7 @@ from gcsagent.host.transport import dial
 from protocol.address import UnixAddress
 from protocol.errors import Code, RemoteProtocolError, RpcError
 from protocol.families.diagnostics import AskLogs, LogEntry
-from protocol.families.shell import MAX_SHELLS, ShellEnd, ShellExit, ShellRef
+from protocol.families.shell import MAX_SHELLS, CloseInput, ShellEnd, ShellExit, ShellRef
 from protocol.framing import Request, encode
 from protocol.method import Empty
 from protocol.types import Winsize
@@ -142,6 +142,38 @@ def test_all_output_comes_and_is_counted(shelled: Shelled) -> None:
     shelled.run(scene)
 
 
+def test_on_pipes_the_input_ends_where_it_is_told_to(shelled: Shelled) -> None:
+    async def scene() -> None:
+        before = await settled(shelled)
+        for where in (None, "box"):
+            async with await shelled.open("cat", container=where, terminal=False) as shell:
+                async with await connect(shelled.address, "tests") as client:
+                    end = CloseInput(shell.ident, 6)
+                    await client.call("shell.close_input", end)  # told before it has come
+                await shell.resize(Winsize(1, 1))  # of no consequence
+                await shell.stream.write(b"abc\x04")
+                assert await shell.stream.read() == b"abc\x04"
+                await shell.stream.write(b"de")
+                assert (await output_of(shell))[0] == b"de"
+            async with await shelled.open(
+                "sh", "-c", "exec 0<&-; echo closed; sleep 100000", terminal=False
+            ) as deaf:
+                assert await deaf.stream.read() == b"closed\n"
+                await deaf.stream.write(b"x" * 1_000_000)
+                await deaf.end_input()
+                await deaf.kill()
+                assert (await output_of(deaf))[1].reason is ShellEnd.KILLED
+        async with (
+            await shelled.open(*SLEEP) as shell,
+            await connect(shelled.address, "tests") as client,
+        ):
+            with refused(Code.FAILED_PRECONDITION, field="shell"):
+                await client.call("shell.close_input", CloseInput(shell.ident, 0))
+        assert await settled(shelled) == before
+
+    shelled.run(scene)
+
+
 def test_it_gets_into_a_paused_container_and_one_in_a_user_namespace(shelled: Shelled) -> None:
     def mapped(spec: dict[str, Any]) -> None:
         spec["linux"]["namespaces"].append({"type": "user"})
@@ -197,9 +229,9 @@ def test_closing_the_connection_hangs_up_and_nothing_is_left(shelled: Shelled) -
             record: ShellExit = await waiting
         assert (record.reason, record.signal) == (ShellEnd.HANGUP, signal.SIGKILL)
         assert eventually(lambda: is_gone(child) and is_gone(shell.pid))
-        for _ in range(3):  # the host is gone amid output that nobody takes
-            shell = await shelled.open("yes", container="box")
-            await expect_line(shell.stream, rb"y", bytearray())
+        for terminal in (True, False, True):  # the host is gone amid output that nobody takes
+            shell = await shelled.open("yes", container="box", terminal=terminal)
+            await expect(shell.stream, rb"y\r?\n", bytearray())
             await shell.aclose()
             assert await asyncio.to_thread(eventually, lambda pid=shell.pid: is_gone(pid))
         assert await settled(shelled) == before

@@ -81,10 +81,34 @@ def test_outside_a_guest_it_wants_the_shells_own_address(shelled: Shelled) -> No
     assert "is an agent; the debug shell has an address of its own" in done.stderr
 
 
-def test_commands_from_a_pipe(shelled: Shelled) -> None:
-    done = gcsctl(shelled, "shell", "box", "--", "sh", data="stty -echo\nPS1=\nhostname\n")
-    assert done.returncode == 0
-    assert "box\n" in done.stdout, done
+@pytest.mark.parametrize("where", [(), ("box",)])
+def test_a_script_from_a_pipe_ends_with_its_status(shelled: Shelled, where: tuple[str, ...]) -> None:
+    """As with `ssh host sh`: no terminal, no prompt, no echo, and its end is the end."""
+    script = 'tty; echo one; echo two >&2\nread line\nto be read\necho "[$line]"; exit 7\necho never\n'
+    done = gcsctl(shelled, "shell", *where, data=script)
+    assert (done.returncode, done.stdout) == (7, "not a tty\none\ntwo\n[to be read]\n"), done
+
+
+@pytest.mark.parametrize("words", [(), ("box",), ("--", "cat"), ("box", "--", "cat")])
+def test_without_input_it_ends(shelled: Shelled, words: tuple[str, ...]) -> None:
+    done = gcsctl(shelled, "shell", *words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_what_goes_through_a_pipe_is_whole(shelled: Shelled) -> None:
+    lines = "".join(f"{number}\n" for number in range(100_000)) + "\x04\x03 and no newline"
+    done = gcsctl(shelled, "shell", "box", "--", "sh", "-c", "sleep 0.1; cat", data=lines)
+    assert (done.returncode, done.stdout) == (0, lines)
+
+
+def test_a_command_that_does_not_read_its_input_is_not_waited_for(shelled: Shelled) -> None:
+    words = [sys.executable, "-m", "gcsagent.host", "shell", "box", "--", "sh", "-c", "exit 3"]
+    with subprocess.Popen(["yes"], stdout=subprocess.PIPE) as source:
+        done = subprocess.run(
+            words, cwd=REPO, env=environment(shelled), stdin=source.stdout, timeout=SECONDS, check=False
+        )
+        source.kill()
+    assert done.returncode == 3
 
 
 def test_what_json_promises(shelled: Shelled, tty: Any) -> None:

@@ -77,7 +77,7 @@ async def in_the_container(machine: VirtualMachine) -> None:
     with refused(Code.NOT_FOUND, exec_error="not_found") as caught:
         await run(machine, "nonesuch", container="web")
     assert "without a container has the guest's own" in caught.value.message
-    assert await gcsctl(machine, "shell", "web", "--", "sh", "-c", "hostname; exit 42") == (42, "web\r\n", "")
+    assert await gcsctl(machine, "shell", "web", "--", "sh", "-c", "hostname; exit 42") == (42, "web\n", "")
     code, _, err = await gcsctl(machine, "shell", "--timeout", "0.5", "web", "--", "sleep", "100000")
     assert (code, err) == (129, "gcsctl: the shell was ended: its time limit of 0.5 s has passed\n")
 

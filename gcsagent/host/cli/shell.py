@@ -81,13 +81,14 @@ async def run(args: argparse.Namespace) -> int:
         container=container,
         argv=tuple(command),
         env=dict(each.split("=", 1) for each in environment(args.env)),
+        terminal=os.isatty(_STDIN),
         term=term if terminal_type(term) is None else "linux",
         winsize=terminal.winsize(0, 1, 2) or Winsize(),
         timeout_ms=None if args.timeout is None else max(1, round(args.timeout * 1000)),
     )
     with Signals():
         async with await Shell.open(address, wanted, client_name=CLIENT_NAME) as opened:
-            ended = await _converse(opened)
+            ended = await _converse(opened, wanted.terminal)
     _explain(ended, args)
     if args.json:
         print_json(ended, to_stderr=True, indent=None)
@@ -117,10 +118,10 @@ def _address(args: argparse.Namespace) -> Address:
         raise UsageError(f"{error}; give it with --shell-address") from error
 
 
-async def _converse(opened: Shell) -> ShellExit:
+async def _converse(opened: Shell, terminal_here: bool) -> ShellExit:
     with contextlib.ExitStack() as stack:
-        stack.enter_context(resizing(opened))
-        if os.isatty(_STDIN):
+        if terminal_here:
+            stack.enter_context(resizing(opened))
             stack.enter_context(terminal.raw(_STDIN))
         return await bridge(opened, LocalStdio(_STDIN, _STDOUT))
 
