@@ -13,17 +13,24 @@ from collections.abc import Callable
 
 READ, WRITE = select.EPOLLIN, select.EPOLLOUT
 
+MANY = 64
+"""Cancelled timers that may stay until they are due: a call's deadline, which may be a day, is cancelled when
+the call ends, and there is no end of calls."""
+
 
 class Timer:
     """A callback due at a time on the monotonic clock; :meth:`cancel` may be called any number of times."""
 
-    __slots__ = ("callback",)
+    __slots__ = ("_cancelled", "callback")
 
-    def __init__(self, callback: Callable[[], None]) -> None:
+    def __init__(self, callback: Callable[[], None], cancelled: Callable[[], None]) -> None:
         self.callback: Callable[[], None] | None = callback
+        self._cancelled = cancelled
 
     def cancel(self) -> None:
-        self.callback = None
+        if self.callback is not None:
+            self.callback = None
+            self._cancelled()
 
 
 class Loop:
@@ -31,6 +38,7 @@ class Loop:
         self._epoll = select.epoll()
         self._callbacks: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0  # of those in the heap
         self._order = itertools.count()
         self._fresh: set[int] = set()
         self._running = True
@@ -50,9 +58,16 @@ class Loop:
             self._epoll.unregister(fd)
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
-        timer = Timer(callback)
+        timer = Timer(callback, self._note_cancelled)
         heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._order), timer))
         return timer
+
+    def _note_cancelled(self) -> None:
+        self._cancelled += 1
+        if self._cancelled > MANY and self._cancelled * 2 > len(self._timers):
+            self._timers = [entry for entry in self._timers if entry[2].callback is not None]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
 
     def stop(self) -> None:
         self._running = False
@@ -82,4 +97,5 @@ class Loop:
                 callback()
             else:
                 heapq.heappop(self._timers)
+                self._cancelled -= 1
         return -1.0 if self._running else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import json
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gcsagent.common import boot
-from gcsagent.common.loop import READ, WRITE, Loop
+from gcsagent.common.loop import MANY, READ, WRITE, Loop, Timer
 from gcsagent.supervisor import machine
 from gcsagent.supervisor.spawn import spawn
 from gcsagent.supervisor.store import MAX_NAME, FdStore, StoreError
@@ -206,6 +207,20 @@ def test_timers_run_in_the_order_they_are_due_and_cancelled_ones_do_not() -> Non
     loop.after(0.03, loop.stop)
     run(loop)
     assert seen == ["first", "second"]
+
+
+def test_cancelled_timers_do_not_stay_until_they_are_due() -> None:
+    """A runtime call's deadline may be a day, and calls come and go."""
+    loop, seen = Loop(), list[int]()
+    for number in range(5000):
+        if number % 100 == 0:
+            loop.after(number / 1e6, functools.partial(seen.append, number))
+        loop.after(86_400, loop.stop).cancel()
+    held = sum(isinstance(each, Timer) for each in gc.get_objects())
+    assert held < 50 + 2 * MANY, f"{held} timers are held"
+    loop.after(0.05, loop.stop)
+    run(loop)
+    assert seen == list(range(0, 5000, 100))
 
 
 def test_a_timer_may_arm_and_cancel_others() -> None:
