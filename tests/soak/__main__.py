@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,11 @@ from typing import Any
 from tests.soak import worlds
 from tests.soak.load import Load
 from tests.soak.plot import svg
+from tests.soak.verdict import differences, memory
 from tests.soak.worlds import Sample, World
 
 EVERY_SECONDS = 10.0
 SETTLE_SECONDS = 120.0
-WARM_SECONDS = 30.0
-"""After which an agent under load has met all of it."""
-
-GROWTH_KIB = {"supervisor_kib": 4096, "agent_kib": 12288}
-"""What PSS may grow by: the supervisor's since the warm-up, the agent's since the last kill. Caches and rings
-fill up to their bounds, and allocators keep pages."""
 
 
 @dataclass(slots=True)
@@ -63,12 +57,12 @@ class Soak:
             lasted = self.now
             wrong = [_told(error) for error in _leaves(group)]
         after = await self._settled(before)
-        wrong += differences(before, after) + self._grown(before, after)
+        wrong += differences(before, after)
         return {
             "seed": self.seed,
             "seconds": round(lasted, 1),
             "rounds": self.load.counts,
-            "kills": len(self.kills),
+            "kills": [round(at, 1) for at in self.kills],
             "before": before,
             "after": after,
             "wrong": wrong,
@@ -113,32 +107,6 @@ class Soak:
             await asyncio.sleep(0.5)  # the kernel tells nobody of a cgroup or a file that goes
         return found
 
-    def _timed(self) -> Iterator[tuple[float, Sample]]:
-        return zip(self.times, self.samples, strict=True)
-
-    def _grown(self, before: Sample, after: Sample) -> list[str]:
-        """The agent against its own beginning, once it was not killed any more."""
-        since = [
-            each
-            for at, each in zip(self.times, self.samples, strict=True)
-            if at > (self.kills or [0])[-1] + 30
-        ]
-        then = {"supervisor_kib": before, "agent_kib": since[0] if since else before}
-        return [
-            f"{name}: {after[name]}, before {then[name][name]}"
-            for name, most in GROWTH_KIB.items()
-            if after[name] > then[name][name] + most
-        ]
-
-
-def differences(before: Sample, after: Sample) -> list[str]:
-    """Of everything but memory."""
-    return [
-        f"{name}: {after.get(name)}, before {value}"
-        for name, value in before.items()
-        if not name.endswith("_kib") and after.get(name) != value
-    ]
-
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
     found: list[Exception] = []
@@ -152,12 +120,13 @@ def _told(error: Exception) -> str:
     return "".join(traceback.format_exception(error, limit=-12, chain=False)).strip()
 
 
-async def soak(seconds: float, seed: int, in_vm: bool) -> tuple[dict[str, Any], Soak]:
+async def soak(seconds: float, seed: int, in_vm: bool) -> dict[str, Any]:
     world = worlds.vm if in_vm else worlds.host
     with tempfile.TemporaryDirectory(prefix="gcs-soak-") as directory:
         async with world(Path(directory)) as made:
-            soaking = Soak(made, Load(made.target, seed), seed)
-            return await soaking.go(seconds), soaking
+            return {"tier": "vm" if in_vm else "host"} | await Soak(made, Load(made.target, seed), seed).go(
+                seconds
+            )
 
 
 def main() -> int:
@@ -166,20 +135,32 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--vm", action="store_true", help="in a VM, over vsock")
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("."))
+    parser.add_argument("--again", type=Path, metavar="FILE", help="judge and draw a soak.json anew")
     options = parser.parse_args()
+    if options.again:
+        document = json.loads(options.again.read_text())
+    else:
+        document = asyncio.run(soak(options.minutes * 60, options.seed, options.vm))
     options.out.mkdir(parents=True, exist_ok=True)
-    document, soaking = asyncio.run(soak(options.minutes * 60, options.seed, options.vm))
-    document["tier"] = "vm" if options.vm else "host"
-    rows = {name: [each[name] for each in soaking.samples] for name in document["before"]}
+    return show(document, options.out)
+
+
+def show(document: dict[str, Any], out: Path) -> int:
+    """Judges, draws and says how it was; the exit status."""
+    samples, kills = document["samples"], document["kills"]
     title = (
         f"{document['tier']}, {document['seconds'] / 60:.0f} min: {sum(document['rounds'].values())} rounds"
     )
-    (options.out / "soak.json").write_text(json.dumps(document, indent=1) + "\n")
-    (options.out / "soak.svg").write_text(svg(soaking.times, rows, soaking.kills, title))
-    print(f"{title}, {document['kills']} kills of the agent; {document['rounds']}")
+    rows = {name: [each[name] for each in samples] for name in document["before"]}
+    (out / "soak.json").write_text(json.dumps(document, indent=1) + "\n")
+    (out / "soak.svg").write_text(svg([each["at"] for each in samples], rows, kills, title))
+    print(f"{title}, {len(kills)} kills of the agent; {document['rounds']}")
     print(f"before {document['before']}\nafter  {document['after']}")
-    print("\n".join(f"wrong: {each}" for each in document["wrong"]) or "nothing is wrong, left or grown")
-    return 1 if document["wrong"] else 0
+    compared, grown = memory(samples, kills, document["before"], document["after"])
+    print("\n".join(compared))
+    wrong = document["wrong"] + grown
+    print("\n".join(f"wrong: {each}" for each in wrong) or "nothing is wrong, left or grown")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
