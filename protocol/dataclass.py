@@ -9,6 +9,7 @@ is called for the first time. All else, and all of what a type checker sees, is 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,21 @@ def _compiled_init(cls: type) -> Callable[..., None]:
     return init
 
 
+_getters: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
+
+
 def _values(self: Any) -> tuple[Any, ...]:
-    return tuple([getattr(self, name) for name in self.__dataclass_fields__])
+    get = _getters.get(type(self))
+    if get is None:
+        names = tuple(self.__dataclass_fields__)
+        # attrgetter gives a tuple of two names and more.
+        get = operator.attrgetter(*names) if len(names) > 1 else _getter_of_few(names)
+        _getters[type(self)] = get
+    return get(self)
+
+
+def _getter_of_few(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    return lambda value: tuple([getattr(value, name) for name in names])
 
 
 def _set_values(self: Any, values: tuple[Any, ...]) -> None:

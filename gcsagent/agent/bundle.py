@@ -6,7 +6,6 @@ relative paths made absolute against the directory they came from. The steps are
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +16,7 @@ from gcsagent.agent.oci.capabilities import expand_all
 from gcsagent.agent.oci.check import check_spec
 from gcsagent.agent.oci.check_namespaces import check_mapped
 from gcsagent.agent.oci.check_process import check_capabilities, check_process
-from gcsagent.agent.oci.look import invalid
+from gcsagent.agent.oci.look import copied, invalid
 from gcsagent.agent.oci.read import make_absolute, read_config
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
@@ -37,7 +36,7 @@ def load(params: CreateContainer, adapt: Callable[[dict[str, Any]], None] | None
         make_absolute(spec, params.bundle)
     else:
         assert params.spec is not None
-        spec = copy.deepcopy(params.spec)
+        spec = copied(params.spec)
         make_absolute(spec, "")
     check_spec(spec)
     if adapt is not None:
@@ -76,7 +75,7 @@ def for_exec(container: dict[str, Any], params: Exec, root: str) -> dict[str, An
     ``container`` is the container's spec, ``root`` its root directory as the agent sees it. Raises
     INVALID_ARGUMENT or NOT_FOUND, naming the field.
     """
-    process, wanted = copy.deepcopy(container["process"]), copy.deepcopy(params.spec)
+    process, wanted = copied(container["process"]), copied(params.spec)
     inherited_env, inherited_user = process.pop("env", None) or [], process.get("user")
     process.update({key: value for key, value in wanted.items() if key != "terminal"})
     if "args" not in wanted:

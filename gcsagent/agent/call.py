@@ -19,10 +19,13 @@ class Call:
     """Until :meth:`commit`, :meth:`abort` cancels the handler, which undoes what it did; afterwards the
     result stands, however late it comes."""
 
-    def __init__(self, method: str, deadline_ms: int | None, log: ContextLogger) -> None:
-        self.method, self.log, self.started = method, log, time.monotonic()
+    def __init__(
+        self, method: str, deadline_ms: int | None, log: ContextLogger | Callable[[], ContextLogger]
+    ) -> None:
+        """``log`` may be what makes it: most calls have nothing to say."""
+        self.method, self._log, self.started = method, log, time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._deadline = None if deadline_ms is None else self._loop.time() + deadline_ms / 1000
+        self._deadline = None if deadline_ms is None else self.started + deadline_ms / 1000
         self._timer: asyncio.TimerHandle | None = None
         self._committed = False
         self.reserved = 0
@@ -36,6 +39,12 @@ class Call:
         self.aborted: RpcError | None = None
         self.afterwards: Callable[[], None] | None = None
         """What the session is to do once the answer has been written."""
+
+    @property
+    def log(self) -> ContextLogger:
+        if not isinstance(self._log, ContextLogger):
+            self._log = self._log()
+        return self._log
 
     @property
     def timeout(self) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import signal
 import time
@@ -189,7 +188,7 @@ class Process:
             "process": self.ident,
             "pid": self.pid,
             "args": list(self.args),
-            "stdio": _stdio_on_wire(self.stdio),
+            "stdio": to_wire(self.stdio),
             "slots": self.slots,
             "fifos": {name: [each.path, each.device, each.inode] for name, each in self.fifos.items()},
             "closing_at": {
@@ -203,9 +202,3 @@ class Process:
             "started_at_ns": self.started_at_ns,
             "exit": to_wire(self.exit) if self.exit is not None else None,
         }
-
-
-@functools.lru_cache(maxsize=32)
-def _stdio_on_wire(stdio: Stdio) -> Any:
-    """Written three times in a process's life, and the same for most."""
-    return to_wire(stdio)

@@ -21,7 +21,7 @@ from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.failures import to_rpc_error
 from gcsagent.agent.features import features
 from gcsagent.agent.info import AgentService
-from gcsagent.agent.logs import context
+from gcsagent.agent.logs import ContextLogger, context
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.streams_attach import AttachStream
 from gcsagent.agent.subscription import Subscription
@@ -203,13 +203,7 @@ class Session:
 
     def _new_call(self, request: Request, params: Any, envelope: Envelope) -> Call:
         deadline = envelope.deadline_ms or METHODS[request.method].deadline_ms
-        log = context(
-            _log,
-            method=request.method,
-            request=envelope.request_id or "",
-            container=getattr(params, "container", "") or "",
-            process=getattr(params, "process", ""),
-        )
+        log = functools.partial(_log_of, request.method, envelope, params)
         call = self._calls[request.msgid] = Call(request.method, deadline, log)
         call.asked_by = self._number
         size = room.wanted(self._registry, request.method, params)
@@ -376,6 +370,16 @@ class Session:
             return
         self._closing = True
         self._let_go()
+
+
+def _log_of(method: str, envelope: Envelope, params: Any) -> ContextLogger:
+    return context(
+        _log,
+        method=method,
+        request=envelope.request_id or "",
+        container=getattr(params, "container", "") or "",
+        process=getattr(params, "process", ""),
+    )
 
 
 def _not_alone() -> RpcError:
