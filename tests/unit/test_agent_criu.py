@@ -83,6 +83,7 @@ def test_no_pipe_had_been_saved(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(criu, "_found", {})
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not criu.present()
     with pytest.raises(RpcError) as caught:
