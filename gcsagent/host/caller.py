@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from types import TracebackType
 from typing import Any, Self
 
+from gcsagent.host.closing import Closing
 from gcsagent.host.dialogue import decode_result, despite_losses, encode_params, greet
 from gcsagent.host.errors import AgentSilent, ClosedByUs
 from gcsagent.host.link import Link
@@ -37,7 +37,7 @@ GRACE_SECONDS = 5.0
 """What a call waits beyond its deadline, so that the agent's own answer about it wins."""
 
 
-class Caller:
+class Caller(Closing):
     """Calls to one agent. Safe to use from many tasks of one event loop."""
 
     def __init__(self, address: Address, *, timeout: float, client_name: str) -> None:
@@ -75,14 +75,6 @@ class Caller:
         if patience is not None:
             client.timeout = patience
         return client
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Closes the control connection; streams and event subscriptions have their own."""

@@ -7,9 +7,9 @@ connection is how a subscription ends.
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Self
 
+from gcsagent.host.closing import Closing
 from gcsagent.host.dialogue import Dialogue, despite_losses, greet
 from gcsagent.host.errors import AgentSilent, ClosedByUs, ConnectionLost
 from gcsagent.host.transport import Address
@@ -24,7 +24,7 @@ _SUBSCRIBE = "events.subscribe"
 _SUBSCRIBE_SECONDS = 15.0
 
 
-class EventStream:
+class EventStream(Closing):
     """Async iterator over :class:`protocol.types.Event`, each once, in order of ``seq``.
 
     ``dropped`` counts events the agent no longer had when they were asked for (its replay ring is bounded);
@@ -68,14 +68,6 @@ class EventStream:
             with attempt:
                 return await self._advance()
         raise AssertionError("ends only by returning or raising")
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
     async def aclose(self) -> None:
         """Ends the subscription."""

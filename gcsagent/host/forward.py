@@ -20,6 +20,7 @@ from typing import Self
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from gcsagent.host.client import Client
+from gcsagent.host.closing import Closing
 from gcsagent.host.dialogue import despite_losses, encode_params, greet
 from gcsagent.host.errors import AgentSilent, ClosedByPeer, ConnectionBroken, HostError
 from gcsagent.host.process import first_error
@@ -46,7 +47,7 @@ class TargetBroke(HostError):
         self.errno = number
 
 
-class ForwardStream:
+class ForwardStream(Closing):
     """One connection to a target. One task may read while another writes."""
 
     def __init__(self, client: Client, stream: Stream, opened: ForwardOpened) -> None:
@@ -130,12 +131,6 @@ class ForwardStream:
         self._stream.close()
         self._waiting.cancel()
         await asyncio.gather(self._waiting, return_exceptions=True)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
 
 
 def _queue_is_full(error: BaseException) -> bool:

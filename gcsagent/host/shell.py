@@ -14,12 +14,12 @@ import contextlib
 import dataclasses
 import socket
 from collections.abc import AsyncIterator
-from types import TracebackType
 from typing import Self
 
 from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 
 from gcsagent.host.client import Client
+from gcsagent.host.closing import Closing
 from gcsagent.host.dialogue import Dialogue, encode_params
 from gcsagent.host.errors import AgentSilent, ConnectFailed, ConnectionBroken, NotReady
 from gcsagent.host.streams import Stream
@@ -119,7 +119,7 @@ async def _greeted(address: Address, client_name: str) -> Dialogue:
     return dialogue
 
 
-class Shell:
+class Shell(Closing):
     """One shell. Closing it hangs it up; one task may read ``stream`` while another writes."""
 
     def __init__(self, client: Client, stream: Stream, opened: ShellOpened, terminal: bool) -> None:
@@ -185,14 +185,6 @@ class Shell:
         """Hangs it up, if it still runs."""
         self.stream.close()
         await self._client.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 def parse_address(text: str) -> Address:

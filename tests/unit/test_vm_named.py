@@ -27,7 +27,8 @@ from gcsagent.host.vm.errors import (
     VmNotFound,
     VmNotRunning,
 )
-from gcsagent.host.vm.named import VmStore, read_record, state_dir, write_record
+from gcsagent.host.vm.named import VmStore, read_record, write_record
+from gcsagent.host.vm.places import state_dir
 from tests.cases.agents import eventually
 from tests.fakes.vm import FakeHost, end_of, fake_host
 

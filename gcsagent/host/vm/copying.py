@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import subprocess
 from pathlib import Path
 
 from gcsagent.host.vm.errors import DiskError
-from gcsagent.host.vm.process import Child, PipeReader, Tail
+from gcsagent.host.vm.process import run
 
 _SECONDS = 3600.0
 
@@ -19,23 +17,13 @@ async def copy(source: Path, target: Path) -> None:
     Raises:
         DiskError: cp failed, or took more than an hour.
     """
-    complaints = Tail()
-    reader = PipeReader(complaints.feed)
     argv: list[str | Path] = ["cp", "--reflink=auto", "--sparse=always", "--", source, target]
     try:
-        child = Child.spawn("cp", argv, stdout=subprocess.DEVNULL, stderr=reader.write_end)
-        try:
-            async with asyncio.timeout(_SECONDS):
-                status = await child.wait()
-        finally:
-            child.destroy()
+        status, said = await run("cp", argv, _SECONDS)
     except TimeoutError:
         raise DiskError(f"copying {source} took more than {_SECONDS:g} s") from None
-    finally:
-        reader.close()
     if status != 0:
-        said = complaints.text().strip().splitlines()
-        raise DiskError(f"cannot copy {source}: {said[-1] if said else f'cp exited {status}'}")
+        raise DiskError(f"cannot copy {source}: {said or f'cp exited {status}'}")
 
 
 async def link_or_copy(source: Path, target: Path) -> None:

@@ -6,18 +6,17 @@ place, once its superblock shows a file system the guest's kernel can mount.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-import subprocess
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from gcsagent.host.vm.errors import DiskError, InvalidVmConfig
-from gcsagent.host.vm.process import Child, PipeReader, Tail
+from gcsagent.host.vm.process import run
 from gcsagent.host.vm.tools import MKFS_EROFS, find_tool
+from gcsagent.host.vm.words import path_name_mode
 
 # The disk that becomes a container's root; the guest mounts a disk at /run/gcs/disks/NAME.
 ROOTFS = "rootfs"
@@ -58,13 +57,9 @@ class Disk:
         Raises:
             InvalidVmConfig: no such form, or the name cannot be one.
         """
-        path, *more = text.split(":")
-        read_only = bool(more) and more[-1] == "ro"
-        more = more[: len(more) - read_only]
-        if not path or len(more) > 1:
-            raise InvalidVmConfig(f"disk {text!r}: write FILE[:NAME][:ro]")
-        stem = re.sub(r"[^a-z0-9_-]+", "-", Path(path).stem.lower()).strip("_-")[:20]
-        return cls(Path(path), more[0] if more else stem, read_only=read_only)
+        path, name, read_only = path_name_mode(text, "disk", "FILE[:NAME][:ro]")
+        stem = re.sub(r"[^a-z0-9_-]+", "-", path.stem.lower()).strip("_-")[:20]
+        return cls(path, stem if name is None else name, read_only=read_only)
 
 
 def detect_fstype(path: Path) -> str:
@@ -123,22 +118,12 @@ async def make_erofs(
     argv: list[str | Path] = [find_tool(MKFS_EROFS, env), "-d1", *_ownership(source), image, source]
     if stamp is not None:
         argv = ["env", f"SOURCE_DATE_EPOCH={stamp[0]}", argv[0], "-U", str(stamp[1]), *argv[1:]]
-    complaints = Tail()
-    reader = PipeReader(complaints.feed)
     try:
-        child = Child.spawn(MKFS_EROFS, argv, stdout=reader.write_end, stderr=subprocess.STDOUT)
-        try:
-            async with asyncio.timeout(_MKFS_DEADLINE):
-                status = await child.wait()
-        finally:
-            child.destroy()
+        status, said = await run(MKFS_EROFS, argv, _MKFS_DEADLINE)
     except TimeoutError:
         raise DiskError(f"mkfs.erofs of {source} took more than {_MKFS_DEADLINE:g} s") from None
-    finally:
-        reader.close()
     if status != 0:
-        said = complaints.text().strip().splitlines()
-        raise DiskError(f"mkfs.erofs of {source} exited {status}: {said[-1] if said else 'no output'}")
+        raise DiskError(f"mkfs.erofs of {source} exited {status}: {said or 'no output'}")
 
 
 def _existing(path: Path) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, QmpError
-from gcsagent.host.vm.hotplug import HotPlug
+from gcsagent.host.vm.hotplug import HotPlug, no_plugged_one
 from gcsagent.host.vm.qemu import disk_name, disk_node
 
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,19}\Z")
@@ -89,8 +89,7 @@ class DiskPlug:
         """
         disk = next((disk for disk in await self.all() if disk.serial == serial), None)
         if disk is None or not disk.removable:
-            problem = "is there since the boot, and stays" if disk else "does not exist"
-            raise DiskError(f"the disk with serial number {serial} {problem}")
+            raise DiskError(f"the disk with serial number {serial} {no_plugged_one(there=disk is not None)}")
         await self._ports.remove(disk_name(serial), timeout)
         await self._drop_node(serial)
 

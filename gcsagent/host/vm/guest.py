@@ -361,8 +361,7 @@ class Guest:
             return True, _ORDERLY[self._shutdown]
         if self._blame:
             return False, self._blame
-        said = self._complaints.text().strip().splitlines()
-        detail = said[-1] if said else self._shutdown or "no output"
+        detail = self._complaints.last_line() or self._shutdown or "no output"
         how = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited {status}"
         if status == -signal.SIGKILL:
             detail = "by somebody, or by this host for want of memory: its kernel log says so"

@@ -155,3 +155,8 @@ class HotPlug:
 
 def _may_pass(error: BaseException) -> bool:
     return isinstance(error, QmpError) and not isinstance(error, QmpClosed)
+
+
+def no_plugged_one(*, there: bool) -> str:
+    """Why a device cannot be unplugged that was not plugged in."""
+    return "is there since the boot, and stays" if there else "does not exist"

@@ -25,7 +25,7 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from typing import Any, Literal
 import tenacity
 
 from gcsagent.host.vm.errors import InvalidVmConfig, VmError, VmExists, VmNotFound, VmNotRunning
+from gcsagent.host.vm.places import state_dir
 from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
 
 State = Literal["starting", "running", "crashed"]
@@ -202,16 +203,6 @@ async def _end_keeper(vm: NamedVm, pidfd: int, timeout: float) -> None:
         if await wait_pidfd(pidfd, patience):
             return
     raise VmError(f"the keeper of VM {vm.name!r} (process {vm.keeper_pid}) does not die")
-
-
-def state_dir(env: Mapping[str, str] | None = None) -> Path:
-    """Where gcsctl keeps state; see the top of this file."""
-    env = os.environ if env is None else env
-    if env.get("XDG_STATE_HOME"):
-        return Path(env["XDG_STATE_HOME"]) / "gcsctl"
-    if os.geteuid() == 0:
-        return Path("/run/gcsctl")
-    return Path.home() / ".local" / "state" / "gcsctl"
 
 
 def boot_id() -> str:

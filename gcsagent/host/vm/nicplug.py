@@ -6,7 +6,7 @@ import contextlib
 from dataclasses import dataclass
 
 from gcsagent.host.vm.errors import InvalidVmConfig, PlugError, QmpError
-from gcsagent.host.vm.hotplug import HotPlug
+from gcsagent.host.vm.hotplug import HotPlug, no_plugged_one
 from gcsagent.host.vm.nic import NIC, Nic, new_mac, nic_backend, nic_device
 
 
@@ -70,7 +70,7 @@ class NicPlug:
         nic = Nic(mac.lower())
         found = next((each for each in await self.all() if each.mac == nic.mac), None)
         if found is None or not found.removable:
-            problem = "is there since the boot, and stays" if found else "does not exist"
+            problem = no_plugged_one(there=found is not None)
             raise PlugError(f"the network card with the address {mac} {problem}")
         await self._ports.remove(nic.name, timeout)
         await self._drop(nic)

@@ -174,6 +174,32 @@ class Tail:
         """What is kept, decoded with replacement characters."""
         return self._data.decode("utf-8", "replace")
 
+    def last_line(self) -> str:
+        """The last line with something in it; empty if there is none."""
+        lines = self.text().strip().splitlines()
+        return lines[-1] if lines else ""
+
+
+async def run(name: str, argv: Sequence[str | Path], seconds: float) -> tuple[int, str]:
+    """Runs a program to its end; returns its status (minus the signal) and the last line it wrote.
+
+    Raises:
+        LaunchError: it cannot be executed.
+        TimeoutError: it took longer, and was killed.
+    """
+    said = Tail()
+    reader = PipeReader(said.feed)
+    try:
+        child = Child.spawn(name, argv, stdout=reader.write_end, stderr=subprocess.STDOUT)
+        try:
+            async with asyncio.timeout(seconds):
+                status = await child.wait()
+        finally:
+            child.destroy()
+    finally:
+        reader.close()
+    return status, said.last_line()
+
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:

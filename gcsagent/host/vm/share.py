@@ -18,6 +18,7 @@ from pathlib import Path
 from gcsagent.host.vm.errors import InvalidVmConfig, LaunchError, ShareError
 from gcsagent.host.vm.process import Child, PipeReader, Tail
 from gcsagent.host.vm.tools import VIRTIOFSD, find_tool
+from gcsagent.host.vm.words import path_name_mode
 
 # The device keeps 36 bytes of a tag (virtio-v1.2, 5.11.4).
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,35}")
@@ -53,13 +54,9 @@ class Share:
         Raises:
             InvalidVmConfig: no such form, or the tag cannot be one.
         """
-        path, *more = text.split(":")
-        read_only = bool(more) and more[-1] == "ro"
-        more = more[: len(more) - read_only]
-        if not path or len(more) > 1:
-            raise InvalidVmConfig(f"share {text!r}: write DIR[:TAG][:ro]")
-        name = _NOT_IN_TAGS.sub("-", Path(path).resolve().name).strip("-._")[:36]
-        return cls(Path(path), more[0] if more else name, read_only)
+        path, tag, read_only = path_name_mode(text, "share", "DIR[:TAG][:ro]")
+        name = _NOT_IN_TAGS.sub("-", path.resolve().name).strip("-._")[:36]
+        return cls(path, name if tag is None else tag, read_only)
 
     @property
     def target(self) -> str:
@@ -123,8 +120,7 @@ class ServedShare:
         """The daemon's exit status, once it has exited, and the fact as one line."""
         status = await self._daemon.wait()
         await self._stderr.drained(_LAST_WORDS_SECONDS)
-        said = self._complaints.text().strip().splitlines()
-        problem = said[-1] if said else "no output"
+        problem = self._complaints.last_line() or "no output"
         return status, f"virtiofsd of share {self.share.tag} exited {status}: {problem}"
 
     async def failure(self) -> str:

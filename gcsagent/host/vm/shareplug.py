@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gcsagent.host.vm.errors import InvalidVmConfig, LaunchError, QmpError, ShareError
-from gcsagent.host.vm.hotplug import HotPlug
+from gcsagent.host.vm.hotplug import HotPlug, no_plugged_one
 from gcsagent.host.vm.qemu import share_device, share_name
 from gcsagent.host.vm.share import ServedShare, Share
 
@@ -111,8 +111,7 @@ class Shares:
         async with self._changing:
             served = self._served.get(tag)
             if served is None or tag not in self._plugged:
-                problem = "does not exist" if served is None else "is there since the boot, and stays"
-                raise ShareError(f"share {tag} {problem}")
+                raise ShareError(f"share {tag} {no_plugged_one(there=served is not None)}")
             self._watching[tag].cancel()
             try:
                 # Asked, not remembered: an earlier attempt may have come to its end after its deadline.

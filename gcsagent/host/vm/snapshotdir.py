@@ -14,12 +14,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from gcsagent.host.vm.errors import SnapshotError
+from gcsagent.host.vm.places import data_dir
 from protocol import checks
 
 VERSION = 1
@@ -156,13 +156,3 @@ class SnapshotStore:
             shutil.rmtree(trash)
         except OSError as error:
             raise SnapshotError(f"cannot remove {directory}: {error.strerror}") from error
-
-
-def data_dir(env: Mapping[str, str] | None = None) -> Path:
-    """Where gcsctl keeps what outlives the machine's run; see SnapshotStore."""
-    env = os.environ if env is None else env
-    if env.get("XDG_DATA_HOME"):
-        return Path(env["XDG_DATA_HOME"]) / "gcsctl"
-    if os.geteuid() == 0:
-        return Path("/var/lib/gcsctl")
-    return Path.home() / ".local" / "share" / "gcsctl"

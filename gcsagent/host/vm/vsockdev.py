@@ -153,8 +153,7 @@ class VsockDevice:
 
     def complaints(self) -> str:
         """The last thing the daemon said, on one line."""
-        said = self._complaints.text().strip().splitlines()
-        return said[-1] if said else "no output"
+        return self._complaints.last_line() or "no output"
 
     def handed_over(self) -> None:
         """QEMU has its copy of the descriptor: ours would keep the CID or the daemon's session alive."""
