@@ -24,7 +24,7 @@ from gcsagent.host.vm.errors import (
     VmError,
 )
 from gcsagent.host.vm.launcher import VirtualMachine
-from gcsagent.host.vm.vmcli import run_in_vm
+from gcsagent.host.vm.running import run_in_vm
 from tests.fakes.vm import FakeHost, fake_host, script
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from gcsagent.host.cli.parser import parse
+from gcsagent.host.cli.vm_options import config_from_args
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.disk import Disk
 from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, ToolMissing
 from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.share import Share
-from gcsagent.host.vm.vmcli import config_from_args
 from tests.fakes.vm import FakeHost, fake_host
 
 FAKE = VmConfig(cmdline=("fake=boot",), accel="tcg", vsock="vhost-user")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gcsagent.host.cli import about, manage
 from gcsagent.host.cli.argument_types import interval
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.upgrade import TRIAL_SECONDS
 
 
-def add_agent_commands(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_agent_commands(commands: Any, add: Add) -> None:
     add(commands, "info", about.info, "show agent, guest and runtime", "gcsctl --vm dev info")
     add(commands, "ping", manage.ping, "ask the agent whether it is well", "gcsctl --vm dev ping")
     parser = add(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.checkpoints import (
@@ -14,18 +13,19 @@ from gcsagent.host.checkpoints import (
 )
 from gcsagent.host.cli.argument_types import absolute_path, add_id, identifier
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.cli.declare import Add, add_group
 from gcsagent.host.cli.processes import age
 from gcsagent.host.cli.resources import size
 from protocol.families.checkpoint import MakeCheckpoint, Restore
 
-Add = Callable[..., argparse.ArgumentParser]
-
 
 def add_checkpoint_commands(commands: Any, add: Add) -> None:
-    about = "save a container with its processes; list and remove what was saved"
-    example = "example: gcsctl checkpoint create web web-1"
-    group = commands.add_parser("checkpoint", help=about, description=about, epilog=example)
-    verbs = group.add_subparsers(metavar="COMMAND", required=True)
+    verbs = add_group(
+        commands,
+        "checkpoint",
+        "save a container with its processes; list and remove what was saved",
+        "gcsctl checkpoint create web web-1",
+    )
     parser = add(
         verbs,
         "create",

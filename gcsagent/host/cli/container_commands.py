@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli import manage
 from gcsagent.host.cli.argument_types import add_id, identifier, patience, signal
+from gcsagent.host.cli.declare import Add
 
 
-def add_container_commands(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_container_commands(commands: Any, add: Add) -> None:
     add_id(add(commands, "start", manage.start, "start a created container", "gcsctl start web"))
     add_id(add(commands, "state", manage.state, "show a container", "gcsctl state web"))
     add_id(
@@ -35,7 +35,7 @@ def add_container_commands(commands: Any, add: Callable[..., argparse.ArgumentPa
     parser.add_argument("id", nargs="?", type=identifier, metavar="ID")
 
 
-def _add_stop(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_stop(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "stop",
@@ -50,7 +50,7 @@ def _add_stop(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> Non
     add_id(parser)
 
 
-def _add_kill(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_kill(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "kill",

@@ -13,6 +13,7 @@ from typing import Any
 
 from gcsagent.host import copy
 from gcsagent.host.cli.common import UsageError, complain, connect, print_json
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.resources import parse_size, size
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.copy import Manner
@@ -23,8 +24,6 @@ STEP_SECONDS = 0.2
 """How often progress is shown."""
 
 _REMOTE = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*)?:(.*)\Z", re.DOTALL)
-
-Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_copy_command(commands: Any, add: Add) -> None:

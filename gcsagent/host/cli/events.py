@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from gcsagent.host.cli.argument_types import count, identifier, typed
 from gcsagent.host.cli.common import complain, connect, describe_oom, print_json, when
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.logs import moment, since
 from gcsagent.host.events import EventStream
 from gcsagent.host.text import printable
@@ -15,7 +16,7 @@ from protocol.schema import SchemaError, from_wire
 from protocol.types import Event, Oom
 
 
-def add_events_command(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_events_command(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "events",

@@ -11,12 +11,11 @@ from typing import Any
 
 from gcsagent.host.cli.argument_types import typed
 from gcsagent.host.cli.common import complain, connect, print_json
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.forward import Forwarder
 from gcsagent.host.forwards import LOCALHOST, Wanted, listening, serving, shown
 from gcsagent.host.text import printable
 from protocol.errors import RpcError
-
-Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_forward_command(commands: Any, add: Add) -> None:

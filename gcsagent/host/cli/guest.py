@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host import clock as clocks
@@ -19,6 +18,7 @@ from gcsagent.host.cli.common import (
     print_json,
     print_pairs,
 )
+from gcsagent.host.cli.declare import Add, add_vm_name
 from gcsagent.host.client import Client
 from gcsagent.host.clock import ClockOffset
 from gcsagent.host.grow import grow
@@ -30,8 +30,6 @@ from protocol.address import parse_dial
 from protocol.families.agent import ShutdownAction
 from protocol.families.guest import MAX_ENTROPY, AddEntropy, ClockChange, Entropy, Online, Resources
 from protocol.method import Empty
-
-Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_guest_commands(commands: Any, add: Add) -> None:
@@ -131,7 +129,7 @@ def add_vm_grow(vm_commands: Any, add: Add) -> None:
         "plug CPUs and memory into a running VM, as far as its --max-cpus and --max-memory go",
         "gcsctl vm grow dev --cpus 1 --memory 512",
     )
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument("--cpus", type=whole(1, 1 << 20), default=0, metavar="N", help="how many more")
     parser.add_argument("--memory", type=whole(1, 1 << 20), default=0, metavar="M", help="how many MiB more")
 

@@ -28,7 +28,7 @@ from gcsagent.host.vm.diskplug import DiskPlug
 from gcsagent.host.vm.errors import VmError
 from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.named import VmStore
-from gcsagent.host.vm.vmcli import ending_on_signals, vm_monitor
+from gcsagent.host.vm.running import ending_on_signals
 from protocol.address import UnixAddress
 from protocol.errors import Code, RpcError
 from protocol.families.storage import Device, FsType, MountKind, MountStorage
@@ -127,7 +127,7 @@ async def _release(vm: str, client: Client) -> None:
                 if error.code is not Code.FAILED_PRECONDITION:
                     raise
                 used.add(each.mount)
-    async with HotPlug.at(vm_monitor(vm)) as ports:
+    async with HotPlug.at(VmStore().monitor(vm)) as ports:
         disks = DiskPlug(ports)
         for disk in await disks.all():
             if _OURS.match(disk.serial) and disk.removable and disk.serial not in used:
@@ -135,7 +135,7 @@ async def _release(vm: str, client: Client) -> None:
 
 
 async def _plugged(vm: str, client: Client, serial: str, path: Path) -> str:
-    async with HotPlug.at(vm_monitor(vm)) as ports:
+    async with HotPlug.at(VmStore().monitor(vm)) as ports:
         disks = DiskPlug(ports)
         if all(disk.serial != serial for disk in await disks.all()):
             await disks.plug(path, serial, read_only=True)

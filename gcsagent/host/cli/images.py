@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli import image_roots
 from gcsagent.host.cli.common import print_json, print_table
+from gcsagent.host.cli.declare import Add, add_group
 from gcsagent.host.cli.resources import size
 from gcsagent.host.image import images
 from gcsagent.host.image.cache import Form, ImageCache
 from gcsagent.host.image.documents import Config
 from gcsagent.host.image.errors import NoFile
-
-Add = Callable[..., argparse.ArgumentParser]
 
 _SHORT = 12
 _FORMS = {Form.DISK: "disk", Form.TREE: "files"}
@@ -31,9 +29,12 @@ def add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_image_commands(commands: Any, add: Add) -> None:
-    about = "look at images, and at those that have been unpacked and are kept"
-    parser = commands.add_parser("image", help=about, description=about, epilog="example: gcsctl image ls")
-    below = parser.add_subparsers(metavar="COMMAND", required=True)
+    below = add_group(
+        commands,
+        "image",
+        "look at images, and at those that have been unpacked and are kept",
+        "gcsctl image ls",
+    )
     add(below, "ls", ls, "list the images in the cache", "gcsctl image ls")
     parser = add(
         below,

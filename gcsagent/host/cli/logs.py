@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import contextlib
 import re
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
 from gcsagent.host.cli.argument_types import add_id, count, identifier, typed
 from gcsagent.host.cli.common import UsageError, complain, connect, print_json
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.client import Client
 from gcsagent.host.localio import LocalWriter
 from gcsagent.host.process import STDERR, STREAM_END, first_error
@@ -20,8 +20,6 @@ from protocol import checks
 from protocol.errors import Code, RpcError
 from protocol.families.stream import StreamName
 from protocol.types import StreamMode
-
-Add = Callable[..., argparse.ArgumentParser]
 
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|[smhd])")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gcsagent.host import network
 from gcsagent.host.cli.argument_types import checked
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.vm.hotplug import HotPlug
+from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.nicplug import NicPlug
-from gcsagent.host.vm.vmcli import vm_monitor
 from protocol import checks, netchecks
 from protocol.families.network import (
     Applied,
@@ -28,15 +28,14 @@ from protocol.families.network import (
 from protocol.pods import Dns
 from protocol.schema import SchemaError, from_wire
 
-Add = Callable[..., argparse.ArgumentParser]
 MAX_FILE = 1 << 20
 _UNPLUG_SECONDS = 30.0
 
 
 def add_network_commands(commands: Any, add: Add) -> None:
-    about = "show and configure the networks of guest and containers"
-    top = commands.add_parser("network", help=about, description=about, epilog="example: gcsctl network show")
-    parts = top.add_subparsers(metavar="COMMAND", required=True)
+    parts = add_group(
+        commands, "network", "show and configure the networks of guest and containers", "gcsctl network show"
+    )
     parser = add(
         parts, "show", show, "show interfaces, addresses and routes", "gcsctl network show --container web"
     )
@@ -73,11 +72,9 @@ def add_network_commands(commands: Any, add: Add) -> None:
 
 def add_nic_commands(commands: Any, add: Add) -> None:
     """`vm net`, below `vm`."""
-    about = "plug network cards into a running VM, unplug and list them"
-    parser = commands.add_parser(
-        "net", help=about, description=about, epilog="example: gcsctl vm net add dev"
+    below = add_group(
+        commands, "net", "plug network cards into a running VM, unplug and list them", "gcsctl vm net add dev"
     )
-    below = parser.add_subparsers(metavar="COMMAND", required=True)
     parser = add(
         below,
         "add",
@@ -85,13 +82,13 @@ def add_nic_commands(commands: Any, add: Add) -> None:
         "plug in a card that reaches what this host reaches; prints its address for `network set --mac`",
         "gcsctl vm net add dev",
     )
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument("--mac", type=checked(netchecks.mac), metavar="MAC", help="default: a random one")
     parser = add(below, "rm", nic_rm, "unplug a card", "gcsctl vm net rm dev 52:54:00:12:34:56")
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument("mac", type=checked(netchecks.mac), metavar="MAC")
     parser = add(below, "ls", nic_ls, "list a VM's network cards", "gcsctl vm net ls dev")
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
 
 
 _SET_EXAMPLE = (
@@ -221,14 +218,14 @@ async def remove(args: argparse.Namespace) -> int:
 
 
 async def nic_add(args: argparse.Namespace) -> int:
-    async with HotPlug.at(vm_monitor(args.name)) as ports:
+    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
         mac = await NicPlug(ports).plug(args.mac)
     print_json({"mac": mac}) if args.json else print(mac)
     return 0
 
 
 async def nic_rm(args: argparse.Namespace) -> int:
-    async with HotPlug.at(vm_monitor(args.name)) as ports:
+    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
         await NicPlug(ports).unplug(args.mac, _UNPLUG_SECONDS)
     if args.json:
         print_json({"mac": args.mac})
@@ -236,7 +233,7 @@ async def nic_rm(args: argparse.Namespace) -> int:
 
 
 async def nic_ls(args: argparse.Namespace) -> int:
-    async with HotPlug.at(vm_monitor(args.name)) as ports:
+    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
         found = await NicPlug(ports).all()
     if args.json:
         print_json(found)

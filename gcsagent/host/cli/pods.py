@@ -9,6 +9,7 @@ from typing import Any
 from gcsagent.host.cli import resources
 from gcsagent.host.cli.argument_types import add_id, cpus, require, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.option_text import size
 from protocol import checks
 from protocol.checks import UNLIMITED
@@ -36,8 +37,6 @@ examples:
   gcsctl pod stats web
   gcsctl delete --force web
 """
-
-Add = Callable[..., argparse.ArgumentParser]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

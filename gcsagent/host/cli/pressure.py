@@ -5,18 +5,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import secrets
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli.argument_types import between, identifier
 from gcsagent.host.cli.common import connect, print_json
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.client import Client
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import printable
 from protocol.errors import RpcError
 from protocol.families.guest import PressureKind, PressureRef, PressureResource, WatchPressure
-
-Add = Callable[..., argparse.ArgumentParser]
 
 _MILLISECONDS = between(0.001, 10_000, "milliseconds")
 

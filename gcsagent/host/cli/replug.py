@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli.argument_types import interval
 from gcsagent.host.cli.common import CLIENT_NAME, print_json
+from gcsagent.host.cli.declare import Add, add_vm_name
 from gcsagent.host.client import Client
 from gcsagent.host.vm import control
 from gcsagent.host.vm.named import VmStore
@@ -16,7 +16,7 @@ _AGENT_SECONDS = 30.0
 """The guest finds its new device in about a second; its agent has been listening all along."""
 
 
-def add_replug_command(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_replug_command(commands: Any, add: Add) -> None:
     """`vm replug`, below `vm`."""
     parser = add(
         commands,
@@ -25,7 +25,7 @@ def add_replug_command(commands: Any, add: Callable[..., argparse.ArgumentParser
         "unplug a VM's vsock device and plug it in again: mends a VM whose daemon hangs; containers run on",
         "gcsctl vm replug dev",
     )
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument(
         "--timeout",
         type=interval,

@@ -9,11 +9,11 @@ from typing import Any
 
 from gcsagent.host.cli.argument_types import add_id, require, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.cli.declare import Add
 from protocol import checks
 from protocol.checks import UNLIMITED
 from protocol.usage import ContainerStats, IoLimit, Pressure
 
-Add = Callable[..., argparse.ArgumentParser]
 _SIZE = re.compile(r"([0-9]{1,15})([KMGkmg]?)\Z", re.ASCII)
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli import container_options, pods, run
 from gcsagent.host.cli.argument_types import absolute_path, add_id, argument, identifier
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.images import add_image_options
 from gcsagent.host.cli.stdio import FIFOS
 from protocol import checks
 
 
-def add_run_commands(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_run_commands(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "run",

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from gcsagent.host.agentlog import AgentLog
 from gcsagent.host.cli.argument_types import count, typed
 from gcsagent.host.cli.colour import Colour, paint
 from gcsagent.host.cli.common import complain, connect, print_json, when
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.logs import moment, since
 from gcsagent.host.metrics import metrics, samples
 from gcsagent.host.text import printable
 from protocol.families.diagnostics import Level, LogEntry, LogLevel, LogSource, SetLogLevel, Stacks
 from protocol.method import Empty
 
-Add = Callable[..., argparse.ArgumentParser]
 _COLOURS = {"warning": Colour.YELLOW, "error": Colour.RED, "critical": Colour.RED}
 
 

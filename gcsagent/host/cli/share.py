@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host import storage
 from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError, print_json, print_table
+from gcsagent.host.cli.declare import Add, add_group, add_vm_name
+from gcsagent.host.cli.vm_options import share
 from gcsagent.host.client import Client
 from gcsagent.host.vm import control
 from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.share import Share
-from gcsagent.host.vm.vmcli import share
 from protocol.families.storage import MountKind, MountStorage
-
-Add = Callable[..., argparse.ArgumentParser]
 
 _PLUG_SECONDS = 30.0
 _UNPLUG_SECONDS = 30.0
@@ -23,10 +21,8 @@ _UNPLUG_SECONDS = 30.0
 
 def add_share_commands(commands: Any, add: Add) -> None:
     """`vm share`, below `vm`."""
-    parser = commands.add_parser(
-        "share", help="share directories with a running VM, take them away, list them"
-    )
-    below = parser.add_subparsers(metavar="COMMAND", required=True)
+    about = "share directories with a running VM, take them away, list them"
+    below = add_group(commands, "share", about, "gcsctl vm share add dev ./src:src:ro")
     parser = add(
         below,
         "add",
@@ -34,7 +30,7 @@ def add_share_commands(commands: Any, add: Add) -> None:
         "share a directory of this host; prints where the guest has it",
         "gcsctl vm share add dev ./src:src:ro",
     )
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument(
         "share", type=share, metavar="DIR[:TAG][:ro]", help="the tag is DIR's name by default"
     )
@@ -47,10 +43,10 @@ def add_share_commands(commands: Any, add: Add) -> None:
         "gcsctl vm share rm dev src",
     )
     parser.add_argument("--force", action="store_true", help="whoever uses it gets errors from then on")
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument("tag", metavar="TAG")
     parser = add(below, "ls", share_ls, "list a VM's shares", "gcsctl vm share ls dev")
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
 
 
 async def share_add(args: argparse.Namespace) -> int:

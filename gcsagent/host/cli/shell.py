@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import os
 import re
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host import shell, terminal
@@ -20,6 +19,7 @@ from gcsagent.host.cli.common import (
     print_json,
     print_table,
 )
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.run import environment, resizing
 from gcsagent.host.cli.signals import Signals
 from gcsagent.host.shell import Shell
@@ -28,7 +28,6 @@ from protocol import checks
 from protocol.families.shell import OpenShell, ShellEnd, ShellExit, ShellRef, terminal_type
 from protocol.types import Winsize
 
-Add = Callable[..., argparse.ArgumentParser]
 VARIABLE = "GCS_SHELL_ADDRESS"
 _STDIN, _STDOUT = 0, 1
 

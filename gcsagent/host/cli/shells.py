@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable
 from typing import Any
 
 from gcsagent.host.cli.completion import complete
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.parser import build, command_of
 
 SHELLS = ("bash", "zsh", "fish")
@@ -76,7 +76,7 @@ complete -c gcsctl -f -a '(__gcsctl_complete)'
 """
 
 
-def add_completion_command(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_completion_command(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "completion",

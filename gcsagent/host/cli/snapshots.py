@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 from gcsagent.host import snapshot
 from gcsagent.host.cli.argument_types import identifier, patience
 from gcsagent.host.cli.common import connect, print_json, print_table
+from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.guest import describe
 from gcsagent.host.cli.processes import age
 from gcsagent.host.cli.resources import size
@@ -18,16 +18,16 @@ from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.saving import MEMORY_SECONDS
 from gcsagent.host.vm.snapshotdir import Saved, SnapshotStore
 
-Add = Callable[..., argparse.ArgumentParser]
-
 _ANSWER_SECONDS = 2 * MEMORY_SECONDS
 
 
 def add_snapshot_commands(commands: Any, add: Add) -> None:
-    about = "hold the guest while its VM is copied, and have it go on; `vm snapshot` does all of it"
-    example = "example: gcsctl --vm dev snapshot prepare nightly"
-    group = commands.add_parser("snapshot", help=about, description=about, epilog=example)
-    below = group.add_subparsers(metavar="COMMAND", required=True)
+    below = add_group(
+        commands,
+        "snapshot",
+        "hold the guest while its VM is copied, and have it go on; `vm snapshot` does all of it",
+        "gcsctl --vm dev snapshot prepare nightly",
+    )
     parser = add(
         below,
         "prepare",
@@ -58,10 +58,12 @@ def add_snapshot_commands(commands: Any, add: Add) -> None:
 
 
 def add_vm_snapshot_commands(vm_commands: Any, add: Add) -> None:
-    about = "save a running VM, list and remove what was saved; `vm start --from` makes VMs of it"
-    example = "example: gcsctl vm snapshot create dev nightly"
-    group = vm_commands.add_parser("snapshot", help=about, description=about, epilog=example)
-    below = group.add_subparsers(metavar="COMMAND", required=True)
+    below = add_group(
+        vm_commands,
+        "snapshot",
+        "save a running VM, list and remove what was saved; `vm start --from` makes VMs of it",
+        "gcsctl vm snapshot create dev nightly",
+    )
     parser = add(
         below,
         "create",
@@ -70,7 +72,7 @@ def add_vm_snapshot_commands(vm_commands: Any, add: Add) -> None:
         "gcsctl vm snapshot create dev nightly",
     )
     _add_hold(parser)
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     _add_snapshot(parser)
     add(below, "ls", ls, "list snapshots of VMs", "gcsctl vm snapshot ls")
     parser = add(below, "rm", rm, "remove one; VMs made of it go on", "gcsctl vm snapshot rm nightly")

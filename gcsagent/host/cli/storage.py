@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gcsagent.host import storage
 from gcsagent.host.cli.argument_types import checked, patience, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.resources import parse_size, size
 from gcsagent.host.vm.diskplug import DiskPlug
 from gcsagent.host.vm.hotplug import HotPlug
-from gcsagent.host.vm.vmcli import vm_monitor
+from gcsagent.host.vm.named import VmStore
 from protocol import checks, mountchecks
 from protocol.families.storage import Device, Format, FsType, MountKind, MountState, MountStorage, Verity
-
-Add = Callable[..., argparse.ArgumentParser]
 
 _DEVICES = ("serial", "pci", "virtio", "device")
 _UNPLUG_SECONDS = 30.0
 
 
 def add_storage_commands(commands: Any, add: Add) -> None:
-    about = "mount disks, layers and directories in the guest"
-    parser = commands.add_parser(
-        "storage", help=about, description=about, epilog="example: gcsctl storage ls"
+    below = add_group(
+        commands, "storage", "mount disks, layers and directories in the guest", "gcsctl storage ls"
     )
-    below = parser.add_subparsers(metavar="COMMAND", required=True)
     parser = add(
         below,
         "mount",
@@ -77,11 +73,12 @@ def add_storage_commands(commands: Any, add: Add) -> None:
 
 def add_disk_commands(commands: Any, add: Add) -> None:
     """`vm disk`, below `vm`."""
-    about = "plug disks into a running VM, unplug and list them"
-    parser = commands.add_parser(
-        "disk", help=about, description=about, epilog="example: gcsctl vm disk add dev data.img"
+    below = add_group(
+        commands,
+        "disk",
+        "plug disks into a running VM, unplug and list them",
+        "gcsctl vm disk add dev data.img",
     )
-    below = parser.add_subparsers(metavar="COMMAND", required=True)
     parser = add(
         below,
         "add",
@@ -89,15 +86,15 @@ def add_disk_commands(commands: Any, add: Add) -> None:
         "plug a raw image file or block device in as a disk",
         "gcsctl vm disk add dev ./data.img --serial data0",
     )
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument("path", type=Path, metavar="FILE")
     parser.add_argument("--serial", metavar="S", help="the disk's name in the guest; default: FILE's name")
     parser.add_argument("--read-only", action="store_true", help="the guest cannot write to it")
     parser = add(below, "rm", disk_rm, "unplug a disk; unmount it first", "gcsctl vm disk rm dev data0")
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
     parser.add_argument("serial", metavar="SERIAL")
     parser = add(below, "ls", disk_ls, "list a VM's disks", "gcsctl vm disk ls dev")
-    parser.add_argument("name", metavar="NAME")
+    add_vm_name(parser)
 
 
 # -- storage ------------------------------------------------------------------------------------------
@@ -161,14 +158,14 @@ async def thaw(args: argparse.Namespace) -> int:
 
 async def disk_add(args: argparse.Namespace) -> int:
     serial = args.serial or args.path.stem[:20]
-    async with HotPlug.at(vm_monitor(args.name)) as ports:
+    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
         await DiskPlug(ports).plug(args.path, serial, read_only=args.read_only)
     print_json({"serial": serial, "path": str(args.path)}) if args.json else print(serial)
     return 0
 
 
 async def disk_rm(args: argparse.Namespace) -> int:
-    async with HotPlug.at(vm_monitor(args.name)) as ports:
+    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
         await DiskPlug(ports).unplug(args.serial, _UNPLUG_SECONDS)
     if args.json:
         print_json({"serial": args.serial})
@@ -176,7 +173,7 @@ async def disk_rm(args: argparse.Namespace) -> int:
 
 
 async def disk_ls(args: argparse.Namespace) -> int:
-    async with HotPlug.at(vm_monitor(args.name)) as ports:
+    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
         found = await DiskPlug(ports).all()
     if args.json:
         print_json(found)

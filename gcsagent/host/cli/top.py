@@ -10,18 +10,17 @@ import signal
 import sys
 import termios
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gcsagent.host.cli.argument_types import interval
 from gcsagent.host.cli.common import connect, print_json
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.resources import size
 from gcsagent.host.client import Client
 from gcsagent.host.metrics import Sample, metrics, samples
 from gcsagent.host.text import printable
-
-Add = Callable[..., argparse.ArgumentParser]
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other screen, without a cursor; back
 _HOME, _END_OF_LINE, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"

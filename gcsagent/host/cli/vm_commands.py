@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from typing import Any
 
+from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.guest import add_vm_grow
 from gcsagent.host.cli.images import add_image_options
 from gcsagent.host.cli.network import add_nic_commands
@@ -14,11 +13,12 @@ from gcsagent.host.cli.run_commands import add_command, add_process_options
 from gcsagent.host.cli.share import add_share_commands
 from gcsagent.host.cli.snapshots import add_vm_snapshot_commands
 from gcsagent.host.cli.storage import add_disk_commands
+from gcsagent.host.cli.vm_options import add_vm_options
 from gcsagent.host.cli.vmrun import vm_run
-from gcsagent.host.vm.vmcli import add_vm_options, add_vm_parser
+from gcsagent.host.cli.vms import add_vm_parser
 
 
-def add_vm_commands(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_vm_commands(commands: Any, add: Add) -> None:
     vm_commands = add_vm_parser(commands, add)
     _add_vm_run(vm_commands, add)
     for more in (
@@ -32,7 +32,7 @@ def add_vm_commands(commands: Any, add: Callable[..., argparse.ArgumentParser]) 
         more(vm_commands, add)
 
 
-def _add_vm_run(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_vm_run(commands: Any, add: Add) -> None:
     parser = add(
         commands,
         "run",

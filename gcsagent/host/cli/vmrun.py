@@ -12,12 +12,14 @@ from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError
 from gcsagent.host.cli.image_roots import ImageRoot
 from gcsagent.host.cli.run import RunPlan, run_container, run_plan
 from gcsagent.host.cli.signals import Signals
+from gcsagent.host.cli.vm_options import config_from_args
+from gcsagent.host.cli.vms import print_progress
 from gcsagent.host.client import Client
 from gcsagent.host.forwards import Wanted, kept, listening
 from gcsagent.host.image.cache import Form
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
+from gcsagent.host.vm.running import run_in_vm
 from gcsagent.host.vm.timeline import table
-from gcsagent.host.vm.vmcli import config_from_args, print_progress, run_in_vm
 from protocol.address import HybridAddress
 
 GUEST_ROOTFS = "/run/gcs/disks/rootfs"

@@ -134,6 +134,15 @@ class VmStore:
             raise VmNotRunning(f"VM {name!r} is not running: {vm.reason or vm.state}")
         return vm.address
 
+    def monitor(self, name: str) -> str:
+        """Where the QEMU monitor of a VM listens.
+
+        Raises:
+            VmNotFound, VmNotRunning: there is none.
+        """
+        self.address(name)  # refuses a VM that does not run
+        return self.get(name).qmp
+
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
         """Holds off everybody else who wants to add or remove a VM.
