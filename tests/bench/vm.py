@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,15 +24,14 @@ from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.tools import cache_dir
 from protocol.families.process import Exec
 from tests.bench.host import BOX, compile_program
-from tests.cases.agents import REPO
-from tests.cases.machines import PACE
+from tests.cases.machines import PACE, build_image
 from tests.cases.target import PIPES, Target, connect, creation, executing, expect, remove
 
 ROOTFS = "/run/gcs/disks/rootfs"
 GUEST, SEEN = "guest", "/mnt"
 SHARED = "/run/bench"
 RUNC = ("runc", "--root", "/run/gcs/state/runtime/runc")
-BOOT_SECONDS, BUILD_SECONDS, END_SECONDS = 300.0, 900.0, 90.0
+BOOT_SECONDS, END_SECONDS = 300.0, 90.0
 PORT = 7000
 
 
@@ -71,18 +69,6 @@ class Vm:
         if done.exit.exit_code:
             raise RuntimeError(f"{args[0]} in the guest: {done.stderr.decode(errors='replace')[-400:]}")
         return done.stdout.decode()
-
-
-def build_image() -> Path:
-    """Of this tree. Raises CalledProcessError."""
-    done = subprocess.run(
-        [REPO / "scripts/build-rootfs.sh"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=True,
-    )
-    return Path(done.stdout.strip())
 
 
 @contextlib.asynccontextmanager

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 from gcsagent.host.vm.launcher import VirtualMachine
+from tests.cases.agents import REPO
 
+BUILD_SECONDS = 900.0
 PACE = {"kvm": 2.0, "tcg": 20.0}
 """How many times slower than bare metal things may be."""
 
@@ -21,3 +25,10 @@ class Booted:
     @property
     def pace(self) -> float:
         return PACE[self.machine.accel.name]
+
+
+def build_image() -> Path:
+    """The guest image of this tree, built if the cache lacks it. Raises CalledProcessError."""
+    script = REPO / "scripts/build-rootfs.sh"
+    done = subprocess.run([script], stdout=subprocess.PIPE, text=True, timeout=BUILD_SECONDS, check=True)
+    return Path(done.stdout.strip())

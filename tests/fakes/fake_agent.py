@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gcsagent.host.client import Client
 from protocol.connection import Connection, Role
 from protocol.errors import Code, RemoteProtocolError, RpcError
 from protocol.families.agent import Welcome
@@ -294,3 +295,16 @@ async def raw_server(path: Path, handler: RawStream) -> AsyncIterator[str]:
         for task in list(tasks):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def with_client(tmp_path: Path, body: Callable[[FakeAgent, Client], Awaitable[None]]) -> None:
+    """Runs it, with a client of the agent."""
+
+    async def scenario() -> None:
+        async with (
+            FakeAgent(tmp_path / "gcs.sock") as agent,
+            await Client.connect(agent.address, timeout=5) as client,
+        ):
+            await body(agent, client)
+
+    asyncio.run(scenario())

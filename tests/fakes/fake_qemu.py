@@ -14,18 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-STAGES = (
-    "kernel",
-    "init",
-    "mounts",
-    "modules",
-    "disks",
-    "network",
-    "supervisor",
-    "agent",
-    "loaded",
-    "ready",
-)
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from gcsagent.host.vm.console import STAGES
 
 
 def say(text: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
 
 _FAKES = Path(__file__).parent
@@ -57,6 +58,14 @@ def fake_host(patch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
     patch.setenv("XDG_STATE_HOME", str(root / "state"))
     yield FakeHost(root)
     shutil.rmtree(root)
+
+
+def fake_host_of_named(patch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
+    """Likewise, where VMs with names are stopped in the end."""
+    for host in fake_host(patch):
+        yield host
+        for vm in VmStore().list():
+            asyncio.run(VmStore().stop(vm.name, timeout=0.1))
 
 
 def program(path: Path, fake: str) -> Path:

@@ -357,11 +357,8 @@ def open_terminal(gcsctl: Gcsctl) -> Iterator[Any]:
         each.close()
 
 
-def test_a_shell_on_a_terminal(gcsctl: Gcsctl, open_terminal: Any) -> None:
-    run = ("run", "--rm", "-it", "--overlay", "--rootfs", gcsctl.rootfs, "--", "bash", "--norc")
-    terminal = open_terminal(*run, rows=31, cols=101)
-    terminal.type(b"stty size; echo $((6*7))\n")
-    terminal.expect(b"31 101\r\n42\r\n")
+def resized_and_interrupted(terminal: Terminal) -> None:
+    """The shell on it sees another size, and what it runs a Ctrl-C."""
     terminal.resize(41, 141)
     terminal.process.send_signal(signal.SIGWINCH)
     terminal.type(b"until [ \"$(stty size)\" = '41 141' ]; do :; done; echo re''sized\n")
@@ -370,6 +367,14 @@ def test_a_shell_on_a_terminal(gcsctl: Gcsctl, open_terminal: Any) -> None:
     terminal.type(b"sh -c \"echo asl''eep; exec sleep 100000\"\n")
     terminal.expect(b"asleep\r\n")
     terminal.type(b"\x03")
+
+
+def test_a_shell_on_a_terminal(gcsctl: Gcsctl, open_terminal: Any) -> None:
+    run = ("run", "--rm", "-it", "--overlay", "--rootfs", gcsctl.rootfs, "--", "bash", "--norc")
+    terminal = open_terminal(*run, rows=31, cols=101)
+    terminal.type(b"stty size; echo $((6*7))\n")
+    terminal.expect(b"31 101\r\n42\r\n")
+    resized_and_interrupted(terminal)
     terminal.type(b"exit 21\n")
     assert terminal.end() == 21
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import pytest
 from tests.cases.agents import REPO
 from tests.cases.shells import Shelled, command_of, stopped
 from tests.runc.test_gcsctl_json import PROMISES
-from tests.runc.test_gcsctl_real import Terminal
+from tests.runc.test_gcsctl_real import Terminal, resized_and_interrupted
 
 SECONDS = 60.0
 Done = subprocess.CompletedProcess[str]
@@ -149,13 +148,7 @@ def test_a_terminal_is_raw_resizes_and_is_restored_while_the_agent_is_stopped(
         terminal = tty("shell", "box", rows=31, cols=101)
         terminal.type(b"stty size; echo $TERM $((6*7))\n")
         terminal.expect(b"31 101\r\ndumb 42\r\n")
-        terminal.resize(41, 141)
-        terminal.process.send_signal(signal.SIGWINCH)
-        terminal.type(b"until [ \"$(stty size)\" = '41 141' ]; do :; done; echo re''sized\n")
-        terminal.expect(b"resized\r\n")
-        terminal.type(b"sh -c \"echo asl''eep; exec sleep 100000\"\n")
-        terminal.expect(b"asleep\r\n")
-        terminal.type(b"\x03")
+        resized_and_interrupted(terminal)
         terminal.expect(b"# ")
         terminal.type(b"exit 21\n")
         assert terminal.end() == 21

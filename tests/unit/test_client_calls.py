@@ -31,22 +31,11 @@ from protocol.limits import MAX_FRAME, MAX_IN_FLIGHT
 from protocol.pods import PodMember, Sandbox
 from protocol.schema import to_wire
 from protocol.types import Status
-from tests.fakes.fake_agent import FakeAgent, exit_record, raw_server
+from tests.fakes.fake_agent import FakeAgent, exit_record, raw_server, with_client
 from tests.fuzz import vectors
 
 PONG = Pong(1, 5, 7)
 WELCOME = encode(Response(1, None, to_wire(Welcome(1, "fake", "boot", 1))))
-
-
-def with_agent(tmp_path: Path, body: Callable[[FakeAgent, Client], Awaitable[None]]) -> None:
-    async def scenario() -> None:
-        async with (
-            FakeAgent(tmp_path / "gcs.sock") as agent,
-            await Client.connect(agent.address, timeout=5) as client,
-        ):
-            await body(agent, client)
-
-    asyncio.run(scenario())
 
 
 def test_a_pod_is_not_asked_of_an_agent_that_would_ignore_it(tmp_path: Path) -> None:
@@ -61,7 +50,7 @@ def test_a_pod_is_not_asked_of_an_agent_that_would_ignore_it(tmp_path: Path) -> 
             assert caught.value.code is Code.UNIMPLEMENTED
         assert await client.create_container(CreateContainer("c1", spec={})) == Created(77)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_results_are_typed(tmp_path: Path) -> None:
@@ -81,7 +70,7 @@ def test_results_are_typed(tmp_path: Path) -> None:
         state = await client.container_state("c1")
         assert (state.container, state.status, state.pid) == ("c1", Status.RUNNING, 9)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_hello_names_the_client_and_keeps_the_welcome(tmp_path: Path) -> None:
@@ -111,7 +100,7 @@ def test_calls_run_at_once_and_are_answered_out_of_order(tmp_path: Path) -> None
         release.set()
         assert (await waiting).exit_code == 7
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_the_envelope_is_beside_the_arguments(tmp_path: Path) -> None:
@@ -123,7 +112,7 @@ def test_the_envelope_is_beside_the_arguments(tmp_path: Path) -> None:
         assert agent.request_ids("container.create") == ["r1"]
         assert "bundle" not in sent
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_an_agents_error_keeps_code_message_and_details(tmp_path: Path) -> None:
@@ -138,7 +127,7 @@ def test_an_agents_error_keeps_code_message_and_details(tmp_path: Path) -> None:
         assert caught.value.message == "no container 'c'"
         assert caught.value.details == {"field": "container"}
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 @pytest.mark.parametrize("bad", ["", "../x", ".hidden", "a" * 300, "a/b", "a\0b", "ä"])
@@ -150,7 +139,7 @@ def test_bad_ids_are_refused_before_anything_is_sent(tmp_path: Path, bad: str) -
         assert caught.value.details["field"] == "container"
         assert agent.named("container.start") == []
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_an_unknown_method_is_refused_here(tmp_path: Path) -> None:
@@ -159,7 +148,7 @@ def test_an_unknown_method_is_refused_here(tmp_path: Path) -> None:
             await client.call("no.such", CreateContainer("c"))
         assert caught.value.code is Code.UNIMPLEMENTED
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_too_large_a_request_is_our_error_and_harms_nothing(tmp_path: Path) -> None:
@@ -169,7 +158,7 @@ def test_too_large_a_request_is_our_error_and_harms_nothing(tmp_path: Path) -> N
             await client.create_container(CreateContainer("c", spec={"x": "y" * (MAX_FRAME + 1)}))
         assert await client.ping() == PONG
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +173,7 @@ def test_a_malformed_result_is_the_peers_protocol_error(tmp_path: Path, result: 
         assert caught.value.kind == "result"
         assert await client.ping() == PONG
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_cancelling_the_caller_cancels_the_request(tmp_path: Path) -> None:
@@ -205,7 +194,7 @@ def test_cancelling_the_caller_cancels_the_request(tmp_path: Path) -> None:
         assert await client.ping() == PONG  # and the late CANCELLED answer disturbs nobody
         assert agent.cancelled == ["container.wait"]
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_silent_agent_is_given_up_on_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +212,7 @@ def test_a_silent_agent_is_given_up_on_and_told(tmp_path: Path, monkeypatch: pyt
         await client.ping()
         assert agent.cancelled == ["container.wait"]
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_too_many_requests_are_refused_here(tmp_path: Path) -> None:
@@ -241,7 +230,7 @@ def test_too_many_requests_are_refused_here(tmp_path: Path) -> None:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 # -- losing the connection ------------------------------------------------------------------------
@@ -262,7 +251,7 @@ def test_a_mutating_call_is_repeated_under_one_id_until_losses_are_too_many(tmp_
         assert ids[0]
         assert await client.ping() == PONG
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_wait_outlives_its_connection(tmp_path: Path) -> None:
@@ -280,7 +269,7 @@ def test_a_wait_outlives_its_connection(tmp_path: Path) -> None:
         assert (await client.wait_container("c")).exit_code == 3
         assert tries == 3
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_subscription_is_made_despite_losses(tmp_path: Path) -> None:
@@ -295,7 +284,7 @@ def test_a_subscription_is_made_despite_losses(tmp_path: Path) -> None:
             assert events.last == 4
         assert len(agent.named("events.subscribe")) == 3
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_request_id_lets_a_mutating_call_be_sent_again(tmp_path: Path) -> None:
@@ -310,7 +299,7 @@ def test_a_request_id_lets_a_mutating_call_be_sent_again(tmp_path: Path) -> None
         assert created == Created(5)
         assert agent.request_ids("container.create") == ["once", "once"]
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 LISTS: dict[str, tuple[str, Callable[[Client], Awaitable[tuple[Any, ...]]]]] = {
@@ -334,7 +323,7 @@ def test_a_list_that_never_ends_is_left(tmp_path: Path, method: str, entries: in
             assert len(await ask(client)) == entries * 2
         assert len(agent.named(method)) == (2 if entries else 1)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def _entry(seq: int) -> LogEntry:
@@ -367,7 +356,7 @@ def test_a_log_that_leads_nowhere_is_left(tmp_path: Path, how: str, monkeypatch:
         assert caught.value.kind == "logs"
         assert len(agent.named("agent.logs")) <= agentlog.MAX_PAGES + 1
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_log_that_begins_anew_is_read_from_there(tmp_path: Path) -> None:
@@ -377,7 +366,7 @@ def test_a_log_that_begins_anew_is_read_from_there(tmp_path: Path) -> None:
         )
         assert await _all(AgentLog(client, after=9).entries()) == [1, 2]
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_an_agent_that_always_hangs_up_is_given_up_on(tmp_path: Path) -> None:
@@ -387,7 +376,7 @@ def test_an_agent_that_always_hangs_up_is_given_up_on(tmp_path: Path) -> None:
             await client.wait_container("c")
         assert len(agent.named("container.wait")) == 5
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_who_ended_the_connection_can_be_told_apart(tmp_path: Path) -> None:
@@ -460,7 +449,7 @@ def test_a_closed_client_says_so(tmp_path: Path) -> None:
         with pytest.raises(ClosedByUs):
             await client.ping()
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 # -- hostile agents -------------------------------------------------------------------------------
@@ -507,35 +496,31 @@ def test_hostile_bytes_after_hello_fail_the_call_with_one_typed_error(
     asyncio.run(scenario())
 
 
+def refused(tmp_path: Path, first: bytes) -> None:
+    """What an agent says to hello ends connecting at once."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(65536)
+        writer.write(first)
+        await reader.read()
+
+    async def scenario() -> None:
+        async with raw_server(tmp_path / "s", serve) as path:
+            with pytest.raises(RemoteProtocolError):
+                await Client.connect(f"unix:{path}", timeout=5)
+
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize(
     "name", sorted(set(HOSTILE) - {"error and result", "an answer to nothing", "not UTF-8"})
 )
 def test_hostile_bytes_instead_of_hello_end_connect_at_once(tmp_path: Path, name: str) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(65536)
-        writer.write(HOSTILE[name][0])
-        await reader.read()
-
-    async def scenario() -> None:
-        async with raw_server(tmp_path / "s", serve) as path:
-            with pytest.raises(RemoteProtocolError):
-                await Client.connect(f"unix:{path}", timeout=5)
-
-    asyncio.run(scenario())
+    refused(tmp_path, HOSTILE[name][0])
 
 
 def test_garbage_behind_the_welcome_is_noticed(tmp_path: Path) -> None:
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read(65536)
-        writer.write(WELCOME + b"\xc1")
-        await reader.read()
-
-    async def scenario() -> None:
-        async with raw_server(tmp_path / "s", serve) as path:
-            with pytest.raises(RemoteProtocolError):
-                await Client.connect(f"unix:{path}", timeout=5)
-
-    asyncio.run(scenario())
+    refused(tmp_path, WELCOME + b"\xc1")
 
 
 def test_an_agent_closing_in_the_middle_of_a_frame(tmp_path: Path) -> None:

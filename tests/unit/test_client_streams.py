@@ -22,22 +22,11 @@ from protocol.families.process import Exec
 from protocol.families.stream import StreamName
 from protocol.method import Empty
 from protocol.types import Event, Reason, Stdio, StreamMode, StreamSpec
-from tests.fakes.fake_agent import FakeAgent, Script, exit_record
+from tests.fakes.fake_agent import FakeAgent, Script, exit_record, with_client
 
 ON = StreamSpec(StreamMode.STREAM)
 PIPES = Stdio(ON, ON, ON)
 TERMINAL = Stdio(tty=ON, terminal=True)
-
-
-def with_agent(tmp_path: Path, body: Callable[[FakeAgent, Client], Awaitable[None]]) -> None:
-    async def scenario() -> None:
-        async with (
-            FakeAgent(tmp_path / "gcs.sock") as agent,
-            await Client.connect(agent.address, timeout=5) as client,
-        ):
-            await body(agent, client)
-
-    asyncio.run(scenario())
 
 
 def with_pair(body: Callable[[Stream, socket.socket], Awaitable[None]], offset: int = 0) -> None:
@@ -212,7 +201,7 @@ def test_attach_has_a_connection_of_its_own_and_closing_only_detaches(tmp_path: 
         assert agent.named("process.kill") == []
         assert agent.named("process.close_stdin") == []
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_refused_attach_is_the_agents_error(tmp_path: Path) -> None:
@@ -221,7 +210,7 @@ def test_a_refused_attach_is_the_agents_error(tmp_path: Path) -> None:
             await client.attach("c", stream=StreamName.STDERR)
         assert caught.value.code is Code.FAILED_PRECONDITION
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 # -- processes ------------------------------------------------------------------------------------
@@ -244,7 +233,7 @@ def test_output_input_and_exit_of_a_container(tmp_path: Path) -> None:
         assert sorted(order[1:4]) == ["stream.attach"] * 3
         assert order[4:] == ["container.start", "process.wait"]
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_an_exec_is_attached_to_after_it_runs(tmp_path: Path) -> None:
@@ -256,7 +245,7 @@ def test_an_exec_is_attached_to_after_it_runs(tmp_path: Path) -> None:
         assert done.stdout == b"x" * 100_000
         assert [attach["process"] for attach in agent.named("stream.attach")] == ["p1"]
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_container_that_cannot_be_attached_to_is_removed_again(tmp_path: Path) -> None:
@@ -267,7 +256,7 @@ def test_a_container_that_cannot_be_attached_to_is_removed_again(tmp_path: Path)
             await RemoteProcess.create(client, CreateContainer("c", spec={}, stdio=PIPES))
         assert agent.named("container.delete") == [{"container": "c", "force": True}]
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_refused_create_deletes_nothing(tmp_path: Path) -> None:
@@ -282,7 +271,7 @@ def test_a_refused_create_deletes_nothing(tmp_path: Path) -> None:
             await RemoteProcess.create(client, CreateContainer("c", spec={}, stdio=PIPES))
         assert agent.named("container.delete") == []
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -310,7 +299,7 @@ def test_a_cancelled_create_removes_only_what_it_made(tmp_path: Path, exists: bo
             await creating
         assert len(agent.named("container.delete")) == (0 if exists else 1)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_too_much_output_is_an_error_not_memory(tmp_path: Path) -> None:
@@ -321,7 +310,7 @@ def test_too_much_output_is_an_error_not_memory(tmp_path: Path) -> None:
             with pytest.raises(OutputTooLarge):
                 await process.communicate(limit=1000)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def terminal_agent(agent: FakeAgent, output: bytes, *, state: dict[str, Any], hang_up: bool = False) -> None:
@@ -368,7 +357,7 @@ def test_a_terminal_ends_with_its_event(tmp_path: Path) -> None:
             await process.start()
             assert (await process.communicate()).stdout == b"first last"
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_terminal_that_has_ended_already(tmp_path: Path) -> None:
@@ -380,7 +369,7 @@ def test_a_terminal_that_has_ended_already(tmp_path: Path) -> None:
             await process.start()
             assert (await process.communicate()).stdout == b"first last"
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_terminal_whose_connection_the_guest_closes(tmp_path: Path) -> None:
@@ -392,7 +381,7 @@ def test_a_terminal_whose_connection_the_guest_closes(tmp_path: Path) -> None:
             await process.start()
             assert (await process.communicate()).stdout == b"bye"
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_lost_exit_record_does_not_hang_the_output(tmp_path: Path) -> None:
@@ -416,7 +405,7 @@ def test_a_lost_exit_record_does_not_hang_the_output(tmp_path: Path) -> None:
             done = await process.communicate()
         assert (done.stdout, done.exit.reason) == (b"all of it", Reason.LOST)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 # -- local descriptors ----------------------------------------------------------------------------
@@ -445,7 +434,7 @@ def test_a_file_piped_through_comes_back(tmp_path: Path) -> None:
         assert code == 3
         assert (tmp_path / "out").read_bytes() == data
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_stalled_local_reader_stalls_neither_the_loop_nor_the_bytes(tmp_path: Path) -> None:
@@ -469,7 +458,7 @@ def test_a_stalled_local_reader_stalls_neither_the_loop_nor_the_bytes(tmp_path: 
             os.close(read_end)
             os.close(write_end)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_the_shells_descriptor_stays_blocking(tmp_path: Path) -> None:
@@ -483,7 +472,7 @@ def test_the_shells_descriptor_stays_blocking(tmp_path: Path) -> None:
             os.close(read_end)
             os.close(write_end)
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_broken_local_output_ends_the_process_as_at_home(tmp_path: Path) -> None:
@@ -498,7 +487,7 @@ def test_broken_local_output_ends_the_process_as_at_home(tmp_path: Path) -> None
         assert script.killed_by == ["SIGPIPE"]
         assert code == 143
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_process_that_reads_no_more_stops_the_input_quietly(tmp_path: Path) -> None:
@@ -518,7 +507,7 @@ def test_a_process_that_reads_no_more_stops_the_input_quietly(tmp_path: Path) ->
         assert record.exit_code == 0
         assert (tmp_path / "out").read_bytes() == b"done"
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_output_lost_on_the_way_is_an_error(tmp_path: Path) -> None:
@@ -538,7 +527,7 @@ def test_output_lost_on_the_way_is_an_error(tmp_path: Path) -> None:
                 with pytest.raises(OutputTruncated, match="4 of 17 bytes"):
                     await bridge(process, LocalStdio(None, out.fileno(), out.fileno()))
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_signals_name_their_process_and_no_input_needs_no_end(tmp_path: Path) -> None:
@@ -550,4 +539,4 @@ def test_signals_name_their_process_and_no_input_needs_no_end(tmp_path: Path) ->
         await process.end_input()  # no input, nothing to end
         assert agent.named("process.close_stdin") == []
 
-    with_agent(tmp_path, body)
+    with_client(tmp_path, body)

@@ -10,6 +10,7 @@ import signal
 import struct
 import termios
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +166,18 @@ def tty_agent(agent: FakeAgent) -> tuple[bytearray, asyncio.Event]:
     return typed, leave
 
 
-def on_terminal(
-    tmp_path: Path,
-    body: Callable[
-        [FakeAgent, Terminal, asyncio.subprocess.Process, bytearray, asyncio.Event], Awaitable[None]
-    ],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """gcsctl at a terminal; ``typed`` is what the agent's process has got, which ``leave`` ends."""
+
+    agent: FakeAgent
+    terminal: Terminal
+    process: asyncio.subprocess.Process
+    typed: bytearray
+    leave: asyncio.Event
+
+
+def on_terminal(tmp_path: Path, body: Callable[[Scene], Awaitable[None]]) -> None:
     async def scenario(agent: FakeAgent) -> None:
         terminal = Terminal(33, 111)
         typed, leave = tty_agent(agent)
@@ -178,7 +185,7 @@ def on_terminal(
         try:
             async with running(agent, *argv, **terminal.popen()) as process:
                 await until(lambda: terminal.is_raw)
-                await body(agent, terminal, process, typed, leave)
+                await body(Scene(agent, terminal, process, typed, leave))
                 assert terminal.is_restored
         finally:
             terminal.close()
@@ -187,19 +194,13 @@ def on_terminal(
 
 
 def test_a_terminal_is_raw_typed_into_and_restored(tmp_path: Path) -> None:
-    async def body(
-        agent: FakeAgent,
-        terminal: Terminal,
-        process: asyncio.subprocess.Process,
-        typed: bytearray,
-        leave: asyncio.Event,
-    ) -> None:
-        os.write(terminal.outer, b"ls\r\x03\x04")
-        await until(lambda: bytes(typed) == b"ls\r\x03\x04")
-        leave.set()
-        assert await process.wait() == 6
-        assert os.read(terminal.outer, 100) == b"prompt> "
-        (created,) = agent.named("container.create")
+    async def body(scene: Scene) -> None:
+        os.write(scene.terminal.outer, b"ls\r\x03\x04")
+        await until(lambda: bytes(scene.typed) == b"ls\r\x03\x04")
+        scene.leave.set()
+        assert await scene.process.wait() == 6
+        assert os.read(scene.terminal.outer, 100) == b"prompt> "
+        (created,) = scene.agent.named("container.create")
         assert created["stdio"]["terminal"] is True
         assert created["stdio"]["winsize"] == {"rows": 33, "cols": 111}
         assert created["spec"]["process"]["terminal"] is True
@@ -208,21 +209,15 @@ def test_a_terminal_is_raw_typed_into_and_restored(tmp_path: Path) -> None:
 
 
 def test_the_terminals_size_follows(tmp_path: Path) -> None:
-    async def body(
-        agent: FakeAgent,
-        terminal: Terminal,
-        process: asyncio.subprocess.Process,
-        typed: bytearray,
-        leave: asyncio.Event,
-    ) -> None:
-        terminal.resize(20, 50)
-        process.send_signal(signal.SIGWINCH)  # the kernel sends it only to a foreground process group
+    async def body(scene: Scene) -> None:
+        scene.terminal.resize(20, 50)
+        scene.process.send_signal(signal.SIGWINCH)  # the kernel sends it only to a foreground process group
         wanted = {"container", "process", "winsize"}
-        await until(lambda: agent.named("process.resize")[-1:])
-        await until(lambda: agent.named("process.resize")[-1]["winsize"] == {"rows": 20, "cols": 50})
-        assert set(agent.named("process.resize")[-1]) >= wanted
-        leave.set()
-        await process.wait()
+        await until(lambda: scene.agent.named("process.resize")[-1:])
+        await until(lambda: scene.agent.named("process.resize")[-1]["winsize"] == {"rows": 20, "cols": 50})
+        assert set(scene.agent.named("process.resize")[-1]) >= wanted
+        scene.leave.set()
+        await scene.process.wait()
 
     on_terminal(tmp_path, body)
 
@@ -231,32 +226,20 @@ def test_the_terminals_size_follows(tmp_path: Path) -> None:
 def test_a_signal_restores_the_terminal_and_removes_the_container(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    async def body(
-        agent: FakeAgent,
-        terminal: Terminal,
-        process: asyncio.subprocess.Process,
-        typed: bytearray,
-        leave: asyncio.Event,
-    ) -> None:
-        process.send_signal(number)
-        assert await process.wait() == 128 + number
-        assert len(agent.named("container.delete")) == 1
+    async def body(scene: Scene) -> None:
+        scene.process.send_signal(number)
+        assert await scene.process.wait() == 128 + number
+        assert len(scene.agent.named("container.delete")) == 1
 
     on_terminal(tmp_path, body)
 
 
 def test_a_misbehaving_agent_restores_the_terminal(tmp_path: Path) -> None:
-    async def body(
-        agent: FakeAgent,
-        terminal: Terminal,
-        process: asyncio.subprocess.Process,
-        typed: bytearray,
-        leave: asyncio.Event,
-    ) -> None:
-        for served in agent.connections:
+    async def body(scene: Scene) -> None:
+        for served in scene.agent.connections:
             served.writer.write(b"\xc1\xc1\xc1")
-        assert await process.wait() == 125
-        shown = os.read(terminal.outer, 1000)
+        assert await scene.process.wait() == 125
+        shown = os.read(scene.terminal.outer, 1000)
         assert b"gcsctl:" in shown
         assert b"Traceback" not in shown
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from gcsagent.host import clock
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
 from protocol.families.guest import ClockChange, GuestTime, SetTime, TimeSet
-from tests.fakes.fake_agent import FakeAgent
+from tests.fakes.fake_agent import FakeAgent, with_client
 
 AHEAD = 5_000_000_000
 
@@ -41,17 +40,6 @@ class Guest:
         return TimeSet(1, 2, self.slewing)
 
 
-def with_guest(tmp_path: Path, body: Callable[[FakeAgent, Client], Awaitable[None]]) -> None:
-    async def scenario() -> None:
-        async with (
-            FakeAgent(tmp_path / "s") as agent,
-            await Client.connect(agent.address, timeout=5) as client,
-        ):
-            await body(agent, client)
-
-    asyncio.run(scenario())
-
-
 def test_the_shortest_trip_wins_and_says_how_far_it_may_be_off(tmp_path: Path) -> None:
     async def body(agent: FakeAgent, client: Client) -> None:
         Guest(agent, late=(0.2, 0.0, 0.3))
@@ -60,7 +48,7 @@ def test_the_shortest_trip_wins_and_says_how_far_it_may_be_off(tmp_path: Path) -
         assert found.round_trip_ns < 200_000_000
         assert abs(found.offset_ns - AHEAD) <= found.error_ns
 
-    with_guest(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_step_is_checked_and_repeated_where_it_fell_short(tmp_path: Path) -> None:
@@ -75,7 +63,7 @@ def test_a_step_is_checked_and_repeated_where_it_fell_short(tmp_path: Path) -> N
         assert len(agent.named("guest.set_time")) == 1 + clock.STEPS
         assert abs(done.after.offset_ns - half.ahead) <= done.after.error_ns  # and told as it is
 
-    with_guest(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_slew_is_begun_once(tmp_path: Path) -> None:
@@ -86,7 +74,7 @@ def test_a_slew_is_begun_once(tmp_path: Path) -> None:
         assert (asked["how"], asked["offset_ns"]) == ("slew", -done.before.offset_ns)
         assert done.after.slewing_ns == -done.before.offset_ns
 
-    with_guest(tmp_path, body)
+    with_client(tmp_path, body)
 
 
 def test_a_refusal_is_the_callers_to_see(tmp_path: Path) -> None:
@@ -100,4 +88,4 @@ def test_a_refusal_is_the_callers_to_see(tmp_path: Path) -> None:
             await clock.sync(client)
         assert (await clock.measure(client, 1)).samples == 1
 
-    with_guest(tmp_path, body)
+    with_client(tmp_path, body)

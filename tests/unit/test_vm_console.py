@@ -11,21 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcsagent.host.vm.console import BootFailure, ConsoleMonitor, LineSplitter, sanitize, scan
+from gcsagent.host.vm.console import STAGES, BootFailure, ConsoleMonitor, LineSplitter, sanitize, scan
 from gcsagent.host.vm.consolelog import ConsoleLog, follow, previous, read_log
 
-STAGES = (
-    "kernel",
-    "init",
-    "mounts",
-    "modules",
-    "disks",
-    "network",
-    "supervisor",
-    "agent",
-    "loaded",
-    "ready",
-)
 BOOT = "".join(f"gcs-boot: {stage} {number}.25\r\n" for number, stage in enumerate(STAGES)).encode()
 
 

@@ -30,15 +30,12 @@ from gcsagent.host.vm.errors import (
 from gcsagent.host.vm.named import VmStore, read_record, write_record
 from gcsagent.host.vm.places import state_dir
 from tests.cases.agents import eventually
-from tests.fakes.vm import FakeHost, end_of, fake_host
+from tests.fakes.vm import FakeHost, end_of, fake_host_of_named
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
-    for host in fake_host(monkeypatch):
-        yield host
-        for vm in VmStore().list():
-            asyncio.run(VmStore().stop(vm.name, timeout=0.1))
+    yield from fake_host_of_named(monkeypatch)
 
 
 def vm(*words: str) -> int:

@@ -27,15 +27,12 @@ from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.share import Share, daemon_argv
 from gcsagent.host.vm.shareplug import PluggedShare
-from tests.fakes.vm import FakeHost, end_of, fake_host
+from tests.fakes.vm import FakeHost, end_of, fake_host_of_named
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHost]:
-    for host in fake_host(monkeypatch):
-        yield host
-        for vm in VmStore().list():
-            asyncio.run(VmStore().stop(vm.name, timeout=0.1))
+    yield from fake_host_of_named(monkeypatch)
 
 
 @pytest.fixture

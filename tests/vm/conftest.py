@@ -6,7 +6,6 @@ Its end is a test as well: the agent powers it off in order, and its console sho
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Awaitable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -18,11 +17,10 @@ from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.console import Finding, scan
 from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.tools import cache_dir
-from tests.cases.machines import Booted
+from tests.cases.machines import Booted, build_image
 
 T = TypeVar("T")
-REPO = Path(__file__).resolve().parents[2]
-BUILD_SECONDS, BOOT_SECONDS, END_SECONDS = 900.0, 240.0, 90.0
+BOOT_SECONDS, END_SECONDS = 240.0, 90.0
 CONSOLE_LINES = 60
 
 
@@ -31,15 +29,7 @@ _VM = pytest.StashKey[VirtualMachine]()
 
 @pytest.fixture(scope="session")
 def built_image() -> Path:
-    """The image of this tree, built if the cache lacks it."""
-    done = subprocess.run(
-        [REPO / "scripts/build-rootfs.sh"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=True,
-    )
-    return Path(done.stdout.strip())
+    return build_image()
 
 
 @pytest.fixture(scope="session")
