@@ -262,7 +262,7 @@ def test_mistakes_are_one_line_and_125(name: str) -> None:
     assert done.err.startswith("gcsctl: ")
     assert done.err.count("\n") == 1
     assert expected in done.err
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 9, "an agent was waited for: that is 10 s"
 
 
 @pytest.mark.parametrize(
