@@ -35,6 +35,8 @@ class Call:
         self.asked_by = 0
         """The connection it came on, as agent.turns knows it."""
         self.mark: RequestMark | None = None
+        self.begun_before = False
+        """An agent was killed over this very request (agent.journal)."""
         self.task: asyncio.Task[Any] | None = None
         self.aborted: RpcError | None = None
         self.afterwards: Callable[[], None] | None = None

@@ -124,8 +124,8 @@ class Dispatcher:
         if entry is not None and entry.digest != mark.digest:
             answer(RpcError(Code.ALREADY_EXISTS, f"request_id {ident!r} was used for another request"))
             return
-        if entry is None:
-            call.mark = mark
+        if entry is None or (entry.begun and not self._journal.pending(ident)):
+            call.mark, call.begun_before = mark, entry is not None
             entry = self._journal.begin(mark)
             entry.future.add_done_callback(lambda future: answer(future.result()))
             self._run(call, params, lambda result: self._journal.finish(mark, result))

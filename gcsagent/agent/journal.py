@@ -4,11 +4,13 @@ While a request runs it is *pending*: the same one joins it. When it has succeed
 ``<state>/requests/``; when it failed it has changed nothing and is forgotten. Launches carry their
 ``request_id`` in their process document as well, so that one which was under way when the agent was killed
 is found by the next agent and its repeat is answered from what became of it (:mod:`gcsagent.agent.reload`).
+A signal leaves no such trace: that it is about to be sent is written down where its answer will be.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -35,13 +37,13 @@ class RequestMark(NamedTuple):
 
 
 class Entry:
-    """``future`` gives the answer, or the RpcError that it was."""
+    """``future`` gives the answer, or the RpcError that it was; ``begun``: see :meth:`Journal.begun`."""
 
-    __slots__ = ("digest", "future", "recorded")
+    __slots__ = ("begun", "digest", "future", "recorded")
 
     def __init__(self, digest: str) -> None:
         self.digest = digest
-        self.recorded = False
+        self.recorded = self.begun = False
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
 
@@ -53,13 +55,16 @@ class Journal:
         self._pending: dict[str, Entry] = {}
 
     def find(self, ident: str) -> Entry | None:
-        """The request with this id, pending or answered."""
+        """The request with this id: pending, answered, or begun by an agent that was killed over it."""
         entry = self._pending.get(ident)
         if entry is not None:
             return entry
         try:
             document = read_json(self._path(ident))
             entry = Entry(str(document["digest"]))
+            if document.get("begun"):
+                entry.begun = True
+                return entry
             error = document.get("error")
             entry.future.set_result(document["result"] if error is None else RpcError.from_wire(error))
         except FileNotFoundError:
@@ -69,6 +74,9 @@ class Journal:
             return None
         return entry
 
+    def pending(self, ident: str) -> bool:
+        return ident in self._pending
+
     def begin(self, mark: RequestMark) -> Entry:
         entry = self._pending[mark.ident] = Entry(mark.digest)
         return entry
@@ -77,8 +85,11 @@ class Journal:
         """Ends a pending request. A success is on disk before anybody hears of it."""
         entry = self._pending.pop(mark.ident, None)
         recorded = entry is not None and entry.recorded
-        if not recorded and not isinstance(result, RpcError) and result is not UNDONE:
+        done = not isinstance(result, RpcError) and result is not UNDONE
+        if done and not recorded:
             self._write(mark, result)
+        elif entry is not None and entry.begun and not done:
+            self._forget(mark)
         if entry is not None and not entry.future.done():
             entry.future.set_result(result)
 
@@ -90,18 +101,23 @@ class Journal:
         if mark is not None and self._write(mark, result) and (entry := self._pending.get(mark.ident)):
             entry.recorded = True
 
+    def begun(self, mark: RequestMark | None) -> None:
+        """Writes down that a request is about to do what cannot be seen afterwards."""
+        entry = self._pending.get(mark.ident) if mark is not None else None
+        if mark is not None and entry is not None:
+            entry.begun = self._put(mark, {"begun": True})
+
     def answered(self, place: str) -> bool:
         """Whether there is an answer in that place."""
         return os.path.exists(os.path.join(self._directory, f"{place}.json"))
 
     def _write(self, mark: RequestMark, result: Any) -> bool:
-        document: dict[str, Any] = {"request": mark.ident, "digest": mark.digest}
-        if isinstance(result, RpcError):
-            document["error"] = result.to_wire()
-        else:
-            document["result"] = to_wire(result)
+        told = {"error": result.to_wire()} if isinstance(result, RpcError) else {"result": to_wire(result)}
+        return self._put(mark, told)
+
+    def _put(self, mark: RequestMark, told: dict[str, Any]) -> bool:
         try:
-            write_json(self._path(mark.ident), document)
+            write_json(self._path(mark.ident), {"request": mark.ident, "digest": mark.digest, **told})
         except OSError as error:
             _log.error("an answer cannot be kept", extra={"request": mark.ident, "error": str(error)})
             return False
@@ -109,6 +125,10 @@ class Journal:
         if self._stored > MAX_STORED:
             self._trim()
         return True
+
+    def _forget(self, mark: RequestMark) -> None:
+        with contextlib.suppress(OSError):
+            os.unlink(self._path(mark.ident))
 
     def _trim(self) -> None:
         with os.scandir(self._directory) as entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from gcsagent.agent.call import Call
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.signals import signal_number
+from gcsagent.agent.signals import once, signal_number
 from protocol.errors import Code, RpcError
 from protocol.families.container import Deleted
 from protocol.families.process import CloseStdin, KillProcess, ProcessRef, Resize
@@ -25,7 +25,11 @@ class ProcessService:
 
     def kill(self, params: KillProcess, call: Call) -> Empty:
         number = signal_number(params.signal)
-        self._find(params.container, params.process).signal(number)
+        with once(call):
+            process = self._find(params.container, params.process)
+            process.signal(0)  # before anything is written down
+            self._registry.journal.begun(call.mark)
+            process.signal(number)
         call.commit()
         return Empty()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
+from collections.abc import Iterator
 
 from gcsagent.agent import reach
 from gcsagent.agent.call import Call
@@ -22,17 +24,22 @@ class SignalService:
         self._registry = registry
 
     async def kill(self, params: KillContainer, call: Call) -> Empty:
-        container = self._registry.get(params.container)
         number = signal_number(params.signal)
+        with once(call):
+            await self._signal(params, number, call)
+        call.commit()
+        return Empty()
+
+    async def _signal(self, params: KillContainer, number: int, call: Call) -> None:
+        container = self._registry.get(params.container)
         container.check("kill")
+        self._registry.journal.begun(call.mark)
         if params.all:
             await self._signal_all(container, number)
         else:
             container.init.signal(number)
         if number == signal.SIGKILL and container.status is Status.PAUSED:
             container.cgroup.thaw()  # with cgroup v1 a frozen process does not die before that
-        call.commit()
-        return Empty()
 
     async def _signal_all(self, container: Container, number: int) -> None:
         async with container.changing:  # not while it is being paused or resumed
@@ -44,6 +51,16 @@ class SignalService:
                 raise RpcError(
                     Code.FAILED_PRECONDITION, f"container {container.ident} has no process any more"
                 )
+
+
+@contextlib.contextmanager
+def once(call: Call) -> Iterator[None]:
+    """Of a request that an agent was killed over: that there is nobody left to signal is what it was for."""
+    try:
+        yield
+    except RpcError as error:
+        if not call.begun_before or error.code not in (Code.NOT_FOUND, Code.FAILED_PRECONDITION):
+            raise
 
 
 def signal_number(wanted: int | str) -> int:

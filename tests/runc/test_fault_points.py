@@ -329,6 +329,18 @@ async def _told_of(bench: Bench, container: str) -> list[str]:
     return found
 
 
+async def kill(bench: Bench, arm: Act) -> None:
+    """The signal may have ended it before the agent could answer."""
+    async with _box(bench) as box:
+        params = Exec(box, name("p"), {"args": ["sleep", "100000"], "cwd": "/"})
+        await bench.client.exec_process(params)
+        await arm()
+        await bench.client.kill_process(box, params.process, "SIGKILL")
+        assert (await bench.client.wait_process(box, params.process)).signal == 9
+        await bench.client.kill_container(box, "SIGKILL")
+        assert (await bench.client.wait_container(box)).signal == 9
+
+
 async def delete_process(bench: Bench, arm: Act) -> None:
     """It had a fifo made for it, which goes with it."""
     made = bench.running.directory / "fifo-made"
@@ -532,7 +544,7 @@ async def _is_gone(bench: Bench, params: CreateContainer) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    "attempt", [create, start, exec_once, attach, close_stdin, forward, delete_process, delete]
+    "attempt", [create, start, exec_once, attach, close_stdin, forward, kill, delete_process, delete]
 )
 def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]

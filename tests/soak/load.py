@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 
 from gcsagent.host.client import Client
 from gcsagent.host.dialogue import greet
 from gcsagent.host.errors import HostError
 from protocol.address import parse_dial
-from protocol.errors import Code, RpcError
+from protocol.errors import RpcError
 from protocol.families.forward import OpenForward
 from protocol.types import Reason
 from tests.cases import pattern
@@ -48,26 +48,13 @@ async def kills(target: Target, client: Client, dice: random.Random) -> None:
     """A process, or a container, that would go on for ever."""
     if dice.random() < 0.3:
         async with running(target, client) as init:
-            with _ended_by_the_first():
-                await client.kill_container(init.container, "SIGKILL")
+            await client.kill_container(init.container, "SIGKILL")
             record = await client.wait_container(init.container)
     else:
         async with executing(client, target.box, "sleep", "100000") as process:
-            with _ended_by_the_first():
-                await client.kill_process(target.box, process.process, "SIGKILL")
+            await client.kill_process(target.box, process.process, "SIGKILL")
             record = await process.wait()
     assert (record.signal, record.reason) == (9, Reason.SIGNALLED), record
-
-
-@contextlib.contextmanager
-def _ended_by_the_first() -> Iterator[None]:
-    """An agent killed between a signal and its answer: the client asks again, and there is nobody left to
-    signal. The exit record shows whether it was carried out."""
-    try:
-        yield
-    except RpcError as error:
-        if error.code is not Code.FAILED_PRECONDITION:
-            raise
 
 
 async def attaches(target: Target, client: Client, dice: random.Random) -> None:

@@ -218,6 +218,42 @@ def test_a_request_that_was_undone_with_its_agent_is_done_for_whoever_asks_again
     gated(tmp_path, body)
 
 
+def test_what_was_begun_is_run_again_and_knows_it_unless_it_has_failed(tmp_path: Path) -> None:
+    """A signal: whether it has been sent cannot be seen afterwards."""
+    known: list[bool] = []
+
+    def handler(params: Any, call: Call) -> Created:
+        known.append(call.begun_before)
+        desks[-1].journal.begun(call.mark)
+        if len(known) == 1:
+            raise KilledOver
+        if len(known) == 3:
+            raise RpcError(Code.FAILED_PRECONDITION, "no")
+        return Created(len(known))
+
+    async def body() -> None:
+        desks.append(Desk(tmp_path, handler))
+        with pytest.raises(KilledOver):
+            desks[-1].ask({"container": "c"}, request="r")
+        desks.append(Desk(tmp_path, handler))
+        desks[-1].ask({"container": "d"}, request="r")
+        assert (await desks[-1].answered())[0].code is Code.ALREADY_EXISTS
+        for _ in range(2):  # the second is answered from the store
+            desks[-1].ask({"container": "c"}, request="r")
+        assert (await desks[-1].answered(3))[1:] == [Created(2), {"pid": 2}]
+        for _ in range(2):
+            desks[-1].ask({"container": "c"}, request="fails")
+        assert (await desks[-1].answered(5))[3].code is Code.FAILED_PRECONDITION
+        assert known == [False, True, False, False]
+
+    desks: list[Desk] = []
+    watched_loop.run(body())
+
+
+class KilledOver(BaseException):
+    """What an agent that is killed leaves behind: nothing but files."""
+
+
 def test_the_store_is_bounded_and_survives_broken_files(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = Journal(str(tmp_path))
