@@ -6,7 +6,7 @@ pty cannot be spliced to a socket, and because "fill only when empty" makes the 
 A pump reads the source only while it has a sink that takes bytes: back-pressure is not reading. It does a
 bounded amount of work per wake-up, so that one busy stream does not keep the others waiting.
 
-    ATTACHED   source is watched, or, while the sink is full, the sink
+    ATTACHED   source is watched, or, once the sink has been full, the sink until the source is found empty
     IDLE       no sink or no source: nothing is watched, nothing is moved
     ENDED      the source is at its end and the middle pipe is empty; or the sink is gone for good
 """
@@ -79,6 +79,7 @@ class Pump:
         "_slot",
         "_source",
         "_watching_sink",
+        "_watching_source",
         "blocked",
         "state",
     )
@@ -99,7 +100,8 @@ class Pump:
         self._on_source_end, self._on_sink_broken = on_source_end, on_sink_broken
         self._on_progress = on_progress
         self._source = self._sink = -1
-        self._watching_sink, self.blocked = False, Stopwatch()
+        self._watching_sink = self._watching_source = False
+        self.blocked = Stopwatch()
         self._room = SMALL
         self._pending = queued(middle.read_end)  # bytes in the middle pipe, kept without asking each time
         self._mark = counters.delivered(slot, self._pending) + self._pending
@@ -131,6 +133,7 @@ class Pump:
         if self.state is not PumpState.ATTACHED:
             return
         self._unwatch()
+        self.blocked.stop()
         self.state = PumpState.IDLE
         self._source = self._sink = -1
 
@@ -139,7 +142,7 @@ class Pump:
     def _run(self) -> None:
         before = self.delivered
         for _ in range(ROUNDS):
-            if not (self._drain() if self._watching_sink else self._fill()):
+            if not (self._drain() if self._pending else self._fill()):
                 break
             if self._mark - before >= TURN:
                 break
@@ -147,10 +150,11 @@ class Pump:
             self._on_progress(self.delivered)
 
     def _fill(self) -> bool:
-        """Source -> middle pipe; False when there is nothing more to do in this wake-up."""
+        """Source -> middle pipe -> sink; False when there is nothing more to do in this wake-up."""
         try:
             moved = os.splice(self._source, self._middle.write_end, CHUNK, flags=_FLAGS)
         except BlockingIOError:
+            self._watch_source()
             return False
         except OSError as error:
             # A pty whose last slave was closed answers EIO, after its last byte (pty(7)).
@@ -166,11 +170,7 @@ class Pump:
             self._room = LARGE
             for pipe in (self._middle.write_end, self._source, self._sink):
                 enlarge(pipe)
-        if not self._drain():
-            if self.state is PumpState.ATTACHED:
-                self._watch_sink()
-            return False
-        return True
+        return self._drain()
 
     def _drain(self) -> bool:
         """Middle pipe -> sink, until it is empty; False when the sink takes no more now."""
@@ -178,40 +178,44 @@ class Pump:
             try:
                 moved = os.splice(self._middle.read_end, self._sink, CHUNK, flags=_FLAGS)
             except BlockingIOError:
+                self._watch_sink()
                 return False
             except OSError as error:
                 self._finish(self._on_sink_broken, error.errno or 0)
                 return False
             self._pending -= moved
         self._counters.filling(self._slot, self._mark)
-        if self._watching_sink:
-            self._watch_source()
+        self.blocked.stop()
         return True
 
     def _finish(self, callback: Callable[[int], None], code: int) -> None:
         self._unwatch()
+        self.blocked.stop()
         self.state = PumpState.ENDED
         callback(code)
 
     # -- watching -------------------------------------------------------------------------------
 
     def _watch_source(self) -> None:
-        self._unwatch()
-        self._loop.add_reader(self._source, self._run)
+        if not self._watching_source:
+            self._unwatch()
+            self._watching_source = True
+            self._loop.add_reader(self._source, self._run)
 
     def _watch_sink(self) -> None:
-        self._unwatch()
-        self._watching_sink = True
         self.blocked.start()
-        self._loop.add_writer(self._sink, self._run)
+        if not self._watching_sink:
+            self._unwatch()
+            self._watching_sink = True
+            self._loop.add_writer(self._sink, self._run)
 
     def _unwatch(self) -> None:
         if self._watching_sink:
-            self.blocked.stop()
+            self._watching_sink = False
             self._loop.remove_writer(self._sink)
-        elif self._source >= 0:
+        elif self._watching_source:
+            self._watching_source = False
             self._loop.remove_reader(self._source)
-        self._watching_sink = False
 
 
 def enlarge(fd: int) -> None:
