@@ -41,6 +41,7 @@ from protocol.families.events import Subscribe
 from protocol.families.pod import PodRef, UpdatePod
 from protocol.families.process import CloseStdin, Exec, KillProcess, ProcessRef, Resize
 from protocol.families.stream import Ack, Attach, Find, Found, StreamName
+from protocol.limits import MIN_SPOOL
 from protocol.method import Empty
 from protocol.types import ContainerState, ExitRecord, ProcessState, Winsize
 from protocol.usage import ContainerProcess, ContainerStats, IoLimit
@@ -261,13 +262,14 @@ class Client(Caller):
         offset: int | None = None,
         acknowledge: bool,
         passive: bool = False,
+        limit: int = MIN_SPOOL,
     ) -> SpoolStream:
         """Attaches to a spool, again and again if need be; ``acknowledge`` releases what has been read.
 
-        ``passive``: as a reader that a spool with ``tee`` does not wait for.
+        ``passive``: as a reader that a spool with ``tee`` does not wait for. ``limit``: its own, in bytes.
         """
         wanted = Attach(container, process, stream, offset, passive=passive)
-        return await SpoolStream.attach(self, wanted, acknowledge=acknowledge)
+        return await SpoolStream.attach(self, wanted, acknowledge=acknowledge, limit=limit)
 
     async def attach(
         self,

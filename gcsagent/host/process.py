@@ -24,6 +24,7 @@ from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer, Created
 from protocol.families.process import Exec
 from protocol.families.stream import StreamName
+from protocol.limits import DEFAULT_SPOOL, MIN_SPOOL
 from protocol.types import ExitRecord, Stdio, StreamMode, StreamSpec, StreamState, WhenFull, Winsize
 
 T = TypeVar("T")
@@ -223,6 +224,7 @@ class RemoteProcess:
                     offset=(offsets or {}).get(name.value),
                     acknowledge=not _is_log(wanted[name]),
                     passive=_is_led(wanted[name]),
+                    limit=_limit_of(wanted[name]),
                 )
             elif launching is not None and self.client.offers("exec_request"):
                 self.streams[name.value] = await self.client.attach(
@@ -293,6 +295,11 @@ async def _settled(task: asyncio.Future[T]) -> T:
 
 def _is_log(stream: StreamSpec | StreamState) -> bool:
     return stream.when_full is WhenFull.DROP_OLDEST or (isinstance(stream, StreamSpec) and bool(stream.tee))
+
+
+def _limit_of(stream: StreamSpec | StreamState) -> int:
+    """Of a spool, as far as it is known."""
+    return (stream.limit or DEFAULT_SPOOL) if isinstance(stream, StreamSpec) else MIN_SPOOL
 
 
 def _is_led(stream: StreamSpec | StreamState) -> bool:

@@ -35,10 +35,13 @@ class SpoolStream(Stream):
     """``dropped`` counts the bytes that a log gave up before they were read here."""
 
     @classmethod
-    async def attach(cls, client: Client, wanted: Attach, *, acknowledge: bool) -> Self:
+    async def attach(
+        cls, client: Client, wanted: Attach, *, acknowledge: bool, limit: int = MIN_SPOOL
+    ) -> Self:
         """Attaches at ``wanted.offset``, or where the spool begins; later, should that be gone.
 
         ``acknowledge``: bytes are released in the guest once the reader has asked for those behind them.
+        ``limit`` is the spool's, if it is known: a larger one is told of less often.
         Raises what :meth:`gcsagent.host.client.Client.attach` raises.
         """
         opened, dropped = await _open(client, wanted)
@@ -46,13 +49,14 @@ class SpoolStream(Stream):
         stream._client, stream._wanted, stream._acknowledges = client, wanted, acknowledge
         stream.dropped = dropped
         stream._acked = stream._consumed = stream.position
+        stream._least = min(MANY_BYTES, max(ACK_BYTES, limit // 8))
         return stream
 
     _client: Client
     _wanted: Attach
     _acknowledges = False
     _acked = 0
-    _step = ACK_BYTES
+    _step = _least = ACK_BYTES
     _consumed = 0
     _over = False
     _acking: asyncio.Task[None] | None = None
@@ -93,7 +97,7 @@ class SpoolStream(Stream):
         super().close()
 
     async def _readable(self) -> None:
-        self._acknowledge(ACK_BYTES)  # the writer may be waiting for just that
+        self._acknowledge(self._least)  # the writer may be waiting for just that
         await super()._readable()
 
     def _acknowledge(self, step: int) -> None:
