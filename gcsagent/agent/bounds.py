@@ -66,11 +66,11 @@ class Bounds:
 
     def check_exec(self, stdio: Stdio, container: Container, containers: Collection[Container]) -> None:
         """Whether one more process may be made in ``container``. Raises RESOURCE_EXHAUSTED."""
-        if len(container.execs) >= self.limits.max_execs:
+        if container.exec_count >= self.limits.max_execs:
             raise self.exhausted(
                 "max_execs", f"processes have been executed in {container.ident}: delete what has ended"
             )
-        if sum(len(each.execs) for each in containers) >= self.limits.max_execs_total:
+        if sum(each.exec_count for each in containers) >= self.limits.max_execs_total:
             raise self.exhausted("max_execs_total", "executed processes exist: delete what has ended")
         self._check_spools(stdio, containers)
 

@@ -115,6 +115,10 @@ class Container:
     def execs(self) -> list[Process]:
         return [process for process in self.processes.values() if not process.is_init]
 
+    @property
+    def exec_count(self) -> int:
+        return len(self.processes) - (INIT in self.processes)
+
     def check(self, action: str) -> None:
         """Raises FAILED_PRECONDITION when ``action`` (a key of ALLOWED) is not for this status."""
         if self.status not in ALLOWED[action]:

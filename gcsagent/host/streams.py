@@ -149,13 +149,14 @@ class Stream:
         """Until there is something to read, or :meth:`finish_at` or :meth:`close` changes what is wanted."""
         loop = asyncio.get_running_loop()
         ready, self._wake_reader = _bell()
-        loop.add_reader(self._sock, self._wake_reader)
+        fd = self._sock.fileno()  # of a socket the selector would have its repr, and so its addresses
+        loop.add_reader(fd, self._wake_reader)
         try:
             await ready
         finally:
             self._wake_reader = _nobody
             if not self.closed:
-                loop.remove_reader(self._sock)
+                loop.remove_reader(fd)
 
     # -- input ----------------------------------------------------------------------------------
 
@@ -186,13 +187,14 @@ class Stream:
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
         ready, self._wake_writer = _bell()
-        loop.add_writer(self._sock, self._wake_writer)
+        fd = self._sock.fileno()
+        loop.add_writer(fd, self._wake_writer)
         try:
             await ready
         finally:
             self._wake_writer = _nobody
             if not self.closed:
-                loop.remove_writer(self._sock)
+                loop.remove_writer(fd)
 
     # -- end ------------------------------------------------------------------------------------
 
@@ -202,8 +204,8 @@ class Stream:
             return
         self.closed = True
         loop = asyncio.get_running_loop()
-        loop.remove_reader(self._sock)
-        loop.remove_writer(self._sock)
+        loop.remove_reader(self._sock.fileno())
+        loop.remove_writer(self._sock.fileno())
         self._sock.close()
         self._ended.set()
         self._wake_reader()
