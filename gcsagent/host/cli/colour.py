@@ -12,7 +12,6 @@ class Colour(StrEnum):
 
     BOLD = "1"
     RED = "31"
-    GREEN = "32"
     YELLOW = "33"
 
 

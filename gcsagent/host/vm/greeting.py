@@ -25,10 +25,10 @@ async def answered(guest: Guest, address: str, seconds: float) -> None:
     try:
         await asyncio.wait((greeting, ending), return_when=asyncio.FIRST_COMPLETED)
         if ending.done():
-            raise guest.boot_error(ending.result().reason)
+            raise guest.boot.error(ending.result().reason)
         greeting.result()
     except (HostError, RpcError, RemoteProtocolError) as error:
-        raise guest.boot_error(
+        raise guest.boot.error(
             f"the agent is ready but cannot be reached over vsock: {error}", explained=True
         ) from error
     finally:

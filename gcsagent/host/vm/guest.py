@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+from gcsagent.host.vm.booting import Boot, OnStage
 from gcsagent.host.vm.config import VmExit
-from gcsagent.host.vm.console import ConsoleMonitor, sanitize
-from gcsagent.host.vm.diagnosis import Circumstances, evidence, explain
-from gcsagent.host.vm.errors import BootError, LaunchError, QmpError
+from gcsagent.host.vm.console import sanitize
+from gcsagent.host.vm.diagnosis import Circumstances
+from gcsagent.host.vm.errors import LaunchError, QmpError
 from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.migration import Migration
 from gcsagent.host.vm.process import Child, PipeReader, Tail
@@ -28,15 +29,11 @@ from gcsagent.host.vm.shareplug import Shares
 from gcsagent.host.vm.vsockdev import VsockDevice
 from gcsagent.host.vm.vsockplug import VsockPlug
 
-# What may still be in flight once QEMU is gone or the guest has said its last: pipe contents, a panic's
-# trace.
+# What may still be in flight once QEMU is gone: what its pipes hold, its last events.
 _DRAIN_SECONDS = 2.0
 
 # What QEMU may take to exit once one of its daemons has.
 _EXIT_SECONDS = 2.0
-
-# The kernel says nothing by itself before it starts init, unless something is wrong.
-_SILENCE_HINT = "; --append earlyprintk=ttyS0 shows how far the kernel comes"
 
 # QEMU's RunState values (qapi/run-state.json) that no guest comes back from by itself.
 _DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
@@ -44,11 +41,9 @@ _DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
 # QEMU's ShutdownCause values that mean the guest ended itself in order.
 _ORDERLY = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest rebooted, which ends a VM"}
 
-OnStage = Callable[[str, Mapping[str, float]], None]
-
 
 class Guest:
-    """One attempt at running a guest. `start`, then `booted`, then `exited`; `destroy` at any time."""
+    """One attempt at running a guest. `start`, then `boot.finished`, then `exited`; `destroy` at any time."""
 
     def __init__(
         self,
@@ -61,13 +56,10 @@ class Guest:
         self.device = device
         self.shares = shares
         self.shares.on_lost = self._on_lost_share
-        self._circumstances = circumstances
-        self.console = ConsoleMonitor(self._on_line)
+        self.boot = Boot(circumstances, on_stage)
+        self.console = self.boot.console
         self._on_console = on_console
-        self._on_stage = on_stage
-        self._loop = asyncio.get_running_loop()
-        self._boot: asyncio.Future[None] = self._loop.create_future()
-        self._exit: asyncio.Future[VmExit] = self._loop.create_future()
+        self._exit: asyncio.Future[VmExit] = asyncio.get_running_loop().create_future()
         self._complaints = Tail()
         self._console_pipe = PipeReader(self._on_console_bytes)
         self._stderr = PipeReader(self._complaints.feed)
@@ -81,7 +73,6 @@ class Guest:
         self._tasks: set[asyncio.Task[None]] = set()
         self._shutdown = ""
         self._blame = ""
-        self._failing = False
 
     @classmethod
     async def start(
@@ -115,37 +106,6 @@ class Guest:
         """QEMU's process id."""
         assert self._qemu is not None
         return self._qemu.pid
-
-    async def booted(self, timeout: float, silence: float | None) -> None:
-        """Returns when the guest is ready.
-
-        Args:
-            timeout: seconds until it must be ready.
-            silence: seconds until it must have written something to its console, if that matters.
-
-        Raises:
-            BootError: it failed, died, or took too long.
-        """
-        if silence is not None:
-            self._loop.call_later(silence, self._fail_if_silent, silence)
-        try:
-            async with asyncio.timeout(timeout):
-                await asyncio.shield(self._boot)
-        except TimeoutError:
-            hint = "" if self.console.bytes_seen else _SILENCE_HINT
-            raise self.boot_error(f"not ready within {timeout:g} s{hint}") from None
-
-    def boot_error(self, reason: str, *, explained: bool = False) -> BootError:
-        """The error for a guest that did not come up, noticed by ``reason``.
-
-        Args:
-            explained: `reason` says it all; what the console shows is not looked for another.
-        """
-        console = self.console
-        if not explained:
-            reason = explain(console, reason, self._circumstances)
-        silent = console.bytes_seen == 0
-        return BootError(console.last_stage, sanitize(reason), evidence(console), silent=silent)
 
     async def exited(self) -> VmExit:
         """How the guest ended, once it has. Any number of tasks may wait."""
@@ -264,7 +224,7 @@ class Guest:
         self._console_pipe.close_write_end()
         self._stderr.close_write_end()
         if config.incoming:
-            self._boot.set_result(None)  # it was booted by another QEMU
+            self.boot.happened_elsewhere()
         else:
             self.device.handed_over()
             self.device.publish()
@@ -342,11 +302,7 @@ class Guest:
         self.console.end()
         if not self._exit.done():
             self._exit.set_result(self._make_exit())
-        ended = self._exit.result()
-        if not self._boot.done():
-            self._boot.set_exception(self.boot_error(ended.reason))
-            # Nobody may be waiting for the boot; the exit record says it all.
-            self._boot.exception()
+        self.boot.fail(self._exit.result().reason)
 
     def _make_exit(self) -> VmExit:
         status = -1 if self._qemu is None or self._qemu.returncode is None else self._qemu.returncode
@@ -370,34 +326,6 @@ class Guest:
     def _on_console_bytes(self, data: bytes) -> None:
         self._on_console(data)
         self.console.feed(data)
-
-    def _on_line(self, line: str) -> None:
-        if self._boot.done():
-            return
-        if self.console.ready:
-            self._boot.set_result(None)
-        elif self.console.failure is not None:
-            failure = self.console.failure
-            self._fail_soon(f"stage '{failure.stage}' failed: {failure.reason}")
-        elif self.console.panic is not None:
-            self._fail_soon(self.console.panic.message)
-        if "gcs-boot: " in line:
-            self._on_stage(line.partition("gcs-boot: ")[2], self.console.stages)
-
-    def _fail_soon(self, reason: str) -> None:
-        # What follows explains it (a trace, the power-off); QEMU's exit cuts this short.
-        if not self._failing:
-            self._failing = True
-            self._loop.call_later(_DRAIN_SECONDS, self._fail, reason)
-
-    def _fail_if_silent(self, seconds: float) -> None:
-        if self.console.bytes_seen == 0:
-            self._fail(f"no output at all within {seconds:g} s")
-
-    def _fail(self, reason: str) -> None:
-        if not self._boot.done():
-            self._boot.set_exception(self.boot_error(reason))
-            self._boot.exception()
 
     def _on_event(self, event: QmpEvent) -> None:
         if self._plug is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,23 +22,22 @@ from typing import Any
 from gcsagent.host.snapshot import HOLD_SECONDS
 from gcsagent.host.vm import accel, restoring, saving, tools, vsockdev
 from gcsagent.host.vm.accel import AccelChoice
-from gcsagent.host.vm.config import DEFAULT_PORT, VmConfig, VmExit
+from gcsagent.host.vm.config import VmConfig, VmExit
 from gcsagent.host.vm.console import ConsoleMonitor
 from gcsagent.host.vm.consolelog import ConsoleLog
-from gcsagent.host.vm.disk import Disk, rootfs_disk
-from gcsagent.host.vm.errors import BootError, DiskError, LaunchError, QmpClosed, QmpError, VmError
+from gcsagent.host.vm.disk import Disk
+from gcsagent.host.vm.errors import BootError, LaunchError, QmpClosed, QmpError, VmError
 from gcsagent.host.vm.greeting import ANSWER_SECONDS, answered
 from gcsagent.host.vm.guest import Guest
 from gcsagent.host.vm.nic import Nic, new_mac
+from gcsagent.host.vm.parts import Parts
 from gcsagent.host.vm.plugging import Plugging
 from gcsagent.host.vm.process import interrupts_held
-from gcsagent.host.vm.qemu import QemuConfig
 from gcsagent.host.vm.qmp import QmpClient
 from gcsagent.host.vm.rundir import PrivateDirectory, scratch_parent, socket_parent, sweep
 from gcsagent.host.vm.shareplug import Shares
 from gcsagent.host.vm.snapshotdir import Saved
 from gcsagent.host.vm.timeline import Timeline
-from gcsagent.host.vm.tools import GuestImage
 from gcsagent.host.vm.vsockdev import VsockChoice, VsockDevice
 
 Progress = Callable[[str], None]
@@ -49,16 +48,6 @@ BOOT_SECONDS = {"kvm": 60.0, "tcg": 180.0}
 _KVM_SILENCE = 20.0
 
 _PRESSES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What every attempt at booting uses."""
-
-    qemu: Path
-    image: GuestImage
-    disks: tuple[Disk, ...]
-    vsock: VsockChoice
 
 
 class VirtualMachine(Plugging):
@@ -81,7 +70,7 @@ class VirtualMachine(Plugging):
         self._directories: list[PrivateDirectory] = []
         self._log: ConsoleLog | None = None
         self._guest: Guest | None = None
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
 
     @classmethod
     async def launch(cls, config: VmConfig, *, progress: Progress | None = None) -> VirtualMachine:
@@ -276,7 +265,7 @@ class VirtualMachine(Plugging):
         sweep(scratch_parent())
         choice = accel.choose(self.config.accel)
         self.vsock = vsockdev.choose(self.config.vsock)
-        parts = self._parts = await self._prepare(choice)
+        parts = self._parts = await self._find_parts(choice)
         self.timeline.mark("parts")
         if self.config.console_log is not None:
             self._log = ConsoleLog(self.config.console_log)
@@ -298,7 +287,7 @@ class VirtualMachine(Plugging):
         self.accel = accel.choose(saved.accel)
         self.vsock = vsockdev.choose(self.config.vsock)
         self._progress(f"restoring {directory} under {self.describe()}")
-        parts = await self._prepare(self.accel)
+        parts = await self._find_parts(self.accel)
         images = await restoring.disks(saved, directory, self._private(scratch_parent()))
         parts = self._parts = replace(parts, disks=restoring.booted(saved, images))
         if self.config.console_log is not None:
@@ -310,34 +299,18 @@ class VirtualMachine(Plugging):
         await restoring.go_on(guest, saved, directory, self.address, seconds, self._progress)
         self.timeline.mark("restored")
 
-    async def _prepare(self, choice: AccelChoice) -> _Parts:
-        config = self.config
-        qemu = tools.find_tool(tools.QEMU)
-        image = tools.find_image(config.image, config.kernel)
-        if self.vsock.kind == "vhost-user-vsock":
-            tools.find_tool(tools.VHOST_DEVICE_VSOCK)
-        if config.shares:
-            tools.find_tool(tools.VIRTIOFSD)
-        await asyncio.to_thread(tools.check_qemu, qemu, choice.name)
-        disks = config.disks
-        for disk in disks:
-            if not disk.path.exists():
-                raise DiskError(f"disk {disk.name}: there is no {disk.path}")
-        if config.rootfs is not None:
-            disks = (await self._rootfs(config.rootfs), *disks)
-        return _Parts(qemu, image, disks, self.vsock)
+    async def _find_parts(self, choice: AccelChoice) -> Parts:
+        def scratch() -> Path:
+            return self._private(scratch_parent())
 
-    async def _rootfs(self, rootfs: Path) -> Disk:
-        scratch = self._private(scratch_parent())
-        self._progress(f"preparing {rootfs} as a disk")
-        return await rootfs_disk(rootfs, scratch)
+        return await Parts.find(self.config, choice.name, self.vsock, scratch, self._progress)
 
     def _private(self, parent: Path) -> Path:
         directory = PrivateDirectory.create(parent)
         self._directories.append(directory)
         return directory.path
 
-    async def _boot(self, parts: _Parts, choice: AccelChoice) -> None:
+    async def _boot(self, parts: Parts, choice: AccelChoice) -> None:
         if self._guest is not None:
             self._guest.destroy()
         self.accel = choice
@@ -346,17 +319,19 @@ class VirtualMachine(Plugging):
         guest = await self._start(parts)
         timeout = self.config.boot_timeout or BOOT_SECONDS[choice.name]
         silence = _KVM_SILENCE if choice.may_fall_back else None
-        await guest.booted(timeout, silence)
+        await guest.boot.finished(timeout, silence)
         await answered(guest, self.address, ANSWER_SECONDS[choice.name])
         self.timeline.mark("hello")
 
-    async def _start(self, parts: _Parts, **changes: Any) -> Guest:
+    async def _start(self, parts: Parts, **changes: Any) -> Guest:
         """Starts QEMU, with what `changes` make of its configuration."""
         directory = self._private(socket_parent())
         device, shares = await VsockDevice.create(parts.vsock, directory), Shares(directory)
         self.timeline.mark("vsock")
         try:
-            config = replace(self._qemu_config(parts, device, shares), **changes)
+            config = replace(
+                parts.qemu_config(self.config, self.accel.name, self.nics, device, shares), **changes
+            )
         except BaseException:
             device.close()
             shares.close()
@@ -364,32 +339,6 @@ class VirtualMachine(Plugging):
         self._guest = await Guest.start(config, device, shares, self._on_console, self._on_stage)
         self.timeline.mark("qemu")
         return self._guest
-
-    def _qemu_config(self, parts: _Parts, device: VsockDevice, shares: Shares) -> QemuConfig:
-        config = self.config
-        words = [] if config.port == DEFAULT_PORT else [f"gcs.port={config.port}"]
-        if config.shell:
-            words.append("gcs.shell=on")
-        return QemuConfig(
-            qemu=parts.qemu,
-            accelerator=self.accel.name,
-            memory_mib=config.memory_mib,
-            cpus=config.cpus,
-            kernel=parts.image.kernel,
-            initramfs=parts.image.initramfs,
-            vsock=parts.vsock.kind,
-            vsock_fd=device.fd,
-            vsock_cid=device.cid,
-            qmp_fd=-1,
-            name=config.name,
-            cmdline=(*words, *config.cmdline),
-            disks=parts.disks,
-            nics=self.nics,
-            shares=tuple((share, shares.serve(share)) for share in config.shares),
-            qmp_path=config.qmp_path,
-            max_cpus=config.max_cpus,
-            max_memory_mib=config.max_memory_mib,
-        )
 
     def _on_stage(self, line: str, stages: Mapping[str, float]) -> None:
         self.timeline.guest(stages)
