@@ -9,13 +9,14 @@ returns None, or what the value must be.
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 import types
 import typing
 from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar
+
+from protocol.dataclass import is_always_the_same, is_record, is_required, names_of
 
 T = TypeVar("T")
 _Decoder = Callable[[Any, str], Any]
@@ -66,14 +67,14 @@ def _find_depth(hint: Any) -> int | None:
         return None
     if origin is typing.Annotated:
         return depth_of(arguments[0])
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and is_record(hint):
         hints = typing.get_type_hints(hint, include_extras=True)
-        arguments = tuple(hints[field.name] for field in dataclasses.fields(hint))
+        arguments = tuple(hints[name] for name in names_of(hint))
     below = [depth_of(argument) for argument in arguments if argument is not Ellipsis]
     known = [depth for depth in below if depth is not None]
     if len(known) < len(below):
         return None
-    return max(known, default=0) + int(origin is tuple or dataclasses.is_dataclass(hint))
+    return max(known, default=0) + int(origin is tuple or (isinstance(hint, type) and is_record(hint)))
 
 
 def _encoder_of(kind: type) -> _Encoder:
@@ -90,8 +91,8 @@ def _make_encoder(kind: type) -> _Encoder:
         return lambda value: {
             key: item if type(item) in _PLAIN else to_wire(item) for key, item in value.items()
         }
-    if dataclasses.is_dataclass(kind):
-        return _record_encoder(tuple(field.name for field in dataclasses.fields(kind)))
+    if is_record(kind):
+        return _record_encoder(names_of(kind))
     return lambda value: value
 
 
@@ -134,8 +135,8 @@ def _make_decoder(hint: Any) -> _Decoder:
         return _mapping(arguments[1])
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _enumeration(hint)
-    if dataclasses.is_dataclass(hint):
-        return _record(typing.cast(type, hint))
+    if isinstance(hint, type) and is_record(hint):
+        return _record(hint)
     raise TypeError(f"the contract has no wire form for {hint!r}")
 
 
@@ -223,19 +224,19 @@ def _enumeration(kind: type[Enum]) -> _Decoder:
 
 
 def _record(cls: type) -> _Decoder:
-    hints, fields = typing.get_type_hints(cls, include_extras=True), dataclasses.fields(cls)
+    hints, names = typing.get_type_hints(cls, include_extras=True), names_of(cls)
     plan = [
-        (field.name, _PLAIN_HINTS.get(hints[field.name]), _decoder_of(hints[field.name]), _is_required(field))
-        for field in fields
+        (name, _PLAIN_HINTS.get(hints[name]), _decoder_of(hints[name]), is_required(cls, name))
+        for name in names
     ]
-    names = frozenset(field.name for field in fields)
+    known = frozenset(names)
     # What a map with none of them says: always the same, which can be shared, for it cannot be changed.
-    nothing = None if any(field.default is dataclasses.MISSING for field in fields) else cls()
+    nothing = cls() if is_always_the_same(cls) else None
 
     def decode(value: Any, path: str) -> Any:
         if not isinstance(value, dict):
             raise SchemaError(path, f"must be a map, not {_name_of(value)}")
-        if nothing is not None and names.isdisjoint(value):
+        if nothing is not None and known.isdisjoint(value):
             return nothing
         arguments: dict[str, Any] = {}
         for name, plain, decode_field, required in plan:
@@ -255,10 +256,6 @@ _PLAIN_HINTS: dict[Any, type] = {
     hint: kind for kind in (str, int, bool, float, bytes) for hint in (kind, kind | None)
 }
 """Hints of which a value of the type is known to be right by its type alone."""
-
-
-def _is_required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _name_of(value: object) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from protocol import checks
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 from protocol.limits import MAX_SPOOL, MIN_SPOOL
 from protocol.pods import PodNamespace
 from protocol.usage import RuntimeView

@@ -85,7 +85,7 @@ def block(name: str) -> str:
 def _find(name: str) -> Any:
     return next(
         getattr(module, name)
-        for module in (records, usage, pods, method, *methods.FAMILIES, limits, errors)
+        for module in (records, usage, pods, method, *methods.families(), limits, errors)
         if hasattr(module, name)
     )
 

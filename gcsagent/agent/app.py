@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import os
 import socket
+from typing import TYPE_CHECKING
 
-from gcsagent.agent import logs, methods, teardown
+from gcsagent.agent import logs, methods, services
 from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.bounds import Bounds, limits_of
 from gcsagent.agent.calls import Caller
@@ -16,12 +16,10 @@ from gcsagent.agent.cgroups import CgroupMounts
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
-from gcsagent.agent.forwarding import service as forward_service
-from gcsagent.agent.forwarding.service import Forwards
-from gcsagent.agent.guest.snapshot import SnapshotService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.kernfs import KernelFiles
 from gcsagent.agent.kmsg import KernelLog
+from gcsagent.agent.later import Later
 from gcsagent.agent.oom import OomWatch
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.reload import reload
@@ -30,11 +28,13 @@ from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.seeing.logring import LogRing
 from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
-from gcsagent.agent.storage.recovery import recover as recover_storage
-from gcsagent.agent.storage.service import StorageService, mounts_directory
 from gcsagent.agent.supervisor_client import SupervisorClient
 from gcsagent.common import boot
 from gcsagent.common.config import Settings
+
+if TYPE_CHECKING:
+    from gcsagent.agent.container import Container
+    from gcsagent.agent.forwarding.service import Forwards
 
 EX_CONFIG = 78
 """sysexits.h: starting again will not help; the supervisor knows it (agentproc)."""
@@ -81,13 +81,8 @@ async def _run(settings: Settings, generation: int) -> int:
     keeper = Keeper(supervisor, counters)
     registry, agent = _assemble(settings, generation, supervisor, keeper, events, bounds)
     await agent.upgrades.load()
-    forwards = Forwards(registry, f"g{generation}")
-    await reload(registry, supervisor, forward_service.claimed(held))
-    registry.archives.resume()
-    await recover_storage(registry, registry.storage)
-    registry.snapshots.recover()
-    await forwards.restore(supervisor, held)
-    await registry.pressure.take_up(held)
+    forwards = services.forwards(registry, f"g{generation}")
+    await _take_up(registry, supervisor, forwards, held)
     table = methods.build(registry, agent, forwards, log)
     openers = methods.openers(forwards)
     dispatcher = Dispatcher(table, registry.journal, lambda: agent.stopping, openers, registry.quiet)
@@ -105,6 +100,29 @@ async def _run(settings: Settings, generation: int) -> int:
     await gone.wait()
     _log.warning("the supervisor is gone; so am I")
     return 1
+
+
+async def _take_up(
+    registry: Registry, supervisor: SupervisorClient, forwards: Later[Forwards], held: set[str]
+) -> None:
+    """Goes on with what an earlier agent left. What it never had is not loaded for that."""
+
+    def has_left(name: str) -> bool:
+        return os.path.exists(os.path.join(registry.state, name))
+
+    forwarded = {name for name in held if name.startswith("forward/")}
+    await reload(registry, supervisor, forwards.get().claimed(forwarded) if forwarded else set())
+    registry.archives.resume()
+    if has_left("storage"):
+        from gcsagent.agent.storage.recovery import recover
+
+        await recover(registry, registry.storage.get())
+    if has_left("snapshot.json"):
+        registry.snapshots.get().recover()
+    if forwarded:
+        await forwards.get().restore(supervisor, forwarded)
+    if any(name.startswith("pressure/") for name in held):
+        await registry.pressure.get().take_up(held)
 
 
 def _assemble(
@@ -131,11 +149,17 @@ def _assemble(
     registry = Registry(
         settings.state, settings.guest, runtimes, caller, keeper, events, cgroups, oom, bounds
     )
-    mounts = mounts_directory(settings.state, settings.guest)
-    registry.storage = StorageService(registry, settings.state, mounts)
-    registry.snapshots = SnapshotService(registry, settings.state)
+    registry.storage = services.storage(registry, settings.state, settings.guest)
+    registry.snapshots = services.snapshots(registry, settings.state)
+    registry.checkpoints, registry.pressure = services.checkpoints(registry), services.pressure(registry)
     registry.own_network = settings.guest or settings.own_network
-    registry.tear_down = functools.partial(teardown.tear_down, registry)
+
+    async def tear_down(container: Container, seconds: float) -> None:
+        from gcsagent.agent import teardown
+
+        await teardown.tear_down(registry, container, seconds)
+
+    registry.tear_down = tear_down
     agent = AgentService(settings, registry, generation, int(os.environ["GCS_SUPERVISOR_PID"]))
     return registry, agent
 

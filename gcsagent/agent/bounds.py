@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from protocol.dataclass import names_of
 from protocol.errors import Code, RpcError
 from protocol.limits import DEFAULT_SPOOL, Limits
 from protocol.types import Stdio, StreamMode, WhenFull
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ALWAYS = 8
 """Requests in flight that a connection may have however many others there are."""
 
-_KNOWN = frozenset(field.name for field in fields(Limits))
+_KNOWN = frozenset(names_of(Limits))
 
 
 def limits_of(settings: Iterable[tuple[str, int]]) -> Limits:

@@ -8,13 +8,12 @@ later would win over it.
 from __future__ import annotations
 
 import logging
-from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.logs import context
 from gcsagent.agent.runtime import change_call
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 
 if TYPE_CHECKING:
     from gcsagent.agent.container import Container

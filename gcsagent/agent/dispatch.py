@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgpack
@@ -18,7 +17,7 @@ import msgpack
 from gcsagent.agent.call import Call
 from gcsagent.agent.failures import given_up, to_rpc_error
 from gcsagent.agent.journal import UNDONE, Entry, Journal, RequestMark
-from gcsagent.agent.methods import Handler
+from gcsagent.agent.later import Handler, Unloaded
 from gcsagent.agent.quiet import Quiet
 from gcsagent.agent.runtime import RuntimeFailure
 from gcsagent.agent.supervisor_client import SupervisorError
@@ -30,11 +29,14 @@ from protocol.methods import METHODS
 
 Answer = Callable[[Any], None]
 
+CO_COROUTINE = 0x80
+"""inspect's, without importing that."""
+
 
 class Dispatcher:
     def __init__(
         self,
-        table: dict[str, Handler],
+        table: Mapping[str, Handler | Unloaded],
         journal: Journal,
         stopping: Callable[[], bool],
         openers: dict[str, Opener] | None = None,
@@ -45,7 +47,7 @@ class Dispatcher:
         self._quiet = quiet or Quiet()
         self._openers = openers or {}
         self._table, self._journal, self._stopping = table, journal, stopping
-        self._inline = {name for name, handler in table.items() if not inspect.iscoroutinefunction(handler)}
+        self._handlers: dict[str, tuple[Handler, bool]] = {}
 
     def run(self, call: Call, raw: dict[str, Any], params: Any, envelope: Envelope, answer: Answer) -> None:
         """Calls ``answer`` once with the result or the RpcError, now or later."""
@@ -70,14 +72,18 @@ class Dispatcher:
         self._begin(call, handler, params, answer)
 
     def _run(self, call: Call, params: Any, answer: Answer) -> None:
-        handler = self._table[call.method]
+        try:
+            handler, inline = self._handlers.get(call.method) or self._load(call.method)
+        except RpcError as error:
+            answer(error)
+            return
         if METHODS[call.method].mutating:
             refusal = self._quiet.refusal(call.method)
             if refusal is not None:
                 answer(refusal)
                 return
             answer = self._quiet.counted(call.method, answer)
-        if call.method in self._inline:
+        if inline:
             try:
                 result = handler(params, call)
             except Exception as error:
@@ -85,6 +91,15 @@ class Dispatcher:
             answer(result)
             return
         self._begin(call, handler, params, answer)
+
+    def _load(self, method: str) -> tuple[Handler, bool]:
+        """The handler, and whether it answers at once. Raises RpcError when it cannot be loaded now."""
+        handler = self._table[method]
+        if isinstance(handler, Unloaded):
+            handler = handler.load()
+        code = getattr(handler, "__code__", None)  # a method has its function's
+        found = self._handlers[method] = handler, not (code is not None and code.co_flags & CO_COROUTINE)
+        return found
 
     def _begin(self, call: Call, handler: Handler, params: Any, answer: Answer) -> None:
         call.task = asyncio.get_running_loop().create_task(self._run_task(call, handler, params, answer))

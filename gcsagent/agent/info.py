@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-import platform
 import signal
+import sys
 import time
 from typing import Any
 
@@ -32,6 +32,8 @@ from protocol.types import BootStage, Status
 
 BUILD_FILE = "/etc/gcsagent/build.json"
 
+OS_RELEASE = ("/etc/os-release", "/usr/lib/os-release")
+
 SANDBOX_SECONDS = 1.0
 """A sandbox's grace when its pod's containers have used all of it up."""
 
@@ -42,7 +44,7 @@ class AgentService:
     def __init__(self, settings: Settings, registry: Registry, generation: int, supervisor_pid: int) -> None:
         self._settings, self._registry = settings, registry
         self.supervisor_pid = supervisor_pid
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self.stopping = False
         self.generation = generation
         self._runtimes = RuntimeFacts(registry.runtimes)
@@ -54,20 +56,20 @@ class AgentService:
     def pong(self, came: float) -> Pong:
         """The answer to a ping that was read at ``came`` (time.monotonic)."""
         now = time.monotonic()
-        return Pong(self.generation, int((now - self._started) * 1000), int((now - came) * 1_000_000))
+        return Pong(self.generation, int((now - self.started) * 1000), int((now - came) * 1_000_000))
 
     async def info(self, params: AskInfo, _call: Call) -> Info:
         runtimes = await self._runtimes.all(params.features)
         containers = self._registry.containers
-        memory = proc.meminfo()
+        memory, machine_name = proc.meminfo(), os.uname()
         return Info(
             agent_version=__version__,
             generation=self.generation,
             boot_id=self.boot_id,
-            hostname=platform.node(),
-            kernel=platform.release(),
+            hostname=machine_name.nodename,
+            kernel=machine_name.release,
             os=_os_name(),
-            python=platform.python_version(),
+            python=".".join(map(str, sys.version_info[:3])),
             cgroups=self._registry.cgroups.version,
             runtime=runtimes[0],
             runtimes=runtimes,
@@ -116,7 +118,8 @@ class AgentService:
     async def _stop(self, action: str, grace: float) -> None:
         containers = list(self._registry.containers.values())
         _log.info("stopping", extra={"action": action, "containers": len(containers)})
-        await self._registry.snapshots.end()
+        if self._registry.snapshots.made is not None:
+            await self._registry.snapshots.made.end()
         await self._registry.archives.end()
         # A sandbox's end would cut short the grace of its pod's containers.
         sandboxes = [each for each in containers if each.role.sandbox is not None]
@@ -125,7 +128,8 @@ class AgentService:
         for those in (others, sandboxes):
             left = max(SANDBOX_SECONDS, until - asyncio.get_running_loop().time())
             await asyncio.gather(*(self._stop_container(container, min(grace, left)) for container in those))
-        await self._registry.storage.unmount_all()
+        if self._registry.storage.made is not None:
+            await self._registry.storage.made.unmount_all()
         self._registry.cgroup_tree.remove_root()
         self.upgrades.clear()
         _remove_sockets(self._settings.listen)
@@ -156,6 +160,10 @@ def _remove_sockets(addresses: tuple[str, ...]) -> None:
 
 
 def _os_name() -> str:
+    if not any(map(os.path.exists, OS_RELEASE)):
+        return ""
+    import platform  # with much that no other request needs
+
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME", "")
     except OSError:

@@ -17,9 +17,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from dataclasses import replace
 
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, replace
 
 KMSG = "/dev/kmsg"
 RECORD = 8192

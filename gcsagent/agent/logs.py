@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 _TAKEN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -40,22 +40,33 @@ def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
 
 def set_up(level: str) -> None:
     """Sends everything to standard error: the guest's console, or the terminal outside a guest."""
-    formatter = _make_formatter_class()(
+    root = logging.getLogger()
+    root.handlers[:] = [_StandardError(sys.stderr)]
+    root.setLevel(level.upper())
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    # What no line says need not be found out for each (logging's HOWTO, Optimization).
+    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
+        setattr(logging, name, None)
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Makes its formatter for the first line, which comes when the agent is ready."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        if self.formatter is None:
+            self.setFormatter(_make_formatter())
+        return super().format(record)
+
+
+def _make_formatter() -> logging.Formatter:
+    formatter: logging.Formatter = _make_formatter_class()(
         _FORMAT,
         rename_fields={"asctime": "time", "levelname": "level"},
     )
     formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
     formatter.default_msec_format = "%s.%03dZ"
     formatter.converter = time.gmtime
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter)
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-    # What no line says need not be found out for each (logging's HOWTO, Optimization).
-    for name in ("_srcfile", "logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
-        setattr(logging, name, None)
+    return formatter
 
 
 def _make_formatter_class() -> Any:

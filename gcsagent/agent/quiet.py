@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from protocol.errors import Code, RpcError
-from protocol.families.snapshot import PASSING
 
 
 class Quiet:
@@ -32,7 +31,7 @@ class Quiet:
 
     def refusal(self, method: str) -> RpcError | None:
         """Why a request that changes something is not carried out now; None: it is."""
-        if not self._snapshot or method in PASSING:
+        if not self._snapshot or method in _passing():
             return None
         return RpcError(
             Code.FAILED_PRECONDITION,
@@ -42,7 +41,7 @@ class Quiet:
 
     def counted(self, method: str, answer: Callable[[Any], None]) -> Callable[[Any], None]:
         """``answer`` for a request that is let in: it is under way until that is called."""
-        if method in PASSING:
+        if method in _passing():
             return answer
         number = next(self._numbers)
         self._under_way[number] = method
@@ -70,3 +69,9 @@ class Quiet:
         while self._under_way:
             self._ended.clear()
             await self._ended.wait()
+
+
+def _passing() -> Collection[str]:
+    from protocol.families.snapshot import PASSING  # asked for while a snapshot is made, and not before
+
+    return PASSING

@@ -21,7 +21,6 @@ from gcsagent.agent.cgroup_tree import CgroupTree
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts
 from gcsagent.agent.container import Container
 from gcsagent.agent.events import EventLog
-from gcsagent.agent.guest.pressure import PressureWatches
 from gcsagent.agent.journal import Journal, RequestMark, place_of
 from gcsagent.agent.logs import context
 from gcsagent.agent.oom import OomWatch
@@ -39,7 +38,10 @@ from protocol.schema import to_wire
 from protocol.types import Status, Stdio
 
 if TYPE_CHECKING:
+    from gcsagent.agent.checkpoint import CheckpointService
+    from gcsagent.agent.guest.pressure import PressureWatches
     from gcsagent.agent.guest.snapshot import SnapshotService
+    from gcsagent.agent.later import Later
     from gcsagent.agent.storage.service import StorageService
 
 DELETE_SECONDS = 60.0
@@ -72,7 +74,6 @@ class Registry:
             oom,
         )
         self.state = state
-        self.pressure = PressureWatches(keeper.supervisor, events)
         self.directory = os.path.join(state, "containers")
         self.pipes = os.path.join(state, "pipes")
         # Two agents on one machine (development, tests) must not share cgroups; in a guest there is one.
@@ -82,8 +83,10 @@ class Registry:
         self.journal, self.traffic, self.quiet = Journal(state), Traffic(), Quiet()
         self.archives = Archives(self, state)
         self.tear_down: Callable[[Container, float], Coroutine[Any, Any, None]]  # wired in gcsagent.agent.app
-        self.storage: StorageService  # likewise
-        self.snapshots: SnapshotService  # likewise
+        self.storage: Later[StorageService]  # likewise
+        self.snapshots: Later[SnapshotService]  # likewise
+        self.checkpoints: Later[CheckpointService]  # likewise
+        self.pressure: Later[PressureWatches]  # likewise
         self.containers: dict[str, Container] = {}
         os.makedirs(self.directory, mode=0o711, exist_ok=True)
 

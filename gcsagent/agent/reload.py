@@ -17,20 +17,18 @@ Every difference that is put right is logged.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gcsagent.agent import archives
-from gcsagent.agent.checkpoint import CheckpointService
 from gcsagent.agent.container import Container
 from gcsagent.agent.estate import Estate
 from gcsagent.agent.fifo import Fifo
-from gcsagent.agent.finishing import Finisher
 from gcsagent.agent.found import BROKEN, fill, mark, process_directories, read_document, slots
 from gcsagent.agent.leftovers import kill_unknown, sweep, tell_of_deletions
-from gcsagent.agent.pods import setup
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import (
@@ -44,18 +42,33 @@ from protocol.checks import identifier
 from protocol.schema import from_wire
 from protocol.types import ExitRecord, Status, Stdio
 
+if TYPE_CHECKING:
+    from gcsagent.agent.checkpoint import CheckpointService
+    from gcsagent.agent.finishing import Finisher
+
 _log = logging.getLogger("agent.reload")
 
 
 class Reloader:
     def __init__(self, registry: Registry, supervisor: SupervisorClient, slots: set[int]) -> None:
         self._registry, self._supervisor, self._others_slots = registry, supervisor, slots
-        self._checkpoints = CheckpointService(registry)
         self._estate = Estate(registry, supervisor)
-        self._finish = Finisher(registry, self._estate, self._checkpoints)
         self._cgroups_unclear = False
         self._later: list[Coroutine[Any, Any, None]] = []
         self._trash: list[str] = []
+
+    @functools.cached_property
+    def _finish(self) -> Finisher:
+        """Loaded with the first container there is."""
+        from gcsagent.agent.finishing import Finisher
+
+        return Finisher(self._registry, self._estate, self._registry.checkpoints.get())
+
+    @property
+    def _checkpoints(self) -> CheckpointService | None:
+        """None as long as nobody has made a checkpoint."""
+        there = os.path.exists(os.path.join(self._registry.state, "checkpoints"))
+        return self._registry.checkpoints.get() if there else None
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
@@ -66,7 +79,8 @@ class Reloader:
         self._registry.keeper.counters.claim(claimed | self._others_slots)
         for container, found in documents:
             await self._restore(container, found)
-        self._checkpoints.pend_deletions()
+        if self._checkpoints is not None:
+            self._checkpoints.pend_deletions()
         await self._drop_leftovers()
         # Only now: undoing one container takes knowing what the others share with it.
         unfinished = [self._registry.spawn(work) for work in self._later]
@@ -75,7 +89,8 @@ class Reloader:
         self._registry.spawn(self._sweep(unfinished))
 
     async def _sweep(self, unfinished: list[asyncio.Task[None]]) -> None:
-        await self._checkpoints.sweep()
+        if self._checkpoints is not None:
+            await self._checkpoints.sweep()
         await sweep(self._registry, unfinished, self._trash, cgroups=not self._cgroups_unclear)
 
     def _read_documents(self) -> list[tuple[Container, dict[str, dict[str, Any]]]]:
@@ -133,7 +148,10 @@ class Reloader:
             self._set_aside(container, error)
             return
         self._registry.oom.restore(container, self._estate.events)
-        setup.limit_again(container)
+        if container.role.sandbox is not None:
+            from gcsagent.agent.pods import setup
+
+            setup.limit_again(container)
         if container.status not in (Status.DELETING, Status.CREATING):
             self._registry.oom.begin(container)
         changing = container.change is not None or change_call(container.ident) in self._estate.calls
@@ -159,7 +177,7 @@ class Reloader:
         elif container.checkpointing is not None:
             self._finish.pend(mark(container.checkpointing["request"]))
             self._estate.end_what_has_ended(container)
-            self._later.append(self._checkpoints.resume(container))
+            self._later.append(self._registry.checkpoints.get().resume(container))
         else:
             self._finish.answered(container)
             self._estate.end_what_has_ended(container)

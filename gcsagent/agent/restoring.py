@@ -11,7 +11,6 @@ import copy
 import os
 import shutil
 import time
-from dataclasses import replace
 from typing import Any
 
 from gcsagent.agent import bundle, criu, io_limits, limit_files, overlay, stream_images
@@ -27,6 +26,7 @@ from gcsagent.agent.runtime import RuntimeFailure, launch_call
 from gcsagent.agent.stdio import PreparedStdio
 from gcsagent.agent.streams import InputStream
 from protocol.checks import INIT
+from protocol.dataclass import replace
 from protocol.errors import Code, RpcError
 from protocol.families.checkpoint import Checkpoint, Restore
 from protocol.families.container import Created

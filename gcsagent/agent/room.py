@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from gcsagent.agent.container_list import size_of
-from gcsagent.agent.process_list import PAGE_BYTES
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runc import MAX_OUTPUT
 from gcsagent.agent.wire import MAX_UNREAD
@@ -27,10 +25,14 @@ MAX_ROOM = 2 * MAX_FRAME
 def wanted(registry: Registry, method: str, params: Any) -> int:
     """What the answer may come to, of a method that waits for something; 0 when it is a few lines."""
     if method == "container.processes":
+        from gcsagent.agent.process_list import PAGE_BYTES
+
         return PAGE_BYTES
     if method == "agent.info":
         return MAX_OUTPUT if params.features else 0
     if method == "container.state" and params.container in registry.containers:
+        from gcsagent.agent.container_list import size_of
+
         return size_of(registry.containers[params.container], True)
     return 0
 

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from dataclasses import field
 from typing import Any, Protocol
 
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 
 MAX_REASON = 1000
 """Characters of the runtime's own words in an error's sentence; its details have more of them."""

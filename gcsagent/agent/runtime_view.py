@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gcsagent.agent.call import Call
 from gcsagent.agent.container import Container
 from gcsagent.agent.process_list import init_started_at_ns
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import RuntimeFailure, RuntimeMissing, RuntimeState
+from protocol.dataclass import replace
 from protocol.families.container import StateContainer
 from protocol.types import ContainerState, Status
 from protocol.usage import RuntimeView

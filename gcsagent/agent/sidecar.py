@@ -9,14 +9,12 @@ and the last to be deleted takes them along (:mod:`gcsagent.agent.fifos`).
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from dataclasses import field
 from typing import Any
 
 from gcsagent.agent.fifo import Fifo
 from protocol import checks
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field, replace
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamSpec
 
@@ -59,7 +57,7 @@ def plan(spec: dict[str, Any], stdio: Stdio, directory: str) -> Piping:
     if any(each.mode is not StreamMode.NULL for each in (stdio.stdout, stdio.stderr)):
         raise _invalid(LOCATION, "says where output goes: leave stdio.stdout and stdio.stderr null")
     pipes = (StreamSpec(StreamMode.FIFO, path=path) for path in (out, err))
-    stdio = dataclasses.replace(stdio, stdout=next(pipes), stderr=next(pipes))
+    stdio = replace(stdio, stdout=next(pipes), stderr=next(pipes))
     return Piping(stdio, fields=dict.fromkeys(("stdout", "stderr"), _field(LOCATION)))
 
 

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from gcsagent.agent.attachable import Keeper, NullStream, Stream
 from gcsagent.agent.calls import TAIL
@@ -18,6 +17,7 @@ from gcsagent.agent.spool_stream import SpoolStream
 from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import DiscardedTty, TtyStream
+from protocol.dataclass import dataclass, field
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamSpec, WhenFull
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, names_of
 
 if TYPE_CHECKING:  # the agent has no use for tarfile
     from gcsagent.tarball.attributes import IdMap
@@ -30,7 +29,7 @@ class Job:
     gids: IdMap = ()
 
     def to_text(self) -> str:
-        return json.dumps(dataclasses.asdict(self))
+        return json.dumps({name: getattr(self, name) for name in names_of(Job)})
 
     @classmethod
     def from_text(cls, text: str) -> Job:

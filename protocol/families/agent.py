@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from protocol import checks
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 from protocol.limits import Limits
 from protocol.method import LONG, QUICK, Empty, Method
 from protocol.types import BootStage, MachineInfo, RuntimeInfo, UpgradeStatus

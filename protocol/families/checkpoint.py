@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-
 from protocol import checks
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 from protocol.families.container import Created
 from protocol.method import LONG, QUICK, Empty, Method
 

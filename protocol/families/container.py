@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Annotated, Any
 
 from protocol import checks
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 from protocol.limits import MAX_PAGE
 from protocol.method import LONG, QUICK, RUNTIME, Empty, Method
 from protocol.pods import PodMember, Sandbox

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import field
 from enum import StrEnum
 from typing import Annotated, Any
 
 from protocol import checks
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 from protocol.limits import MAX_LOG_PAGE, MAX_METRICS_PAGE
 from protocol.method import QUICK, Empty, Method
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import field
 from enum import StrEnum
 from typing import Annotated
 
 from protocol import checks
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 from protocol.limits import MAX_DEADLINE_MS
 from protocol.method import QUICK, Empty, Method
 from protocol.types import Winsize

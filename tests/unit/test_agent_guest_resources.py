@@ -21,6 +21,7 @@ from gcsagent.agent.guest import pressure as pressures
 from gcsagent.agent.guest import sysfs
 from gcsagent.agent.guest.pressure import PressureWatches
 from gcsagent.agent.guest.resources import ResourceService
+from gcsagent.agent.later import Later
 from gcsagent.agent.logs import context
 from protocol.errors import Code, RpcError
 from protocol.families.guest import (
@@ -79,7 +80,7 @@ class Machine:
     """What the service needs of a registry; ``outcome`` is how the shell ends."""
 
     def __init__(self, outcome: Outcome | CannotStart, guest: bool = True) -> None:
-        self.guest, self.caller, self.pressure = guest, self, self
+        self.guest, self.caller, self.pressure = guest, self, Later(lambda: self)
         self.outcome = outcome
         self.asked: list[list[str]] = []
 

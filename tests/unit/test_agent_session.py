@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from gcsagent.agent import methods, wire
+from gcsagent.agent import methods, services, wire
 from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.bounds import ALWAYS, Bounds
 from gcsagent.agent.calls import Caller
@@ -22,8 +22,6 @@ from gcsagent.agent.container import Container
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.dispatch import Dispatcher
 from gcsagent.agent.events import EventLog
-from gcsagent.agent.forwarding.service import Forwards
-from gcsagent.agent.guest.snapshot import SnapshotService
 from gcsagent.agent.info import AgentService
 from gcsagent.agent.kernfs import KernelFiles
 from gcsagent.agent.kmsg import KernelLog
@@ -34,7 +32,6 @@ from gcsagent.agent.room import MAX_ROOM
 from gcsagent.agent.runc import Runc
 from gcsagent.agent.runtimes import Runtimes
 from gcsagent.agent.session import Session
-from gcsagent.agent.storage.service import StorageService
 from gcsagent.agent.streams import OutputStream
 from gcsagent.common.config import Settings
 from protocol.errors import Code, RpcError
@@ -59,10 +56,12 @@ class Host:
         oom = OomWatch(events, KernelLog(str(tmp_path / "no log")), KernelFiles())
         runtimes = Runtimes(lambda _: runtime, ["runc"])
         self.registry = Registry(str(tmp_path), False, runtimes, caller, keeper, events, cgroups, oom, bounds)
-        self.registry.storage = StorageService(self.registry, str(tmp_path), str(tmp_path / "mounts.d"))
-        self.registry.snapshots = SnapshotService(self.registry, str(tmp_path))
+        self.registry.storage = services.storage(self.registry, str(tmp_path), guest=False)
+        self.registry.snapshots = services.snapshots(self.registry, str(tmp_path))
+        self.registry.checkpoints = services.checkpoints(self.registry)
+        self.registry.pressure = services.pressure(self.registry)
         self.agent = AgentService(Settings(("unix:x",), str(tmp_path)), self.registry, 1, os.getpid())
-        forwards = Forwards(self.registry, "g7")
+        forwards = services.forwards(self.registry, "g7")
         table = methods.build(self.registry, self.agent, forwards)
         self.dispatcher = Dispatcher(table, self.registry.journal, lambda: False, methods.openers(forwards))
         self.closed: list[Session] = []

@@ -17,7 +17,7 @@ from gcsagent.host.cli.parser import build
 from protocol import checks
 from protocol.errors import Code
 from protocol.method import Envelope
-from protocol.methods import FAMILIES, METHODS
+from protocol.methods import METHODS, families
 
 ROOT = Path(__file__).parent.parent.parent
 SPEC = (ROOT / "protocol" / "SPEC.md").read_text()
@@ -34,7 +34,7 @@ def rows() -> list[tuple[str, str]]:
 def words_of_the_contract() -> set[str]:
     """Error codes, enumerations' values, the keys of every request, and details and events from SPEC.md."""
     found = {str(code.value) for code in Code} | {field.name for field in fields(Envelope)}
-    for module in (protocol.types, *FAMILIES):
+    for module in (protocol.types, *families()):
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, enum.Enum):
                 found |= {str(member.value) for member in value}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field, replace
 from protocol.families.agent import Hello
 from protocol.methods import METHODS
 
@@ -18,7 +18,7 @@ from protocol.methods import METHODS
 class Ours:
     name: str
     size: int = 3
-    parts: list[int] = dataclasses.field(default_factory=list)
+    parts: list[int] = field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def test_fields_defaults_and_their_own_lists(kind: Any) -> None:
     first.parts.append(1)
     assert kind("a").parts == []
     assert [field.name for field in dataclasses.fields(kind)] == ["name", "size", "parts"]
-    assert dataclasses.replace(second, size=5) == kind("a", 5, [1])
+    assert dataclasses.replace(second, size=5) == replace(second, size=5) == kind("a", 5, [1])
     match second:
         case kind(name, size):
             assert (name, size) == ("a", 4)
@@ -113,9 +113,35 @@ def test_nothing_is_compiled_before_it_is_needed() -> None:
     assert Late.__init__ is not stub
 
 
+def test_one_that_can_be_changed_is_equal_and_has_no_hash() -> None:
+    @dataclass(slots=True)
+    class Open:
+        name: str
+
+    one = Open("a")
+    one.name = "b"
+    assert one == Open("b")
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(one)
+
+
+def test_without_eq_each_is_itself() -> None:
+    @dataclass(slots=True, eq=False)
+    class Own:
+        name: str
+
+    one = Own("a")
+    assert (one == Own("a"), one == one, len({one})) == (False, True, 1)
+
+
 def test_other_kinds_are_refused() -> None:
     with pytest.raises(TypeError, match="there is no other kind here"):
-        dataclass(frozen=False, slots=True)
+        dataclass(frozen=True, slots=False)
+    with pytest.raises(ValueError, match=r"Shared.parts: want a default_factory"):
+
+        @dataclass(frozen=True, slots=True)
+        class Shared:
+            parts: list[int] = []  # noqa: RUF012
 
 
 def test_the_contract_is_made_of_them() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import types
 import typing
-from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from protocol import checks, mountchecks, netchecks
 from protocol.checks import Between
+from protocol.dataclass import dataclass, field
 from protocol.errors import RpcError
 from protocol.families.agent import Pong, Welcome
 from protocol.families.container import ContainerList
@@ -148,7 +148,7 @@ def test_a_path_can_start_elsewhere() -> None:
 
 
 def test_a_class_the_wire_has_no_form_for_is_our_own_mistake() -> None:
-    @dataclass
+    @dataclass(slots=True)
     class Wrong:
         moment: complex
 

@@ -96,6 +96,11 @@ class Forwards:
 
     # -- a successor ----------------------------------------------------------------------------
 
+    @staticmethod
+    def claimed(held: set[str]) -> set[int]:
+        """The counters of the forwards that have ``held`` names in the supervisor's store."""
+        return {slot for name in held for slot in Identity.parse(split(name)[0]).slots}
+
     async def restore(self, supervisor: SupervisorClient, held: set[str]) -> None:
         """Goes on with those an earlier agent had: ``held`` are all names in the supervisor's store.
 
@@ -124,11 +129,6 @@ class Forwards:
         fds = dict(zip(sorted(suffixes), await supervisor.fetch(names), strict=True))
         self._keep(identity, fds.pop("")).restore(fds)
         assert not fds, fds
-
-
-def claimed(held: set[str]) -> set[int]:
-    """The counters of the forwards among ``held``, the names in the supervisor's store."""
-    return {slot for name in held if name.startswith(PREFIX) for slot in Identity.parse(split(name)[0]).slots}
 
 
 def split(name: str) -> tuple[str, str]:

@@ -15,12 +15,12 @@ class PressureService:
         self._registry = registry
 
     def watch(self, params: WatchPressure, call: Call) -> Empty:
-        self._registry.pressure.begin(params, self._file(params))
+        self._registry.pressure.get().begin(params, self._file(params))
         call.commit()
         return Empty()
 
     def unwatch(self, params: PressureRef, call: Call) -> Empty:
-        self._registry.pressure.end(params.watch)
+        self._registry.pressure.get().end(params.watch)
         call.commit()
         return Empty()
 

@@ -32,7 +32,7 @@ class ResourceService:
         self._registry = registry
 
     def resources(self, _params: Empty, _call: Call) -> Resources:
-        return Resources(sysfs.cpus(), sysfs.memory(), self._registry.pressure.wanted())
+        return Resources(sysfs.cpus(), sysfs.memory(), self._registry.pressure.get().wanted())
 
     async def online(self, params: Online, call: Call) -> Resources:
         refuse_outside(self._registry.guest, "put CPUs or memory online")

@@ -69,7 +69,7 @@ class SnapshotService:
                 entries = self._entries(hold)
                 for entry in entries:
                     async with entry.changing:
-                        await self._registry.storage.freezer.freeze(
+                        await self._registry.storage.get().freezer.freeze(
                             entry, params.hold_ms + MARGIN_MS, call.timeout
                         )
                 until = boot_time_ns() + params.hold_ms * 1_000_000
@@ -120,7 +120,7 @@ class SnapshotService:
     def _freezable(self) -> Iterable[Entry]:
         """File systems on disks, each once, the newest first; what its user has frozen is the user's."""
         devices = set()
-        for entry in reversed(list(self._registry.storage.table)):
+        for entry in reversed(list(self._registry.storage.get().table)):
             on_disk = entry.asked.kind is MountKind.BLOCK and not entry.read_only
             if on_disk and entry.status is MountStatus.MOUNTED and not entry.frozen_until_ns:
                 if entry.device not in devices:
@@ -128,7 +128,7 @@ class SnapshotService:
                 devices.add(entry.device)
 
     def _entries(self, hold: Hold) -> list[Entry]:
-        table = {entry.number: entry for entry in self._registry.storage.table}
+        table = {entry.number: entry for entry in self._registry.storage.get().table}
         return [table[number] for number in hold.mounts if number in table]
 
     # -- going on -------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ class SnapshotService:
         for entry in reversed(self._entries(hold)):
             async with entry.changing:
                 if entry.frozen_until_ns:
-                    await self._registry.storage.freezer.thaw(entry, THAW_SECONDS, sure=False)
+                    await self._registry.storage.get().freezer.thaw(entry, THAW_SECONDS, sure=False)
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -232,7 +232,7 @@ class SnapshotService:
         _log.info("a snapshot's preparation is undone", extra={"snapshot": hold.snapshot})
         async with self._changing:
             for entry in self._entries(hold):
-                await self._registry.storage.tools.settled(entry)
+                await self._registry.storage.get().tools.settled(entry)
             await self._undo(hold)
 
 

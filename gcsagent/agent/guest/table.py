@@ -15,6 +15,7 @@ from gcsagent.agent.registry import Registry
 def handlers(registry: Registry) -> dict[str, Callable[..., Any]]:
     clock, entropy = ClockService(registry.guest), EntropyService(registry.guest)
     resources, pressure = ResourceService(registry), PressureService(registry)
+    snapshots = registry.snapshots.get()
     return {
         "guest.time": clock.time,
         "guest.set_time": clock.set_time,
@@ -24,6 +25,6 @@ def handlers(registry: Registry) -> dict[str, Callable[..., Any]]:
         "guest.online": resources.online,
         "guest.watch_pressure": pressure.watch,
         "guest.unwatch_pressure": pressure.unwatch,
-        "guest.snapshot_prepare": registry.snapshots.prepare,
-        "guest.snapshot_resume": registry.snapshots.resume,
+        "guest.snapshot_prepare": snapshots.prepare,
+        "guest.snapshot_resume": snapshots.resume,
     }

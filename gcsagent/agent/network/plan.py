@@ -8,10 +8,9 @@ nothing. A route is one by its network and metric; those this agent has made bea
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import replace
 
 from gcsagent.agent.network.kernel import IPV6_METRIC, Link, Snapshot, canonical, destination
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, replace
 from protocol.errors import Code, RpcError
 from protocol.families.network import ApplyNetwork, Interface, Neighbour, Route, RouteState
 

@@ -6,16 +6,16 @@ Files are those of the kernel's Documentation/admin-guide/cgroup-v2.rst and cgro
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 
 from gcsagent.agent import limit_files
 from gcsagent.agent.cgroups import Cgroup
 from protocol.checks import UNLIMITED
+from protocol.dataclass import names_of, replace
 from protocol.errors import Code, RpcError
 from protocol.pods import PodLimits
 
 PERIOD_US = 100_000
-FIELDS = tuple(field.name for field in dataclasses.fields(PodLimits))
+FIELDS = names_of(PodLimits)
 
 
 def given(limits: PodLimits) -> list[str]:
@@ -72,7 +72,7 @@ def _texts(field: str, value: float | None) -> dict[str, str]:
 def merged(old: PodLimits, new: object) -> PodLimits:
     """``new`` has the same names; None leaves one as it is."""
     found = {name: value for name in FIELDS if (value := getattr(new, name)) is not None}
-    return dataclasses.replace(old, **found)
+    return replace(old, **found)
 
 
 def apply_again(cgroup: Cgroup, limits: PodLimits) -> None:

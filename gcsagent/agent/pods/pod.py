@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from gcsagent.agent.cgroup_tree import overlap
 from gcsagent.agent.oci.cgroup_path import FIELD
 from gcsagent.agent.oci.look import invalid
 from gcsagent.agent.pods.join import Identities
-from protocol.dataclass import dataclass
+from protocol.dataclass import dataclass, field
 from protocol.errors import Code, RpcError
 from protocol.pods import PodNamespace, Sandbox
 from protocol.schema import from_wire, to_wire

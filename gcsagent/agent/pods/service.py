@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from gcsagent.agent.call import Call
 from gcsagent.agent.cgroup_stats import read_stats
 from gcsagent.agent.pods import cgroup
 from gcsagent.agent.pods.pod import Role
 from gcsagent.agent.pods.setup import sandbox_of
 from gcsagent.agent.registry import Registry
+from protocol.dataclass import replace
 from protocol.errors import Code, RpcError
 from protocol.families.pod import PodRef, UpdatePod
 from protocol.method import Empty
@@ -41,7 +40,7 @@ class PodService:
         before = sandbox.role
         cgroup.apply(sandbox.cgroup.parent(), wanted)
         try:
-            sandbox.role = Role(sandbox=dataclasses.replace(options, limits=wanted))
+            sandbox.role = Role(sandbox=replace(options, limits=wanted))
             sandbox.save()
         except BaseException:
             sandbox.role = before

@@ -27,9 +27,9 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class MetricsService:
-    def __init__(self, registry: Registry, generation: int, supervisor_pid: int) -> None:
+    def __init__(self, registry: Registry, generation: int, supervisor_pid: int, started: float) -> None:
         self._registry, self._generation, self._supervisor_pid = registry, generation, supervisor_pid
-        self._started = time.monotonic()
+        self._started = started
 
     async def metrics(self, params: AskMetrics, _call: Call) -> Metrics:
         """The first page is about agent, supervisor and guest, too."""

@@ -18,7 +18,7 @@ from gcsagent.agent.seeing.stacks import stacks
 def handlers(
     registry: Registry, agent: AgentService, log: LogRing
 ) -> dict[str, Callable[[Any, Call], Any | Awaitable[Any]]]:
-    metrics = MetricsService(registry, agent.generation, agent.supervisor_pid)
+    metrics = MetricsService(registry, agent.generation, agent.supervisor_pid, agent.started)
     return {
         "agent.metrics": metrics.metrics,
         "agent.stacks": stacks,

@@ -17,12 +17,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gcsagent.agent.journal import RequestMark
 from gcsagent.agent.proc import boot_id
 from gcsagent.agent.process_dir import VERSION, read_json, write_json
+from protocol.dataclass import dataclass, field, replace
 from protocol.errors import Code, RpcError
 from protocol.families.storage import MountKind, MountState, MountStatus, MountStorage
 from protocol.limits import MAX_MOUNTS

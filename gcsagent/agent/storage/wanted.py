@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 
 from gcsagent.agent.storage import paths
+from protocol.dataclass import replace
 from protocol.errors import Code, RpcError
 from protocol.families.storage import Device, Format, FsType, MountKind, MountStorage
 from protocol.limits import MAX_LAYERS
