@@ -124,9 +124,9 @@ async def soak(seconds: float, seed: int, in_vm: bool) -> dict[str, Any]:
     world = worlds.vm if in_vm else worlds.host
     with tempfile.TemporaryDirectory(prefix="gcs-soak-") as directory:
         async with world(Path(directory)) as made:
-            return {"tier": "vm" if in_vm else "host"} | await Soak(made, Load(made.target, seed), seed).go(
-                seconds
-            )
+            return {"tier": "vm" if in_vm else "host"} | await Soak(
+                made, Load(made.target, seed, made.at_once), seed
+            ).go(seconds)
 
 
 def main() -> int:

@@ -123,8 +123,8 @@ MIX: tuple[Work, ...] = (runs, execs, kills, attaches, stalls, disconnects, copi
 class Load:
     """``counts`` says how often each has been through."""
 
-    def __init__(self, target: Target, seed: int) -> None:
-        self._target, self._seed = target, seed
+    def __init__(self, target: Target, seed: int, at_once: int = len(MIX)) -> None:
+        self._target, self._seed, self._turns = target, seed, asyncio.Semaphore(at_once)
         self.counts = {work.__name__: 0 for work in MIX}
 
     async def once(self) -> None:
@@ -142,6 +142,6 @@ class Load:
     async def _repeat(self, work: Work, dice: random.Random, over: asyncio.Event) -> None:
         async with await connect(self._target) as client:
             while not over.is_set():
-                async with asyncio.timeout(120 * self._target.pace):
+                async with self._turns, asyncio.timeout(120 * self._target.pace):
                     await work(self._target, client, dice)
                 self.counts[work.__name__] += 1

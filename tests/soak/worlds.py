@@ -32,6 +32,8 @@ class World:
     target: Target
     look: Callable[[], Awaitable[Sample]]
     kill: Callable[[], Awaitable[None]]
+    at_once: int
+    """Of the load's works: more, and requests pass their own deadlines."""
 
 
 @contextlib.asynccontextmanager
@@ -50,7 +52,7 @@ async def host(_directory: Path) -> AsyncIterator[World]:
             pid = await asyncio.to_thread(probe.agent_of, agent.pid)
             await _killed(target, lambda: asyncio.to_thread(os.kill, pid, signal.SIGKILL))
 
-        yield World(target, look, kill)
+        yield World(target, look, kill, at_once=8)
         await close_box(target)
         if await asyncio.to_thread(agent.stop):
             raise AssertionError(f"it did not end in order: {agent.log_tail()}")
@@ -87,7 +89,7 @@ async def vm(directory: Path) -> AsyncIterator[World]:
                 machine.target, lambda: _in_the_guest(machine.client, "busybox", "kill", "-9", str(pid))
             )
 
-        yield World(machine.target, look, kill)
+        yield World(machine.target, look, kill, at_once=3)  # an emulated CPU or two
 
 
 async def _in_the_guest(client: Client, *args: str) -> str:
