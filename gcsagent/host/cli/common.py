@@ -140,3 +140,8 @@ def describe_oom(oom: Oom) -> str:
     names = [f"{each.process or each.command or 'a process'} (pid {each.pid})" for each in oom.victims]
     which = f": {', '.join(names)}" if names else ""
     return f"{whose}; {oom.new} killed{which}" + (f", {oom.kills} so far" if oom.kills > oom.new else "")
+
+
+def since_when(removable: bool) -> str:
+    """A device of a VM: what was plugged in can be taken out."""
+    return "plugged" if removable else "since boot"

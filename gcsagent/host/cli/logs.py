@@ -35,14 +35,18 @@ def add_logs_command(commands: Any, add: Add) -> None:
         "gcsctl logs -f --tail 10 web",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the process's output ends")
-    parser.add_argument(
-        "--since", type=typed(since), metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
-    )
+    add_since(parser)
     parser.add_argument("--tail", type=count, metavar="N", help="the last N lines of each stream")
     parser.add_argument(
         "--process", type=identifier, default=checks.INIT, metavar="P", help="default: %(default)s"
     )
     add_id(parser)
+
+
+def add_since(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--since", type=typed(since), metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
+    )
 
 
 async def logs(args: argparse.Namespace) -> int:

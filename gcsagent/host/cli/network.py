@@ -10,7 +10,7 @@ from typing import Any
 
 from gcsagent.host import network
 from gcsagent.host.cli.argument_types import checked
-from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, since_when
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.named import VmStore
@@ -240,7 +240,7 @@ async def nic_ls(args: argparse.Namespace) -> int:
     else:
         print_table(
             ("MAC", "REMOVABLE"),
-            [(each.mac, "plugged" if each.removable else "since boot") for each in found],
+            [(each.mac, since_when(each.removable)) for each in found],
         )
     return 0
 

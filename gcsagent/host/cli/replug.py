@@ -38,8 +38,7 @@ def add_replug_command(commands: Any, add: Add) -> None:
 
 async def vm_replug(args: argparse.Namespace) -> int:
     """Raises VmError, and ConnectFailed when the agent does not answer again."""
-    VmStore().address(args.name)  # refuses a VM that does not run
-    path = VmStore().directory(args.name) / control.CONTROL
+    path = VmStore().control(args.name)
     record = await control.ask(path, "replug", {"timeout": args.timeout}, args.timeout + _AGENT_SECONDS)
     if not args.no_wait:
         client = await Client.connect(record["address"], timeout=_AGENT_SECONDS, client_name=CLIENT_NAME)

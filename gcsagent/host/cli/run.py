@@ -10,6 +10,7 @@ import secrets
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from gcsagent.host import network, terminal
 from gcsagent.host.bridge import LocalStdio, bridge
@@ -157,30 +158,13 @@ def run_plan(args: argparse.Namespace, address: Address, image: ImageRoot | None
     if sum((args.rootfs is not None, args.bundle is not None, image is not None)) != 1:
         raise UsageError("give exactly one of --rootfs DIR, --image IMAGE and --bundle DIR")
 
-    def resolve(option: str, path: str) -> str:
-        return stdio.guest_path(option, path, address)
-
-    spec, bundle, own = None, None, _settings(args, image)
+    own = _settings(args, image)
+    spec, bundle = None, None
     if args.bundle is not None:
         _refuse_beside_bundle(args)
         bundle = stdio.guest_path("--bundle", args.bundle, address)
     else:
-        if not own.args:
-            raise UsageError("give a command to run after --" + (": the image names none" if image else ""))
-        made = container_spec(
-            container=container,
-            rootfs=image.path if image else stdio.guest_path("--rootfs", args.rootfs, address),
-            args=own.args,
-            env=merge_env(own.env, environment(args.env_file), environment(args.env)),
-            cwd=args.workdir or own.workdir,
-            user=args.user or own.user,
-            groups=args.group_add,
-            terminal=args.tty,
-        )
-        options = container_options.options_of(args, container, resolve)
-        if not getattr(args, "sandbox", False):  # a pod's resolv.conf is the agent's to make
-            options = container_options.on_network(options, _network(args))
-        spec = apply(made, container_options.with_volumes(options, own.volumes))
+        spec = _spec(args, container, address, image, own)
     params = CreateContainer(
         container=container,
         spec=spec,
@@ -203,6 +187,35 @@ def run_plan(args: argparse.Namespace, address: Address, image: ImageRoot | None
         bridge=_network(args) == "bridge",
         created=image.settled if image else lambda: None,
     )
+
+
+def _spec(
+    args: argparse.Namespace,
+    container: str,
+    address: Address,
+    image: ImageRoot | None,
+    own: settings.Settings,
+) -> dict[str, Any]:
+    if not own.args:
+        raise UsageError("give a command to run after --" + (": the image names none" if image else ""))
+
+    def resolve(option: str, path: str) -> str:
+        return stdio.guest_path(option, path, address)
+
+    made = container_spec(
+        container=container,
+        rootfs=image.path if image else resolve("--rootfs", args.rootfs),
+        args=own.args,
+        env=merge_env(own.env, environment(args.env_file), environment(args.env)),
+        cwd=args.workdir or own.workdir,
+        user=args.user or own.user,
+        groups=args.group_add,
+        terminal=args.tty,
+    )
+    options = container_options.options_of(args, container, resolve)
+    if not getattr(args, "sandbox", False):  # a pod's resolv.conf is the agent's to make
+        options = container_options.on_network(options, _network(args))
+    return apply(made, container_options.with_volumes(options, own.volumes))
 
 
 def _settings(args: argparse.Namespace, image: ImageRoot | None) -> settings.Settings:

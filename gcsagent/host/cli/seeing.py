@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from gcsagent.host.agentlog import AgentLog
-from gcsagent.host.cli.argument_types import count, typed
+from gcsagent.host.cli.argument_types import count
 from gcsagent.host.cli.colour import Colour, paint
 from gcsagent.host.cli.common import complain, connect, print_json, when
 from gcsagent.host.cli.declare import Add
-from gcsagent.host.cli.logs import moment, since
+from gcsagent.host.cli.logs import add_since, moment
 from gcsagent.host.metrics import metrics, samples
 from gcsagent.host.text import printable
 from protocol.families.diagnostics import Level, LogEntry, LogLevel, LogSource, SetLogLevel, Stacks
@@ -53,9 +53,7 @@ def add_seeing_commands(commands: Any, add: Add) -> None:
         "gcsctl --vm dev agent-logs -f --tail 20",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="go on until interrupted")
-    parser.add_argument(
-        "--since", type=typed(since), metavar="T", help="from then on: 10m, 1h30m, 2026-01-31T12:00:00Z"
-    )
+    add_since(parser)
     parser.add_argument("--tail", type=count, metavar="N", help="the last N entries")
     parser.add_argument("--kernel", action="store_true", help="the guest's kernel's log")
 

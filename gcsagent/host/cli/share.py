@@ -6,7 +6,14 @@ import argparse
 from typing import Any
 
 from gcsagent.host import storage
-from gcsagent.host.cli.common import CLIENT_NAME, CONNECT_SECONDS, UsageError, print_json, print_table
+from gcsagent.host.cli.common import (
+    CLIENT_NAME,
+    CONNECT_SECONDS,
+    UsageError,
+    print_json,
+    print_table,
+    since_when,
+)
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.vm_options import share
 from gcsagent.host.client import Client
@@ -85,7 +92,7 @@ async def share_ls(args: argparse.Namespace) -> int:
         (
             each["tag"],
             "ro" if each["read_only"] else "rw",
-            "plugged" if each["removable"] else "since boot",
+            since_when(each["removable"]),
             each["path"],
         )
         for each in found
@@ -95,8 +102,7 @@ async def share_ls(args: argparse.Namespace) -> int:
 
 
 async def _ask(name: str, order: str, **arguments: object) -> Any:
-    VmStore().address(name)  # refuses a VM that does not run
-    path = VmStore().directory(name) / control.CONTROL
+    path = VmStore().control(name)
     return await control.ask(path, order, arguments, _PLUG_SECONDS + _UNPLUG_SECONDS)
 
 

@@ -116,11 +116,9 @@ async def resume(args: argparse.Namespace) -> int:
 
 
 async def create(args: argparse.Namespace) -> int:
-    store, directory = VmStore(), SnapshotStore().directory(args.snapshot)
-    store.address(args.name)  # refuses a VM that does not run
-    path = store.directory(args.name) / control.CONTROL
+    directory = SnapshotStore().directory(args.snapshot)
     asked = {"directory": str(directory), "hold": args.hold}
-    await control.ask(path, "snapshot-create", asked, _ANSWER_SECONDS)
+    await control.ask(VmStore().control(args.name), "snapshot-create", asked, _ANSWER_SECONDS)
     saved = Saved.load(directory)
     if args.json:
         print_json(_row(args.snapshot, saved))

@@ -8,7 +8,7 @@ from typing import Any
 
 from gcsagent.host import storage
 from gcsagent.host.cli.argument_types import checked, patience, typed
-from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, since_when
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.resources import parse_size, size
 from gcsagent.host.vm.diskplug import DiskPlug
@@ -182,7 +182,7 @@ async def disk_ls(args: argparse.Namespace) -> int:
         (
             each.serial,
             "ro" if each.read_only else "rw",
-            "plugged" if each.removable else "since boot",
+            since_when(each.removable),
             each.path,
         )
         for each in found
@@ -195,32 +195,7 @@ async def disk_ls(args: argparse.Namespace) -> int:
 
 
 def _add_mount_options(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what to mount, one of these")
-    kinds = what.add_mutually_exclusive_group(required=True)
-    kinds.add_argument("--serial", type=checked(mountchecks.device_name), metavar="S", help="disk, by serial")
-    kinds.add_argument(
-        "--pci",
-        type=checked(mountchecks.pci_path),
-        metavar="ADDR",
-        help="disk, by PCI address or the slots on the way: 02.1/00.0",
-    )
-    kinds.add_argument(
-        "--virtio",
-        type=checked(mountchecks.virtio_name),
-        metavar="NAME",
-        help="disk, by virtio name: virtio3",
-    )
-    kinds.add_argument("--device", type=_path, metavar="/dev/NODE", help="disk, by its node in the guest")
-    kinds.add_argument(
-        "--virtiofs", type=checked(mountchecks.device_name), metavar="TAG", help="shared directory"
-    )
-    kinds.add_argument(
-        "--tmpfs", nargs="?", const=0, type=_size, metavar="SIZE", help="memory, at most so much: 64M"
-    )
-    kinds.add_argument("--bind", type=_path, metavar="PATH", help="a directory or file of the guest")
-    kinds.add_argument(
-        "--overlay", type=_layers, metavar="DIR:DIR...", help="layers, the topmost first, as overlay has them"
-    )
+    _add_kinds(parser)
     parser.add_argument("--target", type=_path, metavar="DIR", help="where; default: /run/gcs/mounts/ID")
     parser.add_argument("--swap", action="store_true", help="swap to the disk instead")
     parser.add_argument(
@@ -250,6 +225,35 @@ def _add_mount_options(parser: argparse.ArgumentParser) -> None:
         help="for a disk or tag to come, default: %(default)g",
     )
     _add_id(parser)
+
+
+def _add_kinds(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to mount, one of these")
+    kinds = what.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--serial", type=checked(mountchecks.device_name), metavar="S", help="disk, by serial")
+    kinds.add_argument(
+        "--pci",
+        type=checked(mountchecks.pci_path),
+        metavar="ADDR",
+        help="disk, by PCI address or the slots on the way: 02.1/00.0",
+    )
+    kinds.add_argument(
+        "--virtio",
+        type=checked(mountchecks.virtio_name),
+        metavar="NAME",
+        help="disk, by virtio name: virtio3",
+    )
+    kinds.add_argument("--device", type=_path, metavar="/dev/NODE", help="disk, by its node in the guest")
+    kinds.add_argument(
+        "--virtiofs", type=checked(mountchecks.device_name), metavar="TAG", help="shared directory"
+    )
+    kinds.add_argument(
+        "--tmpfs", nargs="?", const=0, type=_size, metavar="SIZE", help="memory, at most so much: 64M"
+    )
+    kinds.add_argument("--bind", type=_path, metavar="PATH", help="a directory or file of the guest")
+    kinds.add_argument(
+        "--overlay", type=_layers, metavar="DIR:DIR...", help="layers, the topmost first, as overlay has them"
+    )
 
 
 def _wanted(args: argparse.Namespace) -> MountStorage:

@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 import tenacity
 
+from gcsagent.host.vm.control import CONTROL
 from gcsagent.host.vm.errors import InvalidVmConfig, VmError, VmExists, VmNotFound, VmNotRunning
 from gcsagent.host.vm.places import state_dir
 from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
@@ -142,6 +143,15 @@ class VmStore:
         """
         self.address(name)  # refuses a VM that does not run
         return self.get(name).qmp
+
+    def control(self, name: str) -> Path:
+        """Where the keeper of a VM takes orders; see `control.ask`.
+
+        Raises:
+            VmNotFound, VmNotRunning: there is none.
+        """
+        self.address(name)
+        return self.directory(name) / CONTROL
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
