@@ -32,6 +32,7 @@ _ANNOUNCED = re.compile(
 )
 _KILLED = re.compile(r"(.{0,64}?[Oo]ut of memory[^:]*): Killed process (\d+) \((.*)\) total-vm:", re.DOTALL)
 _GROUP = re.compile(r"Tasks in (.*) are going to be killed due to memory\.oom\.group set$", re.DOTALL)
+_MARKS = (b"oom-kill:constraint=", b": Killed process ", b" are going to be killed due to memory.oom.group")
 _ESCAPED = re.compile(rb"\\x([0-9a-f]{2})")
 
 
@@ -80,6 +81,8 @@ class KillLog:
 
     def take_record(self, record: bytes) -> None:
         """``record`` as one read of /dev/kmsg gives it."""
+        if not any(mark in record for mark in _MARKS):
+            return  # most of the log is about something else
         found = parse_record(record)
         if found is not None and not found.facility:
             self._take_line(found.text)
