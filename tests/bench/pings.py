@@ -61,10 +61,13 @@ class Pinger:
 
 @contextlib.asynccontextmanager
 async def echo(directory: Path) -> AsyncIterator[str]:
-    """Runs :mod:`tests.bench.echo`; its address."""
+    """Runs :mod:`tests.bench.echo`; its address.
+
+    In a session of its own, as the agent is: a busy machine is shared out by sessions (sched(7), autogroup).
+    """
     path = str(directory / "echo.sock")
     command = [sys.executable, "-m", "tests.bench.echo", path]
-    process = await asyncio.create_subprocess_exec(*command, cwd=REPO)
+    process = await asyncio.create_subprocess_exec(*command, cwd=REPO, start_new_session=True)
     try:
         if not await asyncio.to_thread(eventually, lambda: os.path.exists(path)):
             raise RuntimeError("the echo does not listen")
