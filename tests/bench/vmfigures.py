@@ -32,11 +32,15 @@ FLOOR = 3
 PAGE_KIB = 1024
 
 
-OURS = {"supervisor": "gcsagent.supervisor.main, gcsagent.__main__", "agent": "gcsagent.agent.app"}
+OURS = {
+    "supervisor": "import gcsagent.supervisor.main, gcsagent.__main__",
+    "agent": "from gcsagent.agent.stdlib import load_later; load_later(); import gcsagent.agent.app",
+}
 LIST_MODULES = """
 import sys
-import {ours}
-wanted = sorted(n for n in sys.modules if n.partition(".")[0] in sys.stdlib_module_names and n != "__main__")
+{ours}
+loaded = [name for name, module in sys.modules.items() if type(module).__name__ != "StandIn"]
+wanted = sorted(n for n in loaded if n.partition(".")[0] in sys.stdlib_module_names and n != "__main__")
 print(" ".join(wanted))
 """
 IMPORT_AND_WAIT = """
