@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 
@@ -79,7 +78,7 @@ def _agent_env(settings: Settings) -> dict[str, str]:
         "PATH": os.environ.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         "PYTHONPATH": ":".join(paths),
         "PYTHON_COLORS": "0",  # standard error may be a guest's console, which Python takes for a terminal
-        "GCS_SETTINGS": json.dumps(settings._asdict()),
+        "GCS_SETTINGS": settings.to_json(),
         "GCS_SUPERVISOR_PID": str(os.getpid()),
     }
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing itself is half a megabyte, and PID 1 does without
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass  # re-exported, as the two below
     from dataclasses import field as field
     from dataclasses import replace as replace
+    from typing import Any
 else:
 
     def dataclass(*, slots: bool, frozen: bool = False, eq: bool = True) -> Callable[[type], type]:

@@ -16,9 +16,12 @@ from __future__ import annotations
 import array
 import os
 import socket
-from typing import Any
 
 import msgpack
+
+TYPE_CHECKING = False  # typing itself is half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
 MAX_PACKET = 128 * 1024
 """Bytes of one packet. The largest is a spawn with its environment; the kernel's default send buffer is

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import json
 import os
-from typing import NamedTuple
+
+from protocol.dataclass import dataclass, names_of
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 GUEST_STATE = "/run/gcs/state"
@@ -58,7 +59,8 @@ promises clients the least of max_frame and max_in_flight; max_unfinished has ro
 the most of the others is what the supervisor's own bounds and the counters have room for."""
 
 
-class Settings(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Settings:
     """What the supervisor was started with; the agent gets it as JSON in ``GCS_SETTINGS``."""
 
     listen: tuple[str, ...]
@@ -87,10 +89,13 @@ class Settings(NamedTuple):
         default = os.path.basename(self.runtime)
         return self.runtime, *(each for each in self.runtimes if os.path.basename(each) != default)
 
+    def to_json(self) -> str:
+        return json.dumps({name: getattr(self, name) for name in names_of(Settings)})
+
     @classmethod
     def from_json(cls, text: str) -> Settings:
         """What a supervisor of another version says beyond these settings is passed over."""
-        return cls(**{name: value for name, value in json.loads(text).items() if name in cls._fields})
+        return cls(**{name: value for name, value in json.loads(text).items() if name in names_of(cls)})
 
 
 class ConfigError(ValueError):

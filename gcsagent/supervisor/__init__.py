@@ -5,6 +5,6 @@ nothing about containers, and believes nothing the agent says: every operation i
 fails answers with an error and changes nothing.
 
 Import budget (held by a test): msgpack and the small part of the standard library it needs itself; no
-asyncio, logging, dataclasses, subprocess, threading or argparse. ctypes only outside a guest, for one
+asyncio, logging, dataclasses, typing, subprocess, threading or argparse. ctypes only outside a guest, for one
 prctl.
 """

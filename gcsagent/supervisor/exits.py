@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
 
 from gcsagent.common.files import write_new
 from gcsagent.common.loop import Loop
 from gcsagent.supervisor.log import log
+
+TYPE_CHECKING = False  # typing itself is half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
 RETRY_SECONDS = 5.0
 

@@ -11,7 +11,6 @@ import resource
 import signal
 import socket
 import time
-from typing import Any
 
 from gcsagent.common import boot, channel
 from gcsagent.common.loop import READ, WRITE, Loop, Timer
@@ -24,6 +23,10 @@ from gcsagent.supervisor.reaper import Call, Reaper
 from gcsagent.supervisor.shellproc import ShellProcess
 from gcsagent.supervisor.store import FdStore, StoreError
 from gcsagent.supervisor.upgrade import Upgrade, UpgradeError
+
+TYPE_CHECKING = False  # typing itself is half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
 GRACE_SECONDS = 10.0
 """Between TERM and KILL for containers when the supervisor is told to stop."""

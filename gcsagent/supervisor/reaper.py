@@ -20,13 +20,16 @@ import itertools
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
 
 from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.console import ConsoleSocket
 from gcsagent.supervisor.exits import ExitRecords, describe
 from gcsagent.supervisor.log import log
 from gcsagent.supervisor.spawn import spawn
+
+TYPE_CHECKING = False  # typing itself is half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
 _PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 

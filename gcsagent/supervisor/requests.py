@@ -22,7 +22,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
 import msgpack
 
@@ -31,7 +30,10 @@ from gcsagent.supervisor import log
 from gcsagent.supervisor.console import ConsoleSocket
 from gcsagent.supervisor.store import StoreError
 
+TYPE_CHECKING = False  # typing itself is half a megabyte
 if TYPE_CHECKING:
+    from typing import Any
+
     from gcsagent.supervisor.main import Supervisor
 
 MAX_CALL_SECONDS = 24 * 3600.0

@@ -12,7 +12,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from gcsagent.common import channel
 from gcsagent.common.loop import Loop, Timer
@@ -21,6 +20,10 @@ from gcsagent.supervisor.backoff import delay_after
 from gcsagent.supervisor.log import LEVELS, log
 from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.spawn import spawn
+
+TYPE_CHECKING = False  # typing itself is half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
 LISTENER_FD, CHANNEL_FD = 3, 4
 LONGEST_DELAY = 5.0

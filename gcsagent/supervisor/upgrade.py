@@ -12,11 +12,14 @@ that to containers and hosts it is one more restart of the agent, and a failed o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.agentproc import END_SECONDS, AgentProcess
 from gcsagent.supervisor.log import log
+
+TYPE_CHECKING = False  # typing itself is half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
 LOOP = 5
 """Ends in a row before READY, after which promoted code is given up."""

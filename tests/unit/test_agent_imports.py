@@ -84,7 +84,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
         "PYTHONPATH": f"{ROOT}:{Path(msgpack.__file__).parents[1]}",
-        "GCS_SETTINGS": json.dumps(settings._asdict()),
+        "GCS_SETTINGS": settings.to_json(),
         "GCS_GENERATION": "1",
         "GCS_SUPERVISOR_PID": "1",
         "GCS_CHANNEL_FD": str(theirs.fileno()),

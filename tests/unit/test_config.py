@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import fields
@@ -73,7 +72,7 @@ def test_every_limit_is_taken_in_a_guest_and_outside() -> None:
         assert parse_guest_settings([f"gcs.{name}={value}" for name, value in wanted]).limits == wanted
         options = [f"--{name.replace('_', '-')}={value}" for name, value in wanted]
         assert parse(["--listen", "unix:/x", *options]).limits == wanted
-        carried = Settings.from_json(json.dumps(parse(["--listen", "unix:/x", *options])._asdict()))
+        carried = Settings.from_json(parse(["--listen", "unix:/x", *options]).to_json())
         assert limits_of(carried.limits) == Limits(**dict(wanted))
 
 

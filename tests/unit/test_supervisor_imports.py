@@ -9,16 +9,17 @@ from pathlib import Path
 
 import gcsagent.supervisor
 
-NEVER = ("asyncio", "logging", "dataclasses", "subprocess", "threading", "argparse", "ctypes")
+NEVER = ("asyncio", "logging", "dataclasses", "subprocess", "threading", "argparse", "ctypes", "typing")
 
 AS_A_GUEST = """
 import json, sys, types
 from gcsagent import __main__
 from gcsagent.common import config
 from gcsagent.supervisor import main, machine, standing
+from protocol.dataclass import replace
 
 # The way of --guest up to where the agent would be started, on a machine that must not change.
-settings = config.parse_guest_settings(["gcs.port=1024"])._replace(state=sys.argv[1])
+settings = replace(config.parse_guest_settings(["gcs.port=1024"]), state=sys.argv[1])
 standing.raise_limits = standing.protect_from_oom = lambda: None
 machine.PowerButton = lambda loop, pressed: None
 main.Supervisor.run = lambda self: 0
