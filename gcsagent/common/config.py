@@ -122,6 +122,44 @@ def _read_words(path: str) -> list[str]:
 
 
 def parse_guest_settings(words: list[str]) -> Settings:
+    values = _guest_values(words)
+    port = values.pop("gcs.port", "1024")
+    check_port(port, "gcs.port=")
+    peer = values.pop("gcs.peer_cid", "2")
+    if peer != "any" and not is_number(peer):
+        raise ConfigError(f"gcs.peer_cid={peer}: a CID or 'any'")
+    runtime = values.pop("gcs.runtime", "runc")
+    if not os.path.basename(runtime):
+        raise ConfigError(f"gcs.runtime={runtime}: a program's name or path")
+    arguments = tuple(filter(None, values.pop("gcs.runtime_args", "").split(",")))
+    check_runtime_args(arguments, "gcs.runtime_args=")
+    settings = Settings(
+        listen=(f"vsock:{port}",),
+        state=GUEST_STATE,
+        runtime=runtime,
+        log_level=_choice(values, "gcs.log_level", LOG_LEVELS, "info"),
+        guest=True,
+        peer_cid=None if peer == "any" else int(peer),
+        on_failure=_choice(values, "gcs.on_failure", ("poweroff", "hold"), "poweroff"),
+        watchdog=parse_watchdog(values.pop("gcs.watchdog", str(DEFAULT_WATCHDOG)), "gcs.watchdog="),
+        runtimes=parse_runtimes(values.pop("gcs.runtimes", ""), "gcs.runtimes="),
+        runtime_args=arguments,
+        no_pivot=_choice(values, "gcs.no_pivot", ("yes", "no"), "no") == "yes",
+        shell=_parse_shell(values, port),
+        limits=tuple(
+            (name, parse_limit(name, values.pop(f"gcs.{name}"), f"gcs.{name}="))
+            for name in LIMITS
+            if f"gcs.{name}" in values
+        ),
+    )
+    unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith(_INIT_PREFIXES)]
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: there is no such setting")
+    return settings
+
+
+def _guest_values(words: list[str]) -> dict[str, str]:
+    """The last of a kind wins, as with the kernel's own."""
     values: dict[str, str] = {}
     for word in words:
         if word.startswith("gcs."):
@@ -129,52 +167,15 @@ def parse_guest_settings(words: list[str]) -> Settings:
             if not equals:
                 raise ConfigError(f"{word}: a setting is written gcs.NAME=VALUE")
             values[key] = value
-    port, peer, level = (
-        values.pop("gcs.port", "1024"),
-        values.pop("gcs.peer_cid", "2"),
-        values.pop("gcs.log_level", "info"),
-    )
-    on_failure, runtime = values.pop("gcs.on_failure", "poweroff"), values.pop("gcs.runtime", "runc")
-    check_port(port, "gcs.port=")
-    shell = _parse_shell(values, port)
-    if peer != "any" and not is_number(peer):
-        raise ConfigError(f"gcs.peer_cid={peer}: a CID or 'any'")
-    if level not in LOG_LEVELS:
-        raise ConfigError(f"gcs.log_level={level}: one of {', '.join(LOG_LEVELS)}")
-    if not os.path.basename(runtime):
-        raise ConfigError(f"gcs.runtime={runtime}: a program's name or path")
-    runtimes = parse_runtimes(values.pop("gcs.runtimes", ""), "gcs.runtimes=")
-    watchdog = parse_watchdog(values.pop("gcs.watchdog", str(DEFAULT_WATCHDOG)), "gcs.watchdog=")
-    limits = tuple(
-        (name, parse_limit(name, values.pop(f"gcs.{name}"), f"gcs.{name}="))
-        for name in LIMITS
-        if f"gcs.{name}" in values
-    )
-    if on_failure not in ("poweroff", "hold"):
-        raise ConfigError(f"gcs.on_failure={on_failure}: poweroff or hold")
-    arguments = tuple(filter(None, values.pop("gcs.runtime_args", "").split(",")))
-    check_runtime_args(arguments, "gcs.runtime_args=")
-    no_pivot = values.pop("gcs.no_pivot", "no")
-    if no_pivot not in ("yes", "no"):
-        raise ConfigError(f"gcs.no_pivot={no_pivot}: yes or no")
-    unknown = [key for key in values if key not in _INIT_KEYS and not key.startswith(_INIT_PREFIXES)]
-    if unknown:
-        raise ConfigError(f"{unknown[0]}: there is no such setting")
-    return Settings(
-        listen=(f"vsock:{port}",),
-        state=GUEST_STATE,
-        runtime=runtime,
-        log_level=level,
-        guest=True,
-        peer_cid=None if peer == "any" else int(peer),
-        on_failure=on_failure,
-        watchdog=watchdog,
-        runtimes=runtimes,
-        runtime_args=arguments,
-        no_pivot=no_pivot == "yes",
-        shell=shell,
-        limits=limits,
-    )
+    return values
+
+
+def _choice(values: dict[str, str], key: str, choices: tuple[str, ...], default: str) -> str:
+    value = values.pop(key, default)
+    if value not in choices:
+        known = " or ".join(choices) if len(choices) == 2 else f"one of {', '.join(choices)}"
+        raise ConfigError(f"{key}={value}: {known}")
+    return value
 
 
 def check_port(text: str, option: str) -> None:
