@@ -21,6 +21,8 @@ from tenacity import Retrying, retry_if_not_result, stop_after_delay, wait_expon
 
 REPO = Path(__file__).resolve().parents[2]
 START_SECONDS = 20.0
+ANSWER_SECONDS = 30.0
+"""To hello, of an agent that may be busy."""
 STOP_SECONDS = 30.0
 LOG_TAIL = 6000
 
@@ -122,6 +124,12 @@ class RunningAgent:
     def agent_pid(self) -> int:
         """0 while there is none."""
         return next((pid for pid in children(self.pid) if b"gcsagent.agent" in _cmdline(pid)), 0)
+
+    def kill_agent(self) -> None:
+        """SIGKILLs the agent and waits for the next."""
+        with greeted(self.socket_path, ANSWER_SECONDS) as generation:
+            os.kill(self.agent_pid, signal.SIGKILL)
+        self.wait_for_generation(generation + 1)
 
     def wait_for_generation(self, generation: int) -> None:
         """Until an agent of at least this generation answers."""

@@ -50,9 +50,9 @@ def hard_link(name: str, target: str) -> tarfile.TarInfo:
     return member(name, tarfile.LNKTYPE, linkname=target)
 
 
-def tar(*members: Member) -> bytes:
+def tar(*members: Member, form: int = tarfile.PAX_FORMAT) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
         for each in members:
             if isinstance(each, tuple):
                 each[0].size = len(each[1])

@@ -27,8 +27,8 @@ class Booted:
         return PACE[self.machine.accel.name]
 
 
-def build_image() -> Path:
+def build_image(*options: str) -> Path:
     """The guest image of this tree, built if the cache lacks it. Raises CalledProcessError."""
-    script = REPO / "scripts/build-rootfs.sh"
-    done = subprocess.run([script], stdout=subprocess.PIPE, text=True, timeout=BUILD_SECONDS, check=True)
+    argv = [str(REPO / "scripts/build-rootfs.sh"), *options]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, timeout=BUILD_SECONDS, check=True)
     return Path(done.stdout.strip())

@@ -23,7 +23,7 @@ from protocol.errors import Code, RpcError
 from protocol.families.forward import OpenForward
 from protocol.framing import Response
 from tests.cases import forwards, servers
-from tests.cases.agents import REPO, RunningAgent, eventually, greeted, stopped_clean
+from tests.cases.agents import REPO, RunningAgent, eventually, stopped_clean
 from tests.cases.forwards import DEAF, ECHO, TALK, TALKER
 from tests.cases.target import MIB, Target, connect, expect, refused
 
@@ -44,13 +44,6 @@ def own(own_agent: RunningAgent, rootfs: str) -> Iterator[Target]:
     own_agent.assert_holds(before)
 
 
-def kill(agent: RunningAgent) -> None:
-    """SIGKILLs the agent and waits for the next."""
-    with greeted(agent.socket_path, 30.0) as generation:
-        os.kill(agent.agent_pid, signal.SIGKILL)
-    agent.wait_for_generation(generation + 1)
-
-
 def test_the_agent_is_killed_under_load(own: Target, own_agent: RunningAgent) -> None:
     """Each byte once and in order, both ways, both ends told; a stalled one and an idle one as well."""
 
@@ -69,21 +62,21 @@ def test_the_agent_is_killed_under_load(own: Target, own_agent: RunningAgent) ->
                 flood = asyncio.create_task(deaf.write(bytes(64 * MIB)))
                 load = asyncio.create_task(_load(port))
                 for _ in range(KILLS):
-                    await asyncio.to_thread(kill, own_agent)
+                    await asyncio.to_thread(own_agent.kill_agent)
                 load.cancel()
                 rounds = await asyncio.gather(load, return_exceptions=True)
                 assert isinstance(rounds[0], asyncio.CancelledError), (rounds, errors)
                 assert not flood.done()
                 flood.cancel()
                 assert await forwards.read_all(talker) == bytes(TALK)
-                await asyncio.to_thread(kill, own_agent)
+                await asyncio.to_thread(own_agent.kill_agent)
                 await talker.write(bytes(1000))
                 await talker.close_write()
                 await expect(server.streams["stdout"], b"counted 1000\n")
                 await idle.write(b"after all that")
                 assert await idle.read() == b"after all that"
                 await idle.close_write()
-                await asyncio.to_thread(kill, own_agent)
+                await asyncio.to_thread(own_agent.kill_agent)
                 assert await forwards.read_all(idle) == b"bye"
                 assert not errors
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from protocol.families.guest import (
     WatchPressure,
 )
 from protocol.method import Empty
-from tests.cases.agents import RunningAgent, greeted
+from tests.cases.agents import RunningAgent
 from tests.cases.target import Target, connect, event, refused
 
 
@@ -84,9 +83,7 @@ def test_pressure_is_told_by_a_successor(agent: RunningAgent, rootfs: str) -> No
 
     with contextlib.ExitStack() as stack:
         asyncio.run(begin())
-        with greeted(agent.socket_path, 10) as generation:
-            os.kill(agent.agent_pid, signal.SIGKILL)
-        agent.wait_for_generation(generation + 1)
+        agent.kill_agent()
         for _ in range(2 * (os.cpu_count() or 1)):
             busy = stack.enter_context(subprocess.Popen([sys.executable, "-c", BUSY]))
             stack.callback(busy.kill)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shlex
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -16,18 +14,12 @@ from gcsagent.host.spec import container_spec
 from protocol.errors import RpcError
 from protocol.families.container import CreateContainer
 from protocol.families.diagnostics import Level, LogEntry, LogLevel, SetLogLevel
-from tests.cases.agents import RunningAgent, greeted, stopped_clean
+from tests.cases.agents import RunningAgent, stopped_clean
 
 
 @pytest.fixture
 def fresh() -> Iterator[RunningAgent]:
     yield from stopped_clean(RunningAgent())
-
-
-def restart(running: RunningAgent) -> None:
-    with greeted(running.socket_path, 30.0) as generation:
-        os.kill(running.agent_pid, signal.SIGKILL)
-    running.wait_for_generation(generation + 1)
 
 
 def test_the_log_goes_on_where_it_was_and_has_the_supervisors_lines_once(fresh: RunningAgent) -> None:
@@ -43,7 +35,7 @@ def test_the_log_goes_on_where_it_was_and_has_the_supervisors_lines_once(fresh: 
 
     before = asyncio.run(everything(1))
     for generation in (2, 3):
-        restart(fresh)
+        fresh.kill_agent()
         after = asyncio.run(everything(generation))
         assert after[: len(before)] == before
         assert [entry.seq for entry in after] == list(range(1, len(after) + 1))
@@ -75,12 +67,12 @@ def test_a_level_that_was_set_outlives_the_agent_and_rules_the_supervisor(fresh:
     assert asyncio.run(level()) is Level.INFO
     assert asyncio.run(debug_lines()) == 0
     assert asyncio.run(level(Level.DEBUG)) is Level.DEBUG
-    restart(fresh)
+    fresh.kill_agent()
     assert asyncio.run(level()) is Level.DEBUG
     assert asyncio.run(debug_lines()) > 0
     asyncio.run(level(Level.ERROR))
     quiet = fresh.log_tail().count("\n")
-    restart(fresh)
+    fresh.kill_agent()
     assert asyncio.run(level()) is Level.ERROR
     assert "the agent ended" not in "\n".join(fresh.log_tail().split("\n")[quiet:])
 

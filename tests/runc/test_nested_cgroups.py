@@ -13,7 +13,7 @@ import pytest
 from protocol.types import Status
 from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.target import Target, connect, creation, name, remove, run
-from tests.runc.test_reload import at, restart
+from tests.runc.test_reload import at
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_a_successor_keeps_nested_cgroups_and_removes_strays_beside_them(
         sleeper = await asyncio.to_thread(subprocess.Popen, ["sleep", "60"])
         (stray / "cgroup.procs").write_text(str(sleeper.pid))
         (fresh.state_dir / "containers" / broken / "container.json").write_text("rubbish")
-        await asyncio.to_thread(restart, fresh)
+        await asyncio.to_thread(fresh.kill_agent)
         assert await asyncio.to_thread(eventually, lambda: not stray.parent.exists())
         assert await asyncio.to_thread(sleeper.wait, 10) == -9
         async with await connect(target) as client:

@@ -32,6 +32,7 @@ from tests.cases.target import (
     running,
 )
 from tests.runc.test_fault_points import FAULTS, Act, Bench, walk
+from tests.runc.test_reload import at
 
 
 @pytest.fixture
@@ -42,16 +43,6 @@ def fresh() -> Iterator[RunningAgent]:
 @pytest.fixture(scope="module")
 def mortal(rootfs: str) -> Iterator[RunningAgent]:
     yield from stopped_clean(RunningAgent("--log-level", "debug", python_path=str(FAULTS)))
-
-
-def at(running: RunningAgent, rootfs: str) -> Target:
-    return Target(running.address, rootfs, box="", pace=3.0, execs=1)
-
-
-def restart(running: RunningAgent) -> None:
-    with greeted(running.socket_path, 30.0) as generation:
-        os.kill(running.agent_pid, signal.SIGKILL)
-    running.wait_for_generation(generation + 1)
 
 
 async def _events(target: Target, container: str, kind: str) -> list[Event]:
@@ -111,7 +102,7 @@ def test_kills_while_there_is_no_agent_are_told_by_the_next_and_once(
                 assert (oom.kills, oom.new, oom.scope) == (2, 2, OomScope.CONTAINER)
                 assert [each.process for each in oom.victims] == ["", "p"]
                 assert record.oom == oom
-                await asyncio.to_thread(restart, fresh)
+                await asyncio.to_thread(fresh.kill_agent)
             process.detach()
             init.detach()
             await remove(client, init.container)
@@ -130,12 +121,12 @@ def test_a_new_agent_watches_as_the_old_one_did(fresh: RunningAgent, rootfs: str
                 await run(client, init.container, "sh", "-c", child)
                 told = await _events(target, init.container, "container.oom")
                 assert [from_wire(Oom, each.data).kills for each in told] == list(range(1, number + 1))
-                await asyncio.to_thread(restart, fresh)
+                await asyncio.to_thread(fresh.kill_agent)
             async with executing(client, init.container, "sh", "-c", "kill -9 $$") as killed:
                 record = await killed.wait()
             assert (record.signal, record.reason, record.oom) == (9, Reason.SIGNALLED, None)
             (fresh.state_dir / "containers" / init.container / "oom.json").write_text("{rubbish")
-            await asyncio.to_thread(restart, fresh)
+            await asyncio.to_thread(fresh.kill_agent)
             told = await _events(target, init.container, "container.oom")
             assert [from_wire(Oom, each.data).kills for each in told] == [1, 2]
 
@@ -151,7 +142,7 @@ def test_a_container_left_frozen_by_a_signal_to_all_runs_on(fresh: RunningAgent,
                 paths = [Path(path, file) for path in fresh.cgroups() if path.endswith(init.container)]
                 for path in filter(Path.exists, paths):
                     path.write_text(text)
-            await asyncio.to_thread(restart, fresh)
+            await asyncio.to_thread(fresh.kill_agent)
             assert (await client.container_state(init.container)).status is Status.RUNNING
             assert (await run(client, init.container, "echo", "runs")).stdout == b"runs\n"
 

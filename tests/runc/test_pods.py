@@ -37,7 +37,7 @@ from tests.cases.target import (
 )
 from tests.fakes.slow_runc import Slow
 from tests.runc.test_gcsctl_real import Gcsctl, one_line
-from tests.runc.test_reload import at, restart
+from tests.runc.test_reload import at
 
 NETWORK, IPC, UTS, PID, USER = PodNamespace
 
@@ -117,7 +117,7 @@ def test_a_successor_knows_the_pod_and_goes_on_with_it(fresh: RunningAgent, root
             where = Path(path, file)
             if path.endswith(f"/{sandbox}") and where.exists() and not path.endswith(f"/{sandbox}/{sandbox}"):
                 where.write_text(str(200 * MIB))
-    restart(fresh)
+    fresh.kill_agent()
     assert len(mounts(fresh)) == 1
     asyncio.run(after(sandbox, old))
     assert mounts(fresh) == []
@@ -146,7 +146,7 @@ def test_a_sandbox_whose_state_is_broken_takes_its_pod_along(fresh: RunningAgent
 
     sandbox, one = asyncio.run(before())
     (fresh.state_dir / "containers" / sandbox / "container.json").write_text("rubbish")
-    restart(fresh)
+    fresh.kill_agent()
     asyncio.run(after(sandbox, one))
     assert mounts(fresh) == []
     assert eventually(lambda: not [path for path in fresh.cgroups() if sandbox in path])
@@ -169,7 +169,7 @@ def test_a_forced_deletion_is_finished_by_the_successor(fresh: RunningAgent, roo
     sandbox = asyncio.run(before())
     document = fresh.state_dir / "containers" / sandbox / "container.json"
     document.write_text(json.dumps({**json.loads(document.read_text()), "status": "deleting"}))
-    restart(fresh)
+    fresh.kill_agent()
     assert eventually(lambda: asyncio.run(gone()))
     assert mounts(fresh) == []
 

@@ -22,7 +22,7 @@ from protocol.errors import Code, RpcError
 from protocol.families.process import Exec
 from protocol.schema import to_wire
 from protocol.types import Status
-from tests.cases.agents import RunningAgent, eventually, greeted, stopped_clean
+from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.target import (
     OUTPUT,
     PIPES,
@@ -48,13 +48,6 @@ def fresh() -> Iterator[RunningAgent]:
 
 def at(running: RunningAgent, rootfs: str) -> Target:
     return Target(running.address, rootfs, box="", pace=3.0, execs=1)
-
-
-def restart(running: RunningAgent) -> None:
-    """SIGKILLs the agent and waits for the next."""
-    with greeted(running.socket_path, 30.0) as generation:
-        os.kill(running.agent_pid, signal.SIGKILL)
-    running.wait_for_generation(generation + 1)
 
 
 async def _start(client: Client, target: Target, *args: str) -> str:
@@ -97,7 +90,7 @@ def test_a_paused_container_stays_paused_and_can_be_resumed(fresh: RunningAgent,
             assert (await client.wait_container(one)).exit_code == 9
 
     one, two, seq = asyncio.run(before())
-    restart(fresh)
+    fresh.kill_agent()
     asyncio.run(after(one, two, seq))
 
 
@@ -140,7 +133,7 @@ def test_a_broken_state_file_is_kept_and_named_and_the_rest_goes_on(
     path = directory / file if file == "container.json" else next(directory.glob("[0-9]*")) / file
     text = BREAKAGES[breakage](path.read_text())
     path.write_text(text, encoding="latin-1")
-    restart(fresh)
+    fresh.kill_agent()
     asyncio.run(after(broken, whole, path, text))
 
 
@@ -162,7 +155,7 @@ def test_many_live_execs_across_a_restart(fresh: RunningAgent, rootfs: str) -> N
                     )
 
             processes = await asyncio.gather(*(begin(number) for number in range(LIVE_EXECS)))
-            await asyncio.to_thread(restart, fresh)
+            await asyncio.to_thread(fresh.kill_agent)
             state = await client.container_state(box)
             assert [each.status for each in state.processes] == [Status.RUNNING] * (LIVE_EXECS + 1)
 
@@ -203,7 +196,7 @@ def test_a_full_disk_loses_no_exit_and_says_what_is_wrong(tmp_path: Path, rootfs
                         await client.create_container(creation(target, name("c"), ("true",), overlay=False))
                     await client.kill_container(params.container, "KILL")
                     assert (await client.wait_container(params.container)).exit_code == 137
-                    await asyncio.to_thread(restart, running)
+                    await asyncio.to_thread(running.kill_agent)
                     assert (await client.wait_container(params.container)).exit_code == 137
                     (disk / "ballast").unlink()
                     await remove(client, params.container)
@@ -253,14 +246,14 @@ def test_events_go_on_counting_and_can_be_replayed(fresh: RunningAgent, rootfs: 
     async def body() -> None:
         async with await connect(target) as client, await client.events(after=0) as events:
             box = await _start(client, target)
-            await asyncio.to_thread(restart, fresh)
+            await asyncio.to_thread(fresh.kill_agent)
             await client.kill_container(box, "KILL")
             seen = []
             async for event in events:
                 seen.append(event)
                 if event.type == "container.stopped":
                     break
-            await asyncio.to_thread(restart, fresh)
+            await asyncio.to_thread(fresh.kill_agent)
             replayed = []
             async with await client.events(after=0) as replay:
                 async for event in replay:
@@ -315,7 +308,7 @@ def test_unknown_containers_of_the_runtime_are_removed(fresh: RunningAgent, root
             (bundle / "config.json").write_text(json.dumps(stray))
             root = ["runc", "--root", str(fresh.state_dir / "runtime" / "runc")]
             await asyncio.to_thread(_quietly, [*root, "create", "--bundle", str(bundle), "stray"])
-            await asyncio.to_thread(restart, fresh)
+            await asyncio.to_thread(fresh.kill_agent)
             with pytest.raises(RpcError):
                 await client.container_state("stray")
             await asyncio.to_thread(_gone, root)

@@ -14,7 +14,7 @@ import pytest
 from gcsagent.host.bridge import LocalStdio, bridge
 from gcsagent.host.client import Client
 from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectionBroken, OutputTooLarge, OutputTruncated
-from gcsagent.host.process import RemoteProcess
+from gcsagent.host.process import Completed, RemoteProcess
 from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
@@ -42,6 +42,12 @@ def with_pair(body: Callable[[Stream, socket.socket], Awaitable[None]], offset: 
                 stream.close()
 
     asyncio.run(scenario())
+
+
+async def communicated(client: Client, stdio: Stdio, data: bytes | None = None) -> Completed:
+    async with await RemoteProcess.create(client, CreateContainer("c", spec={}, stdio=stdio)) as process:
+        await process.start()
+        return await process.communicate(data)
 
 
 async def everything(stream: Stream) -> bytes:
@@ -221,9 +227,7 @@ def test_output_input_and_exit_of_a_container(tmp_path: Path) -> None:
         data = os.urandom(3 << 20)
         script = Script(stdout=b"out:", stderr=b"err", code=7, echo=True)
         script.install(agent)
-        async with await RemoteProcess.create(client, CreateContainer("c", spec={}, stdio=PIPES)) as process:
-            await process.start()
-            done = await process.communicate(data)
+        done = await communicated(client, PIPES, data)
         assert done.stdout == b"out:" + data
         assert done.stderr == b"err"
         assert done.exit.exit_code == 7
@@ -351,11 +355,7 @@ def test_a_terminal_ends_with_its_event(tmp_path: Path) -> None:
             return state(params)
 
         agent.handlers["process.state"] = state_then_event
-        async with await RemoteProcess.create(
-            client, CreateContainer("c", spec={}, stdio=TERMINAL)
-        ) as process:
-            await process.start()
-            assert (await process.communicate()).stdout == b"first last"
+        assert (await communicated(client, TERMINAL)).stdout == b"first last"
 
     with_client(tmp_path, body)
 
@@ -363,11 +363,7 @@ def test_a_terminal_ends_with_its_event(tmp_path: Path) -> None:
 def test_a_terminal_that_has_ended_already(tmp_path: Path) -> None:
     async def body(agent: FakeAgent, client: Client) -> None:
         terminal_agent(agent, b"first last", state={"mode": "stream", "bytes": 10, "ended": True})
-        async with await RemoteProcess.create(
-            client, CreateContainer("c", spec={}, stdio=TERMINAL)
-        ) as process:
-            await process.start()
-            assert (await process.communicate()).stdout == b"first last"
+        assert (await communicated(client, TERMINAL)).stdout == b"first last"
 
     with_client(tmp_path, body)
 
@@ -375,11 +371,7 @@ def test_a_terminal_that_has_ended_already(tmp_path: Path) -> None:
 def test_a_terminal_whose_connection_the_guest_closes(tmp_path: Path) -> None:
     async def body(agent: FakeAgent, client: Client) -> None:
         terminal_agent(agent, b"bye", state={"mode": "stream", "bytes": 0}, hang_up=True)
-        async with await RemoteProcess.create(
-            client, CreateContainer("c", spec={}, stdio=TERMINAL)
-        ) as process:
-            await process.start()
-            assert (await process.communicate()).stdout == b"bye"
+        assert (await communicated(client, TERMINAL)).stdout == b"bye"
 
     with_client(tmp_path, body)
 
@@ -398,11 +390,7 @@ def test_a_lost_exit_record_does_not_hang_the_output(tmp_path: Path) -> None:
             "pid": 1,
             "streams": {"stdout": {"mode": "stream", "bytes": 9, "ended": True}},
         }
-        async with await RemoteProcess.create(
-            client, CreateContainer("c", spec={}, stdio=Stdio(stdout=ON))
-        ) as process:
-            await process.start()
-            done = await process.communicate()
+        done = await communicated(client, Stdio(stdout=ON))
         assert (done.stdout, done.exit.reason) == (b"all of it", Reason.LOST)
 
     with_client(tmp_path, body)

@@ -22,6 +22,7 @@ from gcsagent.tarball.source import MAX_HEADER, Source
 from gcsagent.tarball.tree import Tree
 from gcsagent.tarball.unpack import TEMPORARY, Rules, Tally, Unpacker
 from protocol.errors import Code
+from tests.cases.image_files import tar
 
 OWN = Keep(owner=False, xattrs=("user.",))
 """These tests may run as anybody."""
@@ -33,18 +34,6 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, **more: Any) -> tarfile.Tar
     for key, value in more.items():
         setattr(made, key, value)
     return made
-
-
-def tar(*members: tarfile.TarInfo | tuple[tarfile.TarInfo, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=form) as archive:
-        for each in members:
-            if isinstance(each, tuple):
-                each[0].size = len(each[1])
-                archive.addfile(each[0], io.BytesIO(each[1]))
-            else:
-                archive.addfile(each)
-    return buffer.getvalue()
 
 
 def file(name: str, data: bytes = b"data") -> tuple[tarfile.TarInfo, bytes]:

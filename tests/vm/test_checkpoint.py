@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from protocol.families.checkpoint import MakeCheckpoint, Restore
 from protocol.families.stream import StreamName
 from protocol.types import Status, Stdio, StreamMode, StreamSpec, Winsize
 from tests.cases.killer import KILLER, kill_once, share_pids
-from tests.cases.machines import PACE, Booted
+from tests.cases.machines import PACE, Booted, build_image
 from tests.cases.target import (
     PIPES,
     STREAM,
@@ -75,15 +74,8 @@ while True:
 
 @pytest.fixture(scope="module")
 def criu_vm(rootfs_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Booted]:
-    built = subprocess.run(
-        [REPO / "scripts/build-rootfs.sh", "--with", "criu"],
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=True,
-    )
     log = tmp_path_factory.mktemp("vm") / "console"
-    config = VmConfig(name="criu", image=Path(built.stdout.strip()), rootfs=rootfs_image, console_log=log)
+    config = VmConfig(name="criu", image=build_image("--with", "criu"), rootfs=rootfs_image, console_log=log)
     with asyncio.Runner() as runner:
         machine = runner.run(asyncio.wait_for(VirtualMachine.launch(config), BOOT_SECONDS))
         try:
