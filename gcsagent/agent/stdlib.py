@@ -16,11 +16,14 @@ from typing import Any
 LATER = (
     "asyncio.sslproto",
     "asyncio.staggered",
+    "base64",
+    "dataclasses",
     "inspect",
     "secrets",
     "shlex",
     "shutil",
     "tokenize",
+    "uuid",
 )
 
 _loading = RLock()  # threads use some of these, too

@@ -23,6 +23,7 @@ from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.errors import Code
 from protocol.families.agent import AwaitUpgrade, Upgrade
 from protocol.families.archive import PutArchive
+from protocol.families.storage import ListMounts
 from protocol.types import UpgradeState
 from tests.cases import pattern
 from tests.cases.agents import REPO, RunningAgent, eventually, stopped_clean
@@ -155,6 +156,30 @@ def test_code_that_is_no_good_gives_way_to_the_old(
     else:
         assert "Fatal Python error: Aborted" in log
         assert f'"status": {-signal.SIGABRT}' in log
+
+
+def test_what_is_loaded_later_is_of_the_code_that_runs(target: Target, code: Path) -> None:
+    """Services are imported with their first request, here after an upgrade, or one that came to nothing."""
+    service = code / "gcsagent/agent/storage/service.py"
+    first = "        after = self.table"
+    mark = "raise RpcError(Code.INTERNAL, 'this is the new code')"
+    service.write_text(service.read_text().replace(first, f"        {mark}\n{first}"))
+    assert mark in service.read_text()
+    good = pack(code)
+    (code / APP).write_text(CRASH)
+    bad = pack(code)
+
+    async def scene() -> None:
+        async with asyncio.timeout(SECONDS), await Client.connect(target.address) as client:
+            with pytest.raises(RolledBack):
+                await upgrade(client, bad)
+            assert (await client.call("storage.list", ListMounts())).mounts == ()
+            await upgrade(client, good)
+            with refused(Code.INTERNAL) as caught:
+                await client.call("storage.list", ListMounts())
+            assert "this is the new code" in caught.value.message
+
+    asyncio.run(scene())
 
 
 @pytest.mark.parametrize("spoken", ["PROTOCOL_MIN = 2\nPROTOCOL_MAX = 3\n", "PROTOCOL_MAX = 'x'\n", "][\n"])
