@@ -58,6 +58,15 @@ def play(mode: str, monitor: socket.socket) -> None:
         boot("")
     elif mode == "silent":
         return
+    elif mode in ("aborts", "aborts-once"):
+        say("[    1.09] mtrr: your CPUs had inconsistent MTRRdefType settings\r\n")
+        before = Path(os.environ["FAKE_ABORTED"])
+        if mode == "aborts-once" and before.exists():
+            boot("")
+        else:
+            before.touch()
+            print("physmem.c:2678: iotlb_to_section: Assertion failed.", file=sys.stderr, flush=True)
+            os.abort()
     elif mode == "stuck":
         event(monitor, "STOP")
     elif mode == "reset-later":  # when the test says so: by then its agent has answered

@@ -146,6 +146,34 @@ def test_kvm_that_dies_silently_falls_back_to_tcg_once(
     clean(host)
 
 
+def test_a_qemu_that_aborts_before_the_guest_runs_is_started_once_more(
+    host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ABORTED", str(tmp_path / "aborted"))
+    said: list[str] = []
+
+    async def scenario() -> None:
+        async with await VirtualMachine.launch(config("aborts-once"), progress=said.append) as vm:
+            assert list(vm.console.stages)[-1] == "ready"
+
+    asyncio.run(scenario())
+    assert sum(line.startswith("booting") for line in said) == 2
+    assert said[1].startswith("QEMU was killed by SIGABRT: physmem.c:2678: iotlb_to_section")
+    assert said[1].endswith("; once more")
+    clean(host)
+
+
+def test_one_that_aborts_each_time_is_given_up(
+    host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_ABORTED", str(tmp_path / "aborted"))
+    said: list[str] = []
+    with pytest.raises(BootError, match="QEMU was killed by SIGABRT"):
+        asyncio.run(VirtualMachine.launch(config("aborts"), progress=said.append))
+    assert sum(line.startswith("booting") for line in said) == 2
+    clean(host)
+
+
 def test_kvm_guest_that_has_spoken_is_not_started_again(
     host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

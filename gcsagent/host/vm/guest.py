@@ -107,6 +107,11 @@ class Guest:
         assert self._qemu is not None
         return self._qemu.pid
 
+    @property
+    def aborted(self) -> bool:
+        """QEMU has ended by an assertion of its own."""
+        return self._qemu is not None and self._qemu.returncode == -signal.SIGABRT
+
     async def exited(self) -> VmExit:
         """How the guest ended, once it has. Any number of tasks may wait."""
         return await asyncio.shield(self._exit)

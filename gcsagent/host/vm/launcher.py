@@ -272,10 +272,13 @@ class VirtualMachine(Plugging):
         try:
             await self._boot(parts, choice)
         except (BootError, LaunchError) as error:
-            if not self._should_fall_back(choice):
+            if self._should_fall_back(choice):
+                choice = AccelChoice("tcg", f"KVM guest died before its first output: {_reason(error)}")
+                await asyncio.to_thread(tools.check_qemu, parts.qemu, "tcg")
+            elif self._was_qemus_fault(choice):
+                self._progress(f"{_reason(error)}; once more")
+            else:
                 raise
-            choice = AccelChoice("tcg", f"KVM guest died before its first output: {_reason(error)}")
-            await asyncio.to_thread(tools.check_qemu, parts.qemu, "tcg")
             await self._boot(parts, choice)
 
     async def _restore(self, directory: Path) -> None:
@@ -350,6 +353,14 @@ class VirtualMachine(Plugging):
 
     def _should_fall_back(self, choice: AccelChoice) -> bool:
         return choice.may_fall_back and (self._guest is None or self._guest.console.bytes_seen == 0)
+
+    def _was_qemus_fault(self, choice: AccelChoice) -> bool:
+        """An assertion of its own, before any program ran in the guest that could have written to a disk.
+
+        QEMU 10.0 under TCG, on a busy host while Linux probes its devices: iotlb_to_section.
+        """
+        guest = self._guest
+        return choice.name == "tcg" and guest is not None and guest.aborted and not guest.console.stages
 
 
 def _nics(config: VmConfig) -> tuple[Nic, ...]:
