@@ -107,9 +107,10 @@ class CheckpointDir:
 
 
 class CheckpointStore:
+    """The directory is made with the first checkpoint."""
+
     def __init__(self, state: str) -> None:
         self._directory = os.path.join(state, "checkpoints")
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
 
     def named(self, ident: str) -> CheckpointDir:
         return CheckpointDir(os.path.join(self._directory, ident))
@@ -126,6 +127,7 @@ class CheckpointStore:
 
         Raises ALREADY_EXISTS, NOT_FOUND or INVALID_ARGUMENT.
         """
+        os.makedirs(self._directory, mode=0o700, exist_ok=True)
         here = os.path.join(self._directory, ident)
         if os.path.lexists(here):
             raise RpcError(Code.ALREADY_EXISTS, f"there is a checkpoint {ident} already")
@@ -175,7 +177,7 @@ class CheckpointStore:
     def deletions(self) -> list[RequestMark]:
         """The requests of deletions that have begun and are not through."""
         found = []
-        for name in os.listdir(self._directory):
+        for name in self._names():
             entry = self.named(name)
             with contextlib.suppress(*_BROKEN):
                 if not entry.whole:
@@ -185,9 +187,7 @@ class CheckpointStore:
 
     async def sweep(self, caller: Caller, under_way: set[str]) -> None:
         """Removes what a killed agent left half made or half deleted, beside those ``under_way``."""
-        with os.scandir(self._directory) as entries:
-            names = [entry.name for entry in entries]
-        for name in names:
+        for name in self._names():
             path = os.path.join(self._directory, name)
             if path in under_way or CheckpointDir(path).whole:
                 continue
@@ -196,7 +196,13 @@ class CheckpointStore:
             if os.path.islink(path):
                 os.unlink(path)
 
+    def _names(self) -> list[str]:
+        try:
+            return os.listdir(self._directory)
+        except FileNotFoundError:
+            return []
+
     def _entries(self) -> Iterator[CheckpointDir]:
-        for name in os.listdir(self._directory):
+        for name in self._names():
             if not name.startswith(".") and self.named(name).whole:
                 yield self.named(name)

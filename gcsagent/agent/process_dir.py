@@ -97,7 +97,15 @@ class ContainerDir:
         """The process was never started, or is deleted; ``pid`` is 0 when it never had one."""
         names = [f".new-{process}", os.path.join("exited", process), *([str(pid)] if pid else [])]
         for name in names:
-            remove_process(os.path.join(self.path, name))
+            if not name.isdigit() or self._is_of(name, process):
+                remove_process(os.path.join(self.path, name))
+
+    def _is_of(self, pid: str, process: str) -> bool:
+        """Whether that directory is this process's, not one's that got its pid after it had ended."""
+        try:
+            return bool(self.read(os.path.join(pid, "process.json"))["process"] == process)
+        except (OSError, ValueError, KeyError):
+            return False
 
     def doom(self, process: str, request: str) -> str:
         """Takes an ended process aside, to be deleted with the answer that ``request`` is going to name.

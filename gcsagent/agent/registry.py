@@ -180,17 +180,22 @@ class Registry:
         elif process.exit is None:
             self._end(container, process, record)
 
+    def retire(self, container: Container, process: Process) -> None:
+        """Writes down how it ended; then the supervisor need not know it any longer."""
+        try:
+            container.directory.retire(process.ident, process.pid, process.document())
+        except OSError as error:  # the supervisor keeps it, for the next agent to try again
+            log = context(_log, container=container.ident, process=process.ident)
+            log.error("the exit record cannot be written", extra={"error": str(error)})
+        else:
+            self.keeper.supervisor.tell("forget_process", {"process": process.key})
+
     def _end(self, container: Container, process: Process, record: dict[str, Any]) -> None:
         log = context(_log, container=container.ident, process=process.ident)
         killed = os.waitstatus_to_exitcode(record["status"]) == -signal.SIGKILL
         victim, oom = self.oom.blame(container, process, killed)
         exit_record = process.end(record, oom, victim)
-        try:
-            container.directory.retire(process.ident, process.pid, process.document())
-        except OSError as error:  # the supervisor keeps it, for the next agent to try again
-            log.error("the exit record cannot be written", extra={"error": str(error)})
-        else:
-            self.keeper.supervisor.tell("forget_process", {"process": process.key})
+        self.retire(container, process)
         self.events.publish("process.exited", container.ident, process.ident, **to_wire(exit_record))
         log.info(
             "process ended", extra={"exit_code": exit_record.exit_code, "reason": exit_record.reason.value}
@@ -300,7 +305,7 @@ class Registry:
         self._remove_fifos(container, process)
         process.close()
         container.processes.pop(process.ident, None)
-        container.directory.discard(process.ident, 0 if process.exit is not None else process.pid)
+        container.directory.discard(process.ident, process.pid)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs ``work`` on its own; what it raises is logged."""

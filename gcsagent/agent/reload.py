@@ -208,6 +208,8 @@ class Reloader:
         self._estate.restore_streams(container, process)
         if document["exit"] is not None:
             process.restore_exit(from_wire(ExitRecord, document["exit"]))
+            if where.isdigit():  # how it ended was written, and its directory not moved yet
+                self._registry.retire(container, process)
             self._estate.publish_once("process.exited", container, process, process.pid, document["exit"])
 
     def _resume_exec(self, container: Container, process: Process) -> None:

@@ -30,6 +30,7 @@ from tests.cases.target import (
     connect,
     creation,
     event,
+    executing,
     expect,
     name,
     refused,
@@ -293,6 +294,42 @@ def test_a_process_that_ends_while_no_agent_runs(fresh: RunningAgent, rootfs: st
             await remove(client, params.container)
 
     asyncio.run(body())
+
+
+def test_an_exec_whose_end_was_written_and_not_moved_is_deleted_whole(
+    fresh: RunningAgent, rootfs: str
+) -> None:
+    """An agent killed between the two steps; its directory would come back with every restart."""
+    target = at(fresh, rootfs)
+
+    async def body() -> None:
+        async with await connect(target) as client:
+            params = creation(target, name("c"), ("sleep", "100000"))
+            await client.create_container(params)
+            await client.start_container(params.container)
+            async with executing(client, params.container, "true") as process:
+                await process.wait()
+                await _killed_before_the_move(fresh, client, process)
+                state = await client.process_state(params.container, process.process)
+                assert state.exit is not None
+                ended = fresh.state_dir / "containers" / params.container / "exited"
+                assert [each.name for each in ended.iterdir()] == [process.process]
+            directory = fresh.state_dir / "containers" / params.container
+            init = (await client.container_state(params.container)).pid
+            assert [*directory.glob("**/process.json")] == [directory / str(init) / "process.json"]
+            await remove(client, params.container)
+
+    asyncio.run(body())
+
+
+async def _killed_before_the_move(agent: RunningAgent, client: Client, process: RemoteProcess) -> None:
+    directory = agent.state_dir / "containers" / process.container
+    generation, pid = (await client.ping()).generation, agent.agent_pid
+    os.kill(pid, signal.SIGSTOP)
+    (directory / "exited" / process.process).rename(directory / str(process.pid))
+    os.kill(pid, signal.SIGKILL)
+    while (await client.ping()).generation == generation:
+        pass
 
 
 def test_unknown_containers_of_the_runtime_are_removed(fresh: RunningAgent, rootfs: str) -> None:

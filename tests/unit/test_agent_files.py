@@ -159,12 +159,22 @@ def test_the_same_process_cannot_be_begun_twice(directory: ContainerDir) -> None
 
 @pytest.mark.parametrize("pid", [0, 42])
 def test_a_failed_start_leaves_no_temporary_name(directory: ContainerDir, pid: int) -> None:
-    directory.begin("p", {})
+    directory.begin("p", {"process": "p"})
     if pid:
         directory.settle("p", pid)
     directory.discard("p", pid)
     assert listing(directory) == []
     assert os.listdir(directory.path) == ["exited"]
+
+
+def test_the_directory_of_one_that_got_the_pid_afterwards_is_left_alone(directory: ContainerDir) -> None:
+    directory.begin("first", {"process": "first"})
+    directory.settle("first", 42)
+    directory.retire("first", 42, {"process": "first"})
+    directory.begin("second", {"process": "second"})
+    directory.settle("second", 42)
+    directory.discard("first", 42)
+    assert listing(directory) == ["42/process.json"]
 
 
 def test_a_document_that_cannot_be_written_leaves_no_temporary_name(directory: ContainerDir) -> None:
