@@ -283,15 +283,15 @@ class Registry:
     ) -> None:
         """Removes an exec that has ended, as a request asks that is answered so: wholly, or not at all."""
         self._remove_fifos(container, process)
-        doomed = ""
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk; then it is merely listed again after a kill just now
-            doomed = container.directory.doom(process.ident, place_of(mark.ident) if mark is not None else "")
+        place, doomed = place_of(mark.ident) if mark is not None else "", ""
+        with contextlib.suppress(OSError):  # a full disk: after a kill just now it is merely listed again
+            doomed = container.directory.doom(process.ident, place)
         self.journal.record(mark, answer)
-        self.forget_process(container, process)
+        _drop(container, process)
         if doomed:
             remove_process(doomed)
+        else:
+            container.directory.discard(process.ident, process.pid)
 
     def _remove_fifos(self, container: Container, process: Process) -> None:
         try:
@@ -303,8 +303,7 @@ class Registry:
     def forget_process(self, container: Container, process: Process) -> None:
         """Removes an exec that has ended, or never began."""
         self._remove_fifos(container, process)
-        process.close()
-        container.processes.pop(process.ident, None)
+        _drop(container, process)
         container.directory.discard(process.ident, process.pid)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -323,3 +322,8 @@ class Registry:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("work in the background failed", exc_info=task.exception())
+
+
+def _drop(container: Container, process: Process) -> None:
+    process.close()
+    container.processes.pop(process.ident, None)
