@@ -93,11 +93,14 @@ def print_json(value: Any, *, to_stderr: bool = False, indent: int | None = 1) -
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Left-aligned columns; the last one is as long as it is."""
-    cells = [list(header), *([printable(cell, 200) or "-" for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header) - 1)]
-    heading, *lines = ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in cells]
+    heading, *lines = columns([header, *([printable(cell, 200) or "-" for cell in row] for row in rows)])
     print("\n".join([paint(heading, Colour.BOLD, sys.stdout), *lines]))
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned; the last one is as long as it is."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
 
 
 def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:

@@ -35,8 +35,12 @@ def _row(process: ContainerProcess) -> tuple[object, ...]:
 
 
 def age(since_ns: int) -> str:
-    seconds = max(0, int(time.time() - since_ns / 1e9))
+    return span(time.time() - since_ns / 1e9)
+
+
+def span(seconds: float) -> str:
+    """In the largest unit that it has one of."""
     for length, unit in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= length:
-            return f"{seconds // length}{unit}"
-    return f"{seconds}s"
+            return f"{int(seconds // length)}{unit}"
+    return f"{max(0, int(seconds))}s"

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gcsagent.host import network
+from gcsagent.host.cli.common import columns
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
+from gcsagent.host.cli.processes import span
 from gcsagent.host.cli.vm_options import add_vm_options, config_from_args
 from gcsagent.host.client import Client
 from gcsagent.host.vm import consolelog, starter
@@ -117,10 +119,9 @@ def table(vms: list[NamedVm], now: float) -> list[str]:
         accel = (vm.accel or "-").partition(" ")[0]
         detail = vm.address if vm.state == "running" else vm.reason
         rows.append(
-            (vm.name, vm.state, str(vm.qemu_pid or "-"), _age(now - vm.created), accel, detail or "-")
+            (vm.name, vm.state, str(vm.qemu_pid or "-"), span(now - vm.created), accel, detail or "-")
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return ["  ".join([*map(str.ljust, row, widths), row[-1]]) for row in rows]
+    return columns(rows)
 
 
 async def vm_console(args: argparse.Namespace) -> int:
@@ -166,10 +167,3 @@ async def _console(vm: NamedVm, *, follow: bool) -> AsyncIterator[bytes]:
     finally:
         loop.remove_reader(pidfd)
         os.close(pidfd)
-
-
-def _age(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size:
-            return f"{int(seconds // size)}{unit}"
-    return f"{max(0, int(seconds))}s"
