@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,6 +74,15 @@ def test_what_says_what_to_do_is_left_alone() -> None:
 def test_what_is_not_found_is_listed_by(command: str, found: str) -> None:
     args = argparse.Namespace(command_name=command, vm="dev")
     assert f"`gcsctl --vm dev {found}`" in advice(RpcError(Code.NOT_FOUND, "x"), args)
+
+
+@pytest.mark.parametrize("details", [{"field": "spec.root.path"}, {"errno": 2}])
+def test_a_path_that_is_not_there_is_one_of_the_guest(details: dict[str, Any]) -> None:
+    args = argparse.Namespace(command_name="gcsctl run", vm="dev")
+    told = advice(RpcError(Code.NOT_FOUND, "x", **details), args)
+    assert "in the guest, not on this host" in told
+    assert "`gcsctl --vm dev run --help`" in told
+    assert "lists what there is" not in told
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOSPC, errno.EIO])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from gcsagent.host.cli.common import describe_oom
-from protocol.errors import Code
+from protocol.errors import Code, RpcError
 from protocol.families.agent import Pong
 from protocol.method import Empty
 from protocol.types import Oom, OomScope, OomVictim, Reason
@@ -107,6 +108,40 @@ def test_wait_kill_delete_start(tmp_path: Path) -> None:
         assert await gcsctl(agent, "delete", "--force", "c") == Done(0, "", "")
         assert agent.named("container.delete") == [{"container": "c", "force": True}]
         assert json.loads((await gcsctl(agent, "--json", "start", "c")).out) == {"container": "c", "pid": 8}
+
+    with_agent(tmp_path, body)
+
+
+def test_several_containers_are_each_tried_and_each_failure_is_told(tmp_path: Path) -> None:
+    def only_b(params: Any) -> Any:
+        if params.container == "b":
+            return {}
+        raise RpcError(Code.NOT_FOUND, f"there is no container {params.container}")
+
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers["container.delete"] = only_b
+        done = await gcsctl(agent, "--json", "delete", "-f", "a", "b", "c")
+        assert [call["container"] for call in agent.named("container.delete")] == ["a", "b", "c"]
+        assert (done.code, json.loads(done.out)["container"]) == (125, "b")
+        told = [line.split(" (")[0] for line in done.err.splitlines()]
+        assert told == ["gcsctl: there is no container a", "gcsctl: there is no container c"]
+        assert await gcsctl(agent, "delete", "b", "b") == Done(0, "", "")
+
+    with_agent(tmp_path, body)
+
+
+def test_several_are_stopped_at_once(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        both = asyncio.Barrier(2)
+
+        async def ended(params: Any) -> Any:
+            await both.wait()  # for the other one
+            return exit_record(0)
+
+        agent.handlers |= {"container.kill": lambda _: Empty(), "container.wait": ended}
+        assert await gcsctl(agent, "stop", "a", "b") == Done(0, "", "")
+        done = await gcsctl(agent, "kill", "-a", "-p", "p1", "a", "b")
+        assert (done.code, done.err.count("\n")) == (125, 1)
 
     with_agent(tmp_path, body)
 

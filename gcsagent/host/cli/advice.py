@@ -51,6 +51,9 @@ _BY_CODE = {
     Code.INTERNAL: "`gcsctl agent-logs --tail 20` has more",
 }
 
+_NOT_THERE = "that counts in the guest, not on this host; `{command} --help` says what it takes"
+"""What a request's field names, a path, a user, a device; the container itself was found."""
+
 _BY_EXEC_ERROR = {
     "not_found": "the path counts from the container's root directory, a bare name by its PATH",
     "not_executable": "see its mode, its `#!` line and for which machine it was built",
@@ -103,7 +106,7 @@ def with_advice(line: str, error: BaseException, args: argparse.Namespace) -> st
 def _advice(error: BaseException, args: argparse.Namespace) -> str:
     if isinstance(error, RpcError) and not isinstance(error, AgentSilent):
         told = _BY_EXEC_ERROR.get(str(error.details.get("exec_error")))
-        told = told or _BY_CODE[error.code].format(lists=_lists(args), command=args.command_name)
+        told = told or _of_code(error).format(lists=_lists(args), command=args.command_name)
         return told.replace("`gcsctl ", f"`gcsctl --vm {args.vm} ") if args.vm else told
     cause = error.__cause__ if isinstance(error, HostError | VmError) else error
     if isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM):
@@ -115,6 +118,12 @@ def _advice(error: BaseException, args: argparse.Namespace) -> str:
         default = "`GCS_DEBUG=1 gcsctl ...` shows where it happened"
         return _BY_ERRNO.get(error.errno or 0, default)
     return ""
+
+
+def _of_code(error: RpcError) -> str:
+    if error.code is Code.NOT_FOUND and ("field" in error.details or "errno" in error.details):
+        return _NOT_THERE
+    return _BY_CODE[error.code]
 
 
 def _lists(args: argparse.Namespace) -> str:

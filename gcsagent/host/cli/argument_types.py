@@ -88,6 +88,11 @@ def add_id(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("id", type=identifier, metavar="ID")
 
 
+def add_ids(parser: argparse.ArgumentParser) -> None:
+    """The containers that a command is about, one or more."""
+    parser.add_argument("ids", nargs="+", type=identifier, metavar="ID")
+
+
 def signal(text: str) -> int | str:
     """A number, or a name in capitals."""
     value: int | str = int(text) if text.isascii() and text.isdigit() else text.upper()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from gcsagent.host.cli.common import (
     UsageError,
@@ -23,6 +25,8 @@ from gcsagent.host.upgrade import RolledBack, pack, upgrade
 from protocol.errors import Code, RpcError
 from protocol.types import ContainerState, ExitRecord, ProcessState, Status
 from protocol.usage import RuntimeView
+
+Document = Mapping[str, Any]
 
 
 async def ping(args: argparse.Namespace) -> int:
@@ -64,12 +68,9 @@ async def upgrade_agent(args: argparse.Namespace) -> int:
     return 0
 
 
-async def start(args: argparse.Namespace) -> int:
-    async with await connect(args) as client:
-        created = await client.start_container(args.id)
-    if args.json:
-        print_json({"container": args.id, "pid": created.pid})
-    return 0
+async def start(client: Client, _args: argparse.Namespace, container: str) -> Document:
+    created = await client.start_container(container)
+    return {"container": container, "pid": created.pid}
 
 
 async def state(args: argparse.Namespace) -> int:
@@ -108,33 +109,27 @@ async def wait(args: argparse.Namespace) -> int:
     return exit_code(record)
 
 
-async def kill(args: argparse.Namespace) -> int:
+async def kill(client: Client, args: argparse.Namespace, container: str) -> Document:
     """Raises UsageError."""
     if args.all and args.process is not None:
         raise UsageError("--all is every process; give it or --process, not both")
-    async with await connect(args) as client:
-        if args.process is not None:
-            await client.kill_process(args.id, args.process, args.signal)
-        else:
-            await client.kill_container(args.id, args.signal, everyone=args.all)
-    if args.json:
-        print_json({"container": args.id, "signal": args.signal})
-    return 0
+    if args.process is not None:
+        await client.kill_process(container, args.process, args.signal)
+    else:
+        await client.kill_container(container, args.signal, everyone=args.all)
+    return {"container": container, "signal": args.signal}
 
 
-async def stop(args: argparse.Namespace) -> int:
+async def stop(client: Client, args: argparse.Namespace, container: str) -> Document:
     """One that has ended already is as well as stopped."""
-    async with await connect(args) as client:
-        try:
-            await client.kill_container(args.id, args.signal)
-            record = await client.wait_container(args.id, deadline=args.time)
-        except RpcError as error:
-            if error.code not in (Code.DEADLINE_EXCEEDED, Code.FAILED_PRECONDITION):
-                raise
-            record = await _killed(client, args.id, error)
-    if args.json:
-        print_json({"container": args.id, "exit": record})
-    return 0
+    try:
+        await client.kill_container(container, args.signal)
+        record = await client.wait_container(container, deadline=args.time)
+    except RpcError as error:
+        if error.code not in (Code.DEADLINE_EXCEEDED, Code.FAILED_PRECONDITION):
+            raise
+        record = await _killed(client, container, error)
+    return {"container": container, "exit": record}
 
 
 async def _killed(client: Client, container: str, why_not: RpcError) -> ExitRecord:
@@ -147,32 +142,23 @@ async def _killed(client: Client, container: str, why_not: RpcError) -> ExitReco
     return await client.wait_container(container)
 
 
-async def pause(args: argparse.Namespace) -> int:
-    async with await connect(args) as client:
-        await client.pause_container(args.id)
-    if args.json:
-        print_json({"container": args.id, "status": "paused"})
-    return 0
+async def pause(client: Client, _args: argparse.Namespace, container: str) -> Document:
+    await client.pause_container(container)
+    return {"container": container, "status": "paused"}
 
 
-async def resume(args: argparse.Namespace) -> int:
-    async with await connect(args) as client:
-        await client.resume_container(args.id)
-    if args.json:
-        print_json({"container": args.id, "status": "running"})
-    return 0
+async def resume(client: Client, _args: argparse.Namespace, container: str) -> Document:
+    await client.resume_container(container)
+    return {"container": container, "status": "running"}
 
 
-async def delete(args: argparse.Namespace) -> int:
-    async with await connect(args) as client:
-        record = await client.delete_container(args.id, force=args.force)
-        if args.vm:
-            from gcsagent.host.cli import image_roots  # a launcher's worth of modules
+async def delete(client: Client, args: argparse.Namespace, container: str) -> Document:
+    record = await client.delete_container(container, force=args.force)
+    if args.vm:
+        from gcsagent.host.cli import image_roots  # a launcher's worth of modules
 
-            await image_roots.release(args.vm, client)
-    if args.json:
-        print_json({"container": args.id, "exit": record})
-    return 0
+        await image_roots.release(args.vm, client)
+    return {"container": container, "exit": record}
 
 
 async def ps(args: argparse.Namespace) -> int:

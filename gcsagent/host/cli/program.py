@@ -10,6 +10,7 @@ import traceback
 
 from gcsagent.host.cli import parser
 from gcsagent.host.cli.common import complain
+from gcsagent.host.cli.several import SomeFailed
 from gcsagent.host.errors import HostError
 from gcsagent.host.text import printable
 from gcsagent.host.vm.errors import BootError, Interrupted, VmError
@@ -55,6 +56,8 @@ def explain(error: Exception, args: argparse.Namespace) -> int:
     """Prints the error with what to do about it, and returns the exit code for it."""
     from gcsagent.host.cli.advice import with_advice  # it knows every kind of error there is
 
+    if isinstance(error, SomeFailed):
+        return max(explain(each, args) for each in error.errors)
     first, *rest = _lines(error)
     complain(with_advice(first, error, args))
     for line in rest:

@@ -55,7 +55,9 @@ def add_run_commands(commands: Any, add: Add) -> None:
 
 
 def _add_container_options(parser: argparse.ArgumentParser, *, quiet: bool) -> None:
-    parser.add_argument("--id", type=identifier, metavar="ID", help="default: a random one")
+    parser.add_argument(
+        "--id", "--name", dest="id", type=identifier, metavar="ID", help="default: a random one"
+    )
     parser.add_argument("--rootfs", metavar="DIR", help="root directory, used in place")
     add_image_options(parser)
     parser.add_argument("--bundle", metavar="DIR", help="OCI bundle: its config.json says what to run")
