@@ -80,7 +80,7 @@ class AgentProcess:
             theirs.close()
         self.pid = pid
         self._reaper.own.add(self.pid)
-        self._loop.watch(self._pidfd, self._on_exit)
+        self._loop.watch(self._pidfd, lambda _events: self._on_exit())
         self._watchdog.started()
         self._connected(ours)
 
@@ -141,14 +141,14 @@ class AgentProcess:
             log("error", "the agent cannot be started", error=str(error))
             self.restart(-1)
 
-    def _on_exit(self, _events: int) -> None:
-        _, status = os.waitpid(self.pid, 0)
+    def _on_exit(self) -> None:
+        ended = self._reaper.take_end(self.pid, self._pidfd, self._on_exit)
+        if ended is None:
+            return
         self._watchdog.ended()
-        self._loop.forget(self._pidfd)
-        os.close(self._pidfd)
         self._reaper.own.discard(self.pid)
         self._pidfd, self.pid = -1, 0
-        self._ended(status)
+        self._ended(ended[0])
 
     @property
     def failures(self) -> int:

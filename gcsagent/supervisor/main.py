@@ -292,7 +292,7 @@ class Supervisor:
     def _on_signal(self, _events: int) -> None:
         numbers = set(os.read(self._signals, 4096))
         if signal.SIGCHLD in numbers:
-            self.reaper.reap_orphans()
+            self.reaper.on_child()
         if numbers & {signal.SIGTERM, signal.SIGINT}:
             # In a guest SIGINT is Ctrl-Alt-Delete: init has asked the kernel for it with CAD_OFF.
             reboot = self._guest and signal.SIGINT in numbers

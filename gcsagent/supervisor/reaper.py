@@ -10,6 +10,9 @@ it ends, somebody's catch-all wait reaps it, and then runc's pid file names nobo
   meanwhile, so pid file and zombie are matched without a race. Calls have deadlines: the hold is bounded;
 * what is left then is an orphan, and is reaped.
 
+Nothing here waits: a tracer sees the end of what it traces before the parent may (ptrace(2)), takes as long
+as it likes over that, and may be any process in a container. SIGCHLD says when it is our turn.
+
 An unreaped exec keeps the init of its pid namespace from becoming waitable (the kernel's
 zap_pid_ns_processes waits for it), which is why the hold is as short as this.
 """
@@ -29,6 +32,7 @@ from gcsagent.supervisor.spawn import spawn
 
 TYPE_CHECKING = False  # typing itself is half a megabyte
 if TYPE_CHECKING:
+    import resource
     from typing import Any
 
 _PEEK = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -87,6 +91,7 @@ class Reaper:
         self._numbers = itertools.count(1)
         self.started = 0  # calls, ever
         self._held: dict[int, int] = {}  # zombie pid -> number of the newest call that may still name it
+        self._traced: dict[int, Callable[[], None]] = {}  # ended, but a tracer has not let go of them yet
         self.own: set[int] = set()  # children somebody else here waits for: the agent
         self.calls: dict[str, Call] = {}
         self.processes: dict[str, Process] = {}
@@ -141,12 +146,35 @@ class Reaper:
 
     # -- endings --------------------------------------------------------------------------------
 
+    def take_end(
+        self, pid: int, pidfd: int, later: Callable[[], None]
+    ) -> tuple[int, resource.struct_rusage] | None:
+        """Reaps a child whose ``pidfd``, which is closed, says that it has ended: its status and its usage.
+
+        None while it is traced: ``later`` is called, to come here again, when that may be over.
+        """
+        found, status, usage = os.wait4(pid, os.WNOHANG)
+        self._loop.forget(pidfd)  # which stays readable
+        if not found:
+            self._traced[pid] = later
+            return None
+        self._traced.pop(pid, None)
+        os.close(pidfd)
+        return status, usage
+
+    def on_child(self) -> None:
+        """SIGCHLD: some child has ended, or has been let go by its tracer."""
+        for later in list(self._traced.values()):
+            later()
+        self.reap_orphans()
+
     def _finish_call(self, call: Call) -> None:
         if _failed(call.pid):
             _kill_group(call.pid)  # what it left running in its own session; not reaped, its pid is its own
-        _, status, _ = os.wait4(call.pid, 0)
-        self._loop.forget(call.pidfd)
-        os.close(call.pidfd)
+        ended = self.take_end(call.pid, call.pidfd, lambda: self._finish_call(call))
+        if ended is None:
+            return
+        status, _ = ended
         call.pidfd = -1
         if call.timer is not None:
             call.timer.cancel()
@@ -186,19 +214,19 @@ class Reaper:
 
     def _finish_process(self, process: Process) -> None:
         # Recording needs the rusage, which only a reaping wait gives; nothing can come between the two
-        # lines that would keep either from happening but the death of this process, and with it of all.
-        _, status, usage = os.wait4(process.pid, 0)
-        record = describe(process.pid, status, usage)
+        # that would keep either from happening but the death of this process, and with it of all.
+        ended = self.take_end(process.pid, process.pidfd, lambda: self._finish_process(process))
+        if ended is None:
+            return
+        record = describe(process.pid, *ended)
         self._exits.add(process.key, record)
-        self._loop.forget(process.pidfd)
-        os.close(process.pidfd)
         del self.processes[process.key]
         self._process_ended(process.key, record)
 
     # -- orphans --------------------------------------------------------------------------------
 
     def reap_orphans(self) -> None:
-        """Reaps every ended child that nobody can claim any more. Called on SIGCHLD and after each call."""
+        """Reaps every ended child that nobody can claim any more."""
         known = self._known()
         claiming = [call.number for call in self.calls.values() if call.process and call.result is None]
         oldest, newest = (min(claiming), max(claiming)) if claiming else (0, 0)

@@ -106,9 +106,10 @@ class ShellProcess:
     def _on_exit(self) -> None:
         self._take_lines(MAX_LAST_LINES)
         self._drop_channel()
-        _, status = os.waitpid(self.pid, 0)
-        self._loop.forget(self._pidfd)
-        os.close(self._pidfd)
+        ended = self._reaper.take_end(self.pid, self._pidfd, self._on_exit)
+        if ended is None:
+            return
+        status = ended[0]
         self._reaper.own.discard(self.pid)
         self._pidfd, self.pid = -1, 0
         if self._stopping:

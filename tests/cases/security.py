@@ -1,16 +1,31 @@
-"""Cases about what a container may not do: AF_VSOCK, by every way there is to a socket.
+"""Cases about what a container may not do: AF_VSOCK, by every way there is to a socket; hold up PID 1.
 
 Nothing here connects, binds or listens: a socket is made and closed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import inspect
 from typing import Any
 
 from gcsagent.host.spec_options import SpecOptions, apply
 from protocol.errors import Code
-from tests.cases.target import OUTPUT, Target, case, connect, creation, name, refused, run, running
+from tests.cases.target import (
+    OUTPUT,
+    Target,
+    case,
+    connect,
+    creation,
+    executing,
+    expect,
+    name,
+    refused,
+    run,
+    running,
+)
+from tests.fakes import tracer
 
 PROBE = """
 import ctypes, socket
@@ -141,3 +156,25 @@ async def what_is_allowed_vsock_is_not_filtered(target: Target) -> None:
             async with running(target, client, *status, stdio=OUTPUT, allow_vsock=allowed) as init:
                 done = await init.communicate()
                 assert done.stdout.split() == [b"Seccomp:", mode]
+
+
+@case
+async def a_tracer_that_does_not_let_go_of_the_dead_keeps_nobody_else_waiting(target: Target) -> None:
+    """It sees the end of what it traces before the supervisor may, and takes as long as it likes."""
+    async with (
+        await connect(target) as client,
+        executing(client, target.box, "sh", "-c", "echo $$; exec sleep 100000") as traced,
+    ):
+        pid = (await expect(traced.streams["stdout"], rb"\d+\n")).decode().strip()
+        command = ("python3", "-c", inspect.getsource(tracer), pid)
+        async with executing(client, target.box, *command) as process:
+            await expect(process.streams["stdout"], b"traced\n")
+            await client.kill_process(target.box, traced.process, "SIGKILL")
+            done = await run(client, target.box, "echo", "meanwhile")
+            assert (done.stdout, done.exit.exit_code) == (b"meanwhile\n", 0)
+            state = await client.process_state(target.box, traced.process)
+            assert state.exit is None
+            async with asyncio.TaskGroup() as tasks:
+                waiting = tasks.create_task(traced.wait())
+                await client.kill_process(target.box, process.process, "SIGKILL")
+            assert waiting.result().signal == 9

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gcsagent.common.loop import Loop
+from gcsagent.supervisor.exits import ExitRecords
+from gcsagent.supervisor.reaper import Call, Reaper
+from tests.fakes import tracer
 from tests.fakes.supervised import Puppet, Refused, Supervised, eventually, state_of
 
 
@@ -149,6 +156,87 @@ def test_a_zombie_is_not_held_for_a_call_that_began_after_it(
     paths[1].write_text("nobody")
     puppet.answer(second)
     eventually(lambda: state_of(int(young)) == "", "the younger zombie is reaped")
+
+
+# -- traced -----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def traced(pid: int) -> Iterator[None]:
+    command = [sys.executable, "-S", tracer.__file__, str(pid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"traced\n"
+            yield
+        finally:
+            process.kill()
+
+
+def killed(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: state_of(pid) == "Z", "it has ended")
+
+
+def test_a_process_whose_tracer_does_not_let_go_of_it_keeps_nobody_waiting(
+    supervised: Supervised, puppet: Puppet
+) -> None:
+    """Any process of a container may trace another, and see it end before its parent does."""
+    result, (pidfd,) = puppet.answer(supervised.spawn(puppet, "live"))
+    os.close(pidfd)
+    with traced(result["pid"]):
+        killed(result["pid"])
+        assert puppet.ask("list", {"kind": "processes"}) == [["c/p", result["pid"]]]
+        assert puppet.ask("list", {"kind": "exits"}) == []
+    record = puppet.note("exit")
+    assert (record["process"], record["pid"], exit_code(record)) == ("c/p", result["pid"], -signal.SIGKILL)
+    assert state_of(result["pid"]) == ""
+    assert puppet.ask("list", {"kind": "processes"}) == []
+
+
+def test_a_traced_call_ends_when_its_tracer_lets_go_of_it(supervised: Supervised, puppet: Puppet) -> None:
+    ident = puppet.send("spawn", {"call": "x", "argv": ["sleep", "100000"]})
+    assert puppet.ask("list", {"kind": "calls"}) == [["x", None]]
+    (pid,) = set(supervised.children()) - {puppet.pid}
+    with traced(pid):
+        killed(pid)
+        assert puppet.ask("list", {"kind": "calls"}) == [["x", None]]
+    result, _ = puppet.answer(ident)
+    assert os.waitstatus_to_exitcode(result["status"]) == -signal.SIGKILL
+    assert state_of(pid) == ""
+
+
+def test_exits_are_recorded_while_a_tracer_keeps_a_dead_agent(supervised: Supervised, puppet: Puppet) -> None:
+    result, (pidfd,) = puppet.answer(supervised.spawn(puppet, "live"))
+    with traced(puppet.pid):
+        puppet.end()
+        eventually(lambda: state_of(puppet.pid) == "Z", "the agent has ended")
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        eventually(lambda: len(os.listdir(supervised.state / "exits")) == 1, "the exit is recorded")
+    os.close(pidfd)
+    successor = supervised.agent()
+    ((key, record),) = successor.ask("list", {"kind": "exits"})
+    assert (key, record["pid"]) == ("c/p", result["pid"])
+
+
+def test_a_traced_end_is_not_looked_at_again_before_something_has_changed(tmp_path: Path) -> None:
+    loop, ended, looks = Loop(), list[Call](), list[int]()
+    reaper = Reaper(loop, ExitRecords(loop, str(tmp_path / "exits")), ended.append, lambda *_: None)
+    call = reaper.start_call("x", ["sleep", "100000"], dict(os.environ), {}, timeout=60)
+
+    def look(events: int) -> None:
+        looks.append(events)
+        reaper._finish_call(call)
+
+    loop.watch(call.pidfd, look)
+    with traced(call.pid):
+        killed(call.pid)
+        loop.after(0.1, loop.stop)
+        loop.run()
+        assert (len(looks), ended) == (1, [])
+    reaper.on_child()
+    assert ended == [call]
+    assert call.result is not None
 
 
 # -- pid files --------------------------------------------------------------------------------------
