@@ -16,7 +16,7 @@ from gcsagent.agent.events import of_this_life
 from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
-from gcsagent.agent.supervisor_client import SupervisorClient
+from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
 from gcsagent.common.channel import MAX_FDS
 from protocol.checks import INIT
 from protocol.types import Event, ExitRecord, Reason, Status
@@ -26,7 +26,8 @@ _log = logging.getLogger("agent.estate")
 
 class Estate:
     """``held`` is descriptors by process key, stream and suffix; ``alive`` pids and ``exits`` the
-    supervisor's records, by process key; ``calls`` keys; ``closing`` where input was to end."""
+    supervisor's records, by process key; ``calls`` keys; ``closing`` where input was to end;
+    ``ended_since`` what has been told of exits from the start on."""
 
     def __init__(self, registry: Registry, supervisor: SupervisorClient) -> None:
         self._registry, self._supervisor = registry, supervisor
@@ -34,6 +35,7 @@ class Estate:
         self.alive: dict[str, int] = {}
         self.exits: dict[str, dict[str, Any]] = {}
         self.calls: set[str] = set()
+        self.ended_since: list[dict[str, Any]] = []
         self.events: list[Event] = []
         self.told: set[tuple[str, str, str, Any]] = set()
         self.freezes_told: dict[str, str] = {}
@@ -43,7 +45,7 @@ class Estate:
         """Finds out what there is; nothing else here may be used before."""
         self.calls = {key for key, _ in await self._supervisor.everything("calls")}
         self.alive = dict(await self._supervisor.everything("processes"))
-        self.exits = dict(await self._supervisor.everything("exits"))
+        self.exits |= dict(await self._supervisor.everything("exits"))
         names = [name for name in await self._supervisor.everything("names") if name.startswith("fd/")]
         for start in range(0, len(names), MAX_FDS):
             batch = names[start : start + MAX_FDS]
@@ -58,6 +60,24 @@ class Estate:
             for event in self.events
         }
         self.freezes_told = freezing.last_told(self.events)
+
+    def exited(self, record: dict[str, Any]) -> None:
+        """The supervisor's notification of an exit, while this is being taken up."""
+        self.ended_since.append(record)
+        self.alive.pop(record["process"], None)
+        self.exits[record["process"]] = {name: value for name, value in record.items() if name != "process"}
+
+    async def pidfd(self, key: str) -> int:
+        """-1 for a process that has ended; :attr:`exits` has how. Raises SupervisorError."""
+        if key not in self.alive:
+            return -1
+        try:
+            _, fds = await self._supervisor.request("pidfd", {"process": key})
+        except SupervisorError:
+            if key in self.exits:
+                return -1  # meanwhile: that is told before this is refused
+            raise
+        return fds[0]
 
     def restore_streams(self, container: Container, process: Process) -> None:
         held = self.held.pop(process.key, {})

@@ -52,7 +52,7 @@ _log = logging.getLogger("agent.reload")
 class Reloader:
     def __init__(self, registry: Registry, supervisor: SupervisorClient, slots: set[int]) -> None:
         self._registry, self._supervisor, self._others_slots = registry, supervisor, slots
-        self._estate = Estate(registry, supervisor)
+        self.estate = Estate(registry, supervisor)
         self._cgroups_unclear = False
         self._later: list[Coroutine[Any, Any, None]] = []
         self._trash: list[str] = []
@@ -62,7 +62,7 @@ class Reloader:
         """Loaded with the first container there is."""
         from gcsagent.agent.finishing import Finisher
 
-        return Finisher(self._registry, self._estate, self._registry.checkpoints.get())
+        return Finisher(self._registry, self.estate, self._registry.checkpoints.get())
 
     @property
     def _checkpoints(self) -> CheckpointService | None:
@@ -72,8 +72,8 @@ class Reloader:
 
     async def run(self) -> None:
         """Leaves the registry as the predecessor's was. What takes longer goes on in the background."""
-        await self._estate.ask()
-        self._trash = tell_of_deletions(self._registry, self._estate.events)
+        await self.estate.ask()
+        self._trash = tell_of_deletions(self._registry, self.estate.events)
         documents = self._read_documents()
         claimed = {slot for _, found in documents for document in found.values() for slot in slots(document)}
         self._registry.keeper.counters.claim(claimed | self._others_slots)
@@ -147,20 +147,20 @@ class Reloader:
         except (*BROKEN, SupervisorError) as error:
             self._set_aside(container, error)
             return
-        self._registry.oom.restore(container, self._estate.events)
+        self._registry.oom.restore(container, self.estate.events)
         if container.role.sandbox is not None:
             from gcsagent.agent.pods import setup
 
             setup.limit_again(container)
         if container.status not in (Status.DELETING, Status.CREATING):
             self._registry.oom.begin(container)
-        changing = container.change is not None or change_call(container.ident) in self._estate.calls
+        changing = container.change is not None or change_call(container.ident) in self.estate.calls
         if changing and container.checkpointing is None:  # else it is what the checkpoint began with
             self._finish.pend(container.change.request if container.change is not None else None)
             self._later.append(self._finish.change(container))
         if container.status is Status.DELETING:
-            self._estate.note(container, "a deletion goes on")
-            self._estate.end_what_has_ended(container)
+            self.estate.note(container, "a deletion goes on")
+            self.estate.end_what_has_ended(container)
             if container.delete_request is not None:
                 # Its answer may be on disk already; it is true only when the deletion is through.
                 self._registry.journal.begin(container.delete_request)
@@ -169,18 +169,18 @@ class Reloader:
         elif container.status is Status.CREATING:
             self._finish.pend(container.create_request)
             self._later.append(self._finish.create(container))
-        elif container.status is Status.CREATED and start_call(container.ident) in self._estate.calls:
+        elif container.status is Status.CREATED and start_call(container.ident) in self.estate.calls:
             container.status = container.init.status = Status.CREATING
             known = self._finish.reopen(container.start_request)
             self._finish.pend(container.start_request)
             self._later.append(self._finish.start(container, known))
         elif container.checkpointing is not None:
             self._finish.pend(mark(container.checkpointing["request"]))
-            self._estate.end_what_has_ended(container)
+            self.estate.end_what_has_ended(container)
             self._later.append(self._registry.checkpoints.get().resume(container))
         else:
             self._finish.answered(container)
-            self._estate.end_what_has_ended(container)
+            self.estate.end_what_has_ended(container)
 
     async def _restore_process(self, container: Container, where: str, document: dict[str, Any]) -> None:
         process = Process(
@@ -196,21 +196,19 @@ class Reloader:
         for name, (path, device, inode) in document.get("fifos", {}).items():
             process.fifos[name] = Fifo(path, device, inode)
         container.processes[process.ident] = process
-        self._estate.closing[process.key] = document.get("closing_at", {})
+        self.estate.closing[process.key] = document.get("closing_at", {})
         if where.startswith(".new-"):
             self._resume_exec(container, process)
             return
         process.pid = document["pid"] or int(where)
         process.status = Status.RUNNING if process.started_at_ns else Status.CREATED
-        if process.key in self._estate.alive:
-            _, fds = await self._supervisor.request("pidfd", {"process": process.key})
-            process.pidfd = fds[0]
-        self._estate.restore_streams(container, process)
+        process.pidfd = await self.estate.pidfd(process.key)
+        self.estate.restore_streams(container, process)
         if document["exit"] is not None:
             process.restore_exit(from_wire(ExitRecord, document["exit"]))
             if where.isdigit():  # how it ended was written, and its directory not moved yet
                 self._registry.retire(container, process)
-            self._estate.publish_once("process.exited", container, process, process.pid, document["exit"])
+            self.estate.publish_once("process.exited", container, process, process.pid, document["exit"])
 
     def _resume_exec(self, container: Container, process: Process) -> None:
         process.status = Status.CREATING
@@ -224,17 +222,17 @@ class Reloader:
             for container in self._registry.containers.values()
             for process in container.processes.values()
         }
-        for key in set(self._estate.held) - known:
+        for key in set(self.estate.held) - known:
             _log.warning("descriptors of an unknown process are closed", extra={"fields": {"process": key}})
-            self._estate.drop_held(key)
-        for key in set(self._estate.exits) - known:
+            self.estate.drop_held(key)
+        for key in set(self.estate.exits) - known:
             self._supervisor.tell("forget_process", {"process": key})
         broken = {
             container.ident
             for container in self._registry.containers.values()
             if container.status is Status.FAILED
         }
-        for key in set(self._estate.alive) - known:
+        for key in set(self.estate.alive) - known:
             if key.partition("/")[0] not in broken:
                 await kill_unknown(self._supervisor, key)
         expected = {launch_call(key) for key in known} | {
@@ -242,7 +240,7 @@ class Reloader:
             for ident in self._registry.containers
             for name in (start_call, change_call, checkpoint_call)
         }
-        for key in self._estate.calls - expected:
+        for key in self.estate.calls - expected:
             if key.startswith(archives.CALL):
                 continue  # seen to by archives.resume
             self._registry.spawn(self._drain_call(key))
@@ -258,10 +256,10 @@ async def reload(registry: Registry, supervisor: SupervisorClient, slots: set[in
 
     ``slots`` are the counters used by what is not a process's.
     """
-    early: list[dict[str, Any]] = []
-    supervisor.topics["exit"] = early.append
-    await Reloader(registry, supervisor, slots).run()
+    reloader = Reloader(registry, supervisor, slots)
+    supervisor.topics["exit"] = reloader.estate.exited
+    await reloader.run()
     supervisor.topics["exit"] = registry.on_exit
-    for record in early:
+    for record in reloader.estate.ended_since:
         registry.on_exit(record)
     await asyncio.sleep(0)  # let what was put in the background begin before anybody is served

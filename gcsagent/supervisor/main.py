@@ -78,6 +78,7 @@ class Supervisor:
         self.shell: ShellProcess | None = None
         self._env = agent_env
         self.waiting: dict[str, int] = {}  # call key -> id of the request that waits for it
+        self.listing: list[Any] = []  # of which the agent has asked for a page, and may for the next
         self._install_signals()
         on_line(lambda: self._send([None, "log", {}]))
 
@@ -255,6 +256,7 @@ class Supervisor:
             self._channel = None
         self._clear_outbox()
         self.waiting.clear()
+        self.listing = []
 
     def _clear_outbox(self) -> None:
         for _, fds in self._outbox:

@@ -230,7 +230,11 @@ PAGE_BYTES = channel.MAX_PACKET // 2
 def _list(
     supervisor: Supervisor, _ident: int, args: dict[str, Any], _fds: list[int], _kept: set[int]
 ) -> Reply:
-    """One page of everything kept: ``kind`` names, calls, processes or exits, from index ``start``."""
+    """One page of everything kept: ``kind`` names, calls, processes or exits, from index ``start``.
+
+    The pages are those of the list as it was when the first was asked for: what ends between two of them
+    would else move others to indexes that have been through.
+    """
     reaper = supervisor.reaper
     kinds: dict[str, Callable[[], list[Any]]] = {
         "names": supervisor.store.names,
@@ -241,7 +245,12 @@ def _list(
     kind, start = kinds.get(_text(args, "kind")), args.get("start", 0)
     if kind is None or not isinstance(start, int) or start < 0:
         raise RequestError("list takes kind (names, calls, processes or exits) and start, an index")
-    return Reply(_page(kind(), start))
+    if start == 0:
+        supervisor.listing = kind()
+    page = _page(supervisor.listing, start)
+    if not page:
+        supervisor.listing = []
+    return Reply(page)
 
 
 def _page(items: list[Any], start: int) -> list[Any]:

@@ -21,7 +21,7 @@ from gcsagent.host.spec import exec_spec
 from protocol.errors import Code, RpcError
 from protocol.families.process import Exec
 from protocol.schema import to_wire
-from protocol.types import Status
+from protocol.types import Reason, Status
 from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.target import (
     OUTPUT,
@@ -38,6 +38,8 @@ from tests.cases.target import (
     run,
 )
 
+REPO = Path(__file__).parents[2]
+ENDING = f"{REPO / 'tests' / 'fakes' / 'ending'}{os.pathsep}{REPO}"
 LONG = os.environ.get("GCS_CHAOS") == "long"
 LIVE_EXECS = 1000 if LONG else 60
 
@@ -45,6 +47,11 @@ LIVE_EXECS = 1000 if LONG else 60
 @pytest.fixture
 def fresh() -> Iterator[RunningAgent]:
     yield from stopped_clean(RunningAgent("--log-level", "debug"))
+
+
+@pytest.fixture
+def unlucky() -> Iterator[RunningAgent]:
+    yield from stopped_clean(RunningAgent("--log-level", "debug", python_path=ENDING))
 
 
 def at(running: RunningAgent, rootfs: str) -> Target:
@@ -292,6 +299,29 @@ def test_a_process_that_ends_while_no_agent_runs(fresh: RunningAgent, rootfs: st
             async with await client.attach(params.container) as stdout:
                 assert await expect(stdout, b"(?s).*bye\n") == b"ready\nbye\n"
             await remove(client, params.container)
+
+    asyncio.run(body())
+
+
+def test_a_process_that_ends_while_an_agent_finds_out_what_there_is(
+    unlucky: RunningAgent, rootfs: str
+) -> None:
+    """It was alive when the supervisor was asked, and is not when its descriptor is: no trouble, an exit."""
+    target = at(unlucky, rootfs)
+
+    async def body() -> None:
+        async with await connect(target) as client:
+            container = await _start(client, target)
+            spec = exec_spec(args=("sh", "-c", "echo here; exec sleep 100000"))
+            async with await RemoteProcess.exec(client, Exec(container, "ending", spec, OUTPUT)) as process:
+                await expect(process.streams["stdout"], b"here\n")
+                os.kill(unlucky.agent_pid, signal.SIGKILL)
+                record = await process.wait()
+                assert (record.exit_code, record.signal, record.reason) == (137, 9, Reason.SIGNALLED)
+                state = await client.container_state(container)
+                assert (state.status, state.problem) == (Status.RUNNING, "")
+                assert (await run(client, container, "echo", "alive")).stdout == b"alive\n"
+            await remove(client, container)
 
     asyncio.run(body())
 

@@ -56,6 +56,7 @@ class Soak:
         except* Exception as group:
             lasted = self.now
             wrong = [_told(error) for error in _leaves(group)]
+            print(*wrong, sep="\n", file=sys.stderr, flush=True)  # should the last look fail, too
         after = await self._settled(before)
         wrong += differences(before, after)
         return {

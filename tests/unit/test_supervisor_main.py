@@ -218,12 +218,29 @@ def test_an_agent_that_never_reads_costs_bounded_memory_and_gets_every_answer_in
         assert received[0] == [number, None, []]
 
 
-def test_lists_come_in_pages_that_fit_a_packet(supervised: Supervised) -> None:
-    puppet = supervised.agent()
+def hold_many(puppet: Puppet) -> None:
+    """480 names, more than a packet takes."""
     with open("/dev/null", "rb") as null:
         for batch in range(8):
             names = {f"{batch}.{number}.{'ü' * 500}": number for number in range(60)}
             puppet.ask("hold", {"hold": names}, (null.fileno(),) * 60)
+
+
+def test_what_goes_between_two_pages_of_a_list_takes_no_other_with_it(supervised: Supervised) -> None:
+    puppet = supervised.agent()
+    hold_many(puppet)
+    found = puppet.ask("list", {"kind": "names"})
+    gone = found[:60]
+    puppet.ask("release", {"names": gone})
+    while page := puppet.ask("list", {"kind": "names", "start": len(found)}):
+        found += page
+    assert len(set(found)) == 480
+    assert set(gone).isdisjoint(puppet.ask("list", {"kind": "names"}))
+
+
+def test_lists_come_in_pages_that_fit_a_packet(supervised: Supervised) -> None:
+    puppet = supervised.agent()
+    hold_many(puppet)
     found: list[str] = []
     pages = 0
     while page := puppet.ask("list", {"kind": "names", "start": len(found)}):
