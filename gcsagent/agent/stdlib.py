@@ -26,6 +26,10 @@ LATER = (
     "uuid",
 )
 
+NEVER = ("ssl", "_hashlib")
+"""Not to be had, as in the guest image: a vsock connection needs no TLS, and hashlib has hashes of its own.
+asyncio and hashlib try them and do without, which spares libcrypto: 2.3 MiB."""
+
 _loading = RLock()  # threads use some of these, too
 
 
@@ -55,3 +59,5 @@ def load_later() -> None:
     """To be called before anything has imported one of them."""
     for name in LATER:
         sys.modules.setdefault(name, StandIn(name))
+    for name in NEVER:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
