@@ -17,6 +17,7 @@ from gcsagent.agent.logs import context
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.supervisor_client import SupervisorClient, SupervisorError
+from gcsagent.agent.terminal import DiscardedTty, TtyStream
 from gcsagent.common.channel import MAX_FDS
 from protocol.checks import INIT
 from protocol.types import Event, ExitRecord, Reason, Status
@@ -79,10 +80,17 @@ class Estate:
             raise
         return fds[0]
 
+    async def take_terminal(self, process: Process) -> None:
+        """Its pty master may have come from the runtime after :meth:`ask`. Raises SupervisorError if it has
+        not come at all."""
+        held = self.held.setdefault(process.key, {}).setdefault("tty", {})
+        if "" not in held:
+            (held[""],) = await self._supervisor.fetch([stdio.stream_name(process.key, "tty")])
+
     def restore_streams(self, container: Container, process: Process) -> None:
         held = self.held.pop(process.key, {})
-        if process.stdio.terminal and "tty" not in process.slots:
-            # Killed before the terminal's counters were written down: not a byte had been moved.
+        untouched = process.stdio.terminal and "tty" not in process.slots
+        if untouched:  # killed before the terminal's counters were written down: not a byte had been moved
             process.slots["tty"] = [self._registry.keeper.counters.allocate() for _ in range(2)]
         process.streams = stdio.restore(
             self._registry.keeper,
@@ -92,6 +100,9 @@ class Estate:
             held,
             lambda name, count: self._registry.stream_ended(container, process, name, count),
         )
+        tty = process.streams.get("tty")
+        if untouched and isinstance(tty, TtyStream | DiscardedTty) and not tty.state().ended:
+            tty.resize(process.stdio.winsize.rows, process.stdio.winsize.cols)
         for name, offset in self.closing.pop(process.key, {}).items():
             process.stream(name).close_input(offset)
         for name, stream in process.streams.items():

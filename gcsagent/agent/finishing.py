@@ -164,6 +164,8 @@ class Finisher:
             process.pidfd = launched.pidfd if launched.pidfd is not None else -1
         process.early_exit = launched.exit
         if not process.streams:
+            if process.stdio.terminal:
+                await self._estate.take_terminal(process)
             self._estate.restore_streams(container, process)
 
     async def _undo(self, container: Container) -> None:

@@ -20,6 +20,7 @@ from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spec import exec_spec
 from protocol.errors import Code, RpcError
 from protocol.families.process import Exec
+from protocol.families.stream import StreamName
 from protocol.schema import to_wire
 from protocol.types import Reason, Status
 from tests.cases.agents import RunningAgent, eventually, stopped_clean
@@ -36,7 +37,9 @@ from tests.cases.target import (
     refused,
     remove,
     run,
+    terminal,
 )
+from tests.fakes.slow_runc import Slow
 
 REPO = Path(__file__).parents[2]
 ENDING = f"{REPO / 'tests' / 'fakes' / 'ending'}{os.pathsep}{REPO}"
@@ -360,6 +363,40 @@ async def _killed_before_the_move(agent: RunningAgent, client: Client, process: 
     os.kill(pid, signal.SIGKILL)
     while (await client.ping()).generation == generation:
         pass
+
+
+SIZE = "stty size; exec cat"
+
+
+@pytest.mark.parametrize("call", ["create", "exec"])
+def test_a_terminal_that_comes_from_the_runtime_after_its_agent_is_there(slow: Slow, call: str) -> None:
+    """The runtime's call outlives the agent that asked for it, and what it sends then is nobody else's."""
+
+    async def body() -> None:
+        async with await connect(slow.target) as client, asyncio.timeout(60):
+            params = creation(slow.target, name("c"), ("sh", "-c", SIZE), stdio=terminal(33, 77))
+            made, process = params.container, "init"
+            (slow.directory / "slow").write_text(call)
+            if call == "create":
+                asking = asyncio.ensure_future(client.create_container(params))
+            else:
+                made, process = await _start(client, slow.target), "p"
+                spec = exec_spec(args=("sh", "-c", SIZE), terminal=True)
+                asking = asyncio.ensure_future(
+                    client.exec_process(Exec(made, process, spec, terminal(33, 77)))
+                )
+            async with slow.killed_during():
+                pass
+            await asking
+            async with await client.attach(made, process, StreamName.TTY) as tty:
+                if call == "create":
+                    await client.start_container(made)
+                await expect(tty, rb"33 77\r\n")
+                await tty.write(b"still here\n")
+                await expect(tty, rb"(?s)still here\r\n.*still here\r\n")
+            await remove(client, made)
+
+    asyncio.run(body())
 
 
 def test_unknown_containers_of_the_runtime_are_removed(fresh: RunningAgent, rootfs: str) -> None:
