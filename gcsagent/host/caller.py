@@ -6,9 +6,9 @@ import asyncio
 import secrets
 from typing import Any, Self
 
-from gcsagent.host.closing import Closing
+from gcsagent.host.closing import Closable, Closing
 from gcsagent.host.dialogue import decode_result, despite_losses, encode_params, greet
-from gcsagent.host.errors import AgentSilent, ClosedByUs
+from gcsagent.host.errors import AgentSilent, ConnectFailed
 from gcsagent.host.link import Link
 from gcsagent.host.transport import Address
 from protocol.address import parse_dial
@@ -47,8 +47,10 @@ class Caller(Closing):
         self.client_name = client_name
         self.welcome: Welcome | None = None
         self._link: Link | None = None
-        self._closed = False
+        self._open = Closable("this client")
         self._linking = asyncio.Lock()
+        self._failures = 0
+        self._failure = ""
 
     @classmethod
     async def connect(
@@ -77,8 +79,11 @@ class Caller(Closing):
         return client
 
     async def aclose(self) -> None:
-        """Closes the control connection; streams and event subscriptions have their own."""
-        self._closed = True
+        """Closes the control connection; streams and event subscriptions have their own.
+
+        Calls under way end with ClosedByUs, also those that wait for an agent to come back.
+        """
+        self._open.close()
         if self._link is not None:
             await self._link.close()
 
@@ -95,7 +100,8 @@ class Caller(Closing):
 
         Raises:
             RpcError: how the agent says it failed; :class:`AgentSilent` when it says nothing in time.
-            ConnectionLost: the connection was lost again and again.
+            ConnectFailed: the agent has not come back in time (``patience``).
+            ConnectionLost: the connection was lost again and again; ClosedByUs: :meth:`aclose` was called.
             RemoteProtocolError: the agent broke the contract.
         """
         repeatable = method in METHODS and (not METHODS[method].mutating or method in _IDEMPOTENT)
@@ -118,17 +124,33 @@ class Caller(Closing):
 
     async def _linked(self) -> Link:
         """The link in use; a new one when the last was lost."""
-        async with self._linking:
-            if self._closed:
-                raise ClosedByUs("this client has been closed")
-            if self._link is None or self._link.lost is not None:
-                if self._link is not None:
-                    await self._link.close()
-                dialogue, self.welcome = await greet(
-                    self.address, timeout=self.timeout, client_name=self.client_name
-                )
-                self._link = await Link.over(dialogue)
+        self._open.check()
+        if self._link is not None and self._link.lost is None:
             return self._link
+        failures = self._failures
+        async with self._open(), self._linking:
+            if self._link is None or self._link.lost is not None:
+                if self._failures != failures:
+                    # Somebody has waited for it meanwhile: for each in turn it could take hours.
+                    raise ConnectFailed(self._failure)
+                self._link = await self._dialled()
+            return self._link
+
+    async def _dialled(self) -> Link:
+        if self._link is not None:
+            await self._link.close()
+        try:
+            dialogue, self.welcome = await greet(
+                self.address, timeout=self.timeout, client_name=self.client_name
+            )
+        except ConnectFailed as error:
+            self._failures, self._failure = self._failures + 1, str(error)
+            raise
+        link = await Link.over(dialogue)
+        if self._open.closed:
+            await link.close()
+            self._open.check()
+        return link
 
     def offers(self, feature: str) -> bool:
         """Whether the agent has said that it has it."""

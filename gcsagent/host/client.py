@@ -262,13 +262,15 @@ class Client(Caller):
         offset: int | None = None,
         acknowledge: bool,
         passive: bool = False,
+        take: bool = False,
         limit: int = MIN_SPOOL,
     ) -> SpoolStream:
         """Attaches to a spool, again and again if need be; ``acknowledge`` releases what has been read.
 
         ``passive``: as a reader that a spool with ``tee`` does not wait for. ``limit``: its own, in bytes.
+        ``take`` and what is raised are :meth:`attach`'s.
         """
-        wanted = Attach(container, process, stream, offset, passive=passive)
+        wanted = Attach(container, process, stream, offset, take, passive=passive)
         return await SpoolStream.attach(self, wanted, acknowledge=acknowledge, limit=limit)
 
     async def attach(
@@ -293,12 +295,15 @@ class Client(Caller):
             self.address, wanted, timeout=self.timeout, client_name=self.client_name, launching=launching
         )
 
-    async def events(self, *, after: int | None = None, container: str | None = None) -> EventStream:
+    async def events(
+        self, *, after: int | None = None, container: str | None = None, strict: bool = False
+    ) -> EventStream:
         """Subscribes over a new connection, which it replaces when lost, going on where it was.
 
-        With ``after`` what the agent still remembers beyond that sequence number comes first.
+        With ``after`` what the agent still remembers beyond that sequence number comes first; should its
+        numbers have begun anew since, everything. ``strict``: raise EventsMissed where some are gone.
         """
         wanted = Subscribe(after, container)
         return await EventStream.open(
-            self.address, wanted, timeout=self.timeout, client_name=self.client_name
+            self.address, wanted, timeout=self.timeout, client_name=self.client_name, strict=strict
         )

@@ -42,6 +42,22 @@ class ClosedByUs(ConnectionLost):
     """It was used after this side had closed it."""
 
 
+class EventsMissed(HostError):
+    """Events are gone that nobody was given.
+
+    Attributes:
+        dropped: how many; 0: the agent's numbering began anew, so that nobody can say.
+    """
+
+    def __init__(self, dropped: int) -> None:
+        super().__init__(
+            f"{dropped} events were missed: the agent no longer had them"
+            if dropped
+            else "the numbering of events began anew: what was there before is gone"
+        )
+        self.dropped = dropped
+
+
 class OutputTruncated(HostError):
     """A stream's connection ended before everything the process wrote had come through it."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from typing import Self
 
-from gcsagent.host.closing import Closing
+from gcsagent.host.closing import Closable, Closing
 from gcsagent.host.dialogue import Dialogue, despite_losses, greet
-from gcsagent.host.errors import AgentSilent, ClosedByUs, ConnectionLost
+from gcsagent.host.errors import AgentSilent, ConnectionLost, EventsMissed
 from gcsagent.host.transport import Address
 from protocol.errors import RemoteProtocolError
+from protocol.families.agent import Welcome
 from protocol.families.events import Subscribe, Subscribed
 from protocol.framing import Notification
 from protocol.methods import EVENT
@@ -25,31 +26,41 @@ _SUBSCRIBE_SECONDS = 15.0
 
 
 class EventStream(Closing):
-    """Async iterator over :class:`protocol.types.Event`, each once, in order of ``seq``.
+    """Async iterator over :class:`protocol.types.Event`, each once, in order of ``seq``; for one task.
 
     ``dropped`` counts events the agent no longer had when they were asked for (its replay ring is bounded);
     ``last`` is the newest ``seq`` it had when it was subscribed to, 0 before the first event.
+    What an event's ``data`` is for its ``type`` is in SPEC.md, Events; the record in a ``process.exited`` is
+    ``from_wire(ExitRecord, event.data)`` of :mod:`protocol.schema`.
+
     Iterating raises ConnectFailed when the agent does not come back, RemoteProtocolError when it breaks the
-    contract, ClosedByUs after :meth:`aclose`.
+    contract, ClosedByUs as soon as :meth:`aclose` is called. With ``strict`` it raises EventsMissed, once for
+    each gap and before what is behind it; iterating again goes on there.
     """
 
-    def __init__(self, address: Address, wanted: Subscribe, timeout: float, client_name: str) -> None:
+    def __init__(
+        self, address: Address, wanted: Subscribe, *, timeout: float, client_name: str, strict: bool = False
+    ) -> None:
         """Use :meth:`gcsagent.host.client.Client.events`."""
         self._address = address
         self._wanted = wanted
         self._timeout = timeout
         self._client_name = client_name
+        self._strict = strict
         self._dialogue: Dialogue | None = None
-        self._closed = False
-        self._generation: int | None = None
+        self._open = Closable("this subscription")
+        self._welcome: Welcome | None = None
         self._after = wanted.after
+        self._gap: EventsMissed | None = None
         self.dropped = 0
         self.last = 0
 
     @classmethod
-    async def open(cls, address: Address, wanted: Subscribe, *, timeout: float, client_name: str) -> Self:
-        stream = cls(address, wanted, timeout, client_name)
-        async for attempt in despite_losses(lambda: stream._generation):
+    async def open(
+        cls, address: Address, wanted: Subscribe, *, timeout: float, client_name: str, strict: bool = False
+    ) -> Self:
+        stream = cls(address, wanted, timeout=timeout, client_name=client_name, strict=strict)
+        async for attempt in despite_losses(stream._generation):
             with attempt:
                 await stream._subscribe()
                 return stream
@@ -64,22 +75,29 @@ class EventStream(Closing):
         return self
 
     async def __anext__(self) -> Event:
-        async for attempt in despite_losses(lambda: self._generation):
-            with attempt:
-                return await self._advance()
+        try:
+            async with self._open():
+                async for attempt in despite_losses(self._generation):
+                    with attempt:
+                        return await self._advance()
+        finally:
+            if self._open.closed:
+                self._drop()
         raise AssertionError("ends only by returning or raising")
 
     async def aclose(self) -> None:
-        """Ends the subscription."""
-        self._closed = True
-        self._drop()
+        """Ends the subscription, and who waits for its next event."""
+        self._open.close()
+        if not self._open.waiting:
+            self._drop()
 
     async def _advance(self) -> Event:
-        if self._closed:
-            raise ClosedByUs("this subscription has been closed")
         if self._dialogue is None:
             await self._subscribe()
         assert self._dialogue is not None
+        if self._gap is not None:
+            gap, self._gap = self._gap, None
+            raise gap
         try:
             while True:
                 event = _event(await self._dialogue.notification())
@@ -91,29 +109,61 @@ class EventStream(Closing):
             raise
 
     async def _subscribe(self) -> None:
-        dialogue, welcome = await greet(self._address, timeout=self._timeout, client_name=self._client_name)
-        self._generation = welcome.generation
-        try:
-            async with asyncio.timeout(_SUBSCRIBE_SECONDS):
-                reply: Subscribed = await dialogue.ask(
-                    _SUBSCRIBE, Subscribe(self._after, self._wanted.container)
-                )
-        except BaseException as error:
+        while True:
+            dialogue, welcome = await greet(
+                self._address, timeout=self._timeout, client_name=self._client_name
+            )
+            before, self._welcome = self._welcome, welcome
+            if before is not None and _is_another(before, welcome):
+                self._begin_anew()
+            try:
+                reply = await _ask(dialogue, Subscribe(self._after, self._wanted.container))
+            except BaseException:
+                dialogue.close()
+                raise
+            if self._after is None or self._after <= reply.last:
+                break
             dialogue.close()
-            if isinstance(error, TimeoutError):
-                raise AgentSilent(_SUBSCRIBE, _SUBSCRIBE_SECONDS) from None
-            raise
-        # A newest number below ours means that the numbering began anew.
-        if self._after is None or reply.last < self._after:
+            self._begin_anew()
+        if self._after is None:
             self._after = reply.last
-        self.dropped += reply.dropped
+        if reply.dropped > 0:
+            self.dropped += reply.dropped
+            self._miss(reply.dropped)
         self.last = reply.last
         self._dialogue = dialogue
+
+    def _begin_anew(self) -> None:
+        """Another life of the guest or of its supervisor, with numbers of its own: all it has done counts."""
+        self._after = 0
+        self._miss(0)
+
+    def _miss(self, dropped: int) -> None:
+        if self._strict:
+            self._gap = self._gap or EventsMissed(dropped)
+
+    def _generation(self) -> int | None:
+        return None if self._welcome is None else self._welcome.generation
 
     def _drop(self) -> None:
         if self._dialogue is not None:
             self._dialogue.close()
             self._dialogue = None
+
+
+def _is_another(before: Welcome, now: Welcome) -> bool:
+    return now.boot_id != before.boot_id or now.generation < before.generation
+
+
+async def _ask(dialogue: Dialogue, wanted: Subscribe) -> Subscribed:
+    try:
+        async with asyncio.timeout(_SUBSCRIBE_SECONDS):
+            reply: Subscribed = await dialogue.ask(_SUBSCRIBE, wanted)
+    except TimeoutError:
+        raise AgentSilent(_SUBSCRIBE, _SUBSCRIBE_SECONDS) from None
+    if reply.last < 0:
+        raise RemoteProtocolError("event", f"the newest event cannot be number {reply.last}")
+    return reply
 
 
 def _event(note: Notification) -> Event | None:

@@ -115,8 +115,14 @@ class RemoteProcess:
         return process
 
     @classmethod
-    async def attach(cls, client: Client, container: str, process: str = checks.INIT) -> Self:
-        """Attaches to the streams a process was made with."""
+    async def attach(
+        cls, client: Client, container: str, process: str = checks.INIT, *, take: bool = False
+    ) -> Self:
+        """Attaches to the streams a process was made with.
+
+        ``take`` them from whoever is attached: of a host that has just gone the guest may not know it yet.
+        Raises what :meth:`Client.attach` raises.
+        """
         state = await client.process_state(container, process)
         attached = cls(client, container, process, state.pid)
         await attached._attach_all(
@@ -127,6 +133,7 @@ class RemoteProcess:
             },
             # Of a log, what comes from now on; a spool that blocks begins with what nobody has dealt with.
             {name: stream.bytes for name, stream in state.streams.items() if _is_log(stream)},
+            take=take,
         )
         return attached
 
@@ -211,6 +218,8 @@ class RemoteProcess:
         wanted: Mapping[StreamName, StreamSpec | StreamState],
         offsets: Mapping[str, int] | None = None,
         launching: tuple[str, asyncio.Future[Created]] | None = None,
+        *,
+        take: bool = False,
     ) -> None:
         """``launching``: the exec's request_id, and the exec, which need not be waited for."""
 
@@ -223,7 +232,8 @@ class RemoteProcess:
                     *where,
                     offset=(offsets or {}).get(name.value),
                     acknowledge=not _is_log(wanted[name]),
-                    passive=_is_led(wanted[name]),
+                    passive=not take and _is_led(wanted[name]),
+                    take=take,
                     limit=_limit_of(wanted[name]),
                 )
             elif launching is not None and self.client.offers("exec_request"):
@@ -233,7 +243,7 @@ class RemoteProcess:
             else:
                 if launching is not None:
                     await asyncio.wait([launching[1]])
-                self.streams[name.value] = await self.client.attach(*where)
+                self.streams[name.value] = await self.client.attach(*where, take=take)
 
         try:
             with first_error():

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Self
 
+from gcsagent.host.closing import Closable
 from gcsagent.host.errors import ClosedByUs, ConnectionBroken, HostError
 from gcsagent.host.streams import CHUNK, Stream
 from protocol.errors import Code, RpcError
@@ -47,6 +48,7 @@ class SpoolStream(Stream):
         opened, dropped = await _open(client, wanted)
         stream = cls(opened.name, opened._sock, opened.offset, opened._first)
         stream._client, stream._wanted, stream._acknowledges = client, wanted, acknowledge
+        stream._attaching = Closable(opened.name)
         stream.dropped = dropped
         stream._acked = stream._consumed = stream.position
         stream._least = min(MANY_BYTES, max(ACK_BYTES, limit // 8))
@@ -54,6 +56,7 @@ class SpoolStream(Stream):
 
     _client: Client
     _wanted: Attach
+    _attaching: Closable
     _acknowledges = False
     _acked = 0
     _step = _least = ACK_BYTES
@@ -94,6 +97,7 @@ class SpoolStream(Stream):
     def close(self) -> None:
         if self._acking is not None:
             self._acking.cancel()
+        self._attaching.close()
         super().close()
 
     async def _readable(self) -> None:
@@ -117,11 +121,10 @@ class SpoolStream(Stream):
                 self._acked = target
 
     async def _attach_again(self) -> None:
-        if self.closed:
-            raise ClosedByUs(f"{self.name} has been closed by this side")
         wanted = dataclasses.replace(self._wanted, offset=self.position, take=True)
         try:
-            opened, dropped = await _open(self._client, wanted)
+            async with self._attaching():
+                opened, dropped = await _open(self._client, wanted)
         except RpcError as error:
             if error.code is not Code.NOT_FOUND:
                 raise

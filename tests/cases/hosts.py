@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 
+from gcsagent.host.process import RemoteProcess
 from gcsagent.host.streams import Stream
+from protocol.errors import Code
 from protocol.families.stream import StreamName
-from protocol.types import Reason, Status
+from protocol.types import Reason, Status, Stdio, StreamMode, StreamSpec, WhenFull
 from tests.cases import pattern
 from tests.cases.target import (
     MIB,
     PIPES,
+    STREAM,
     Target,
     case,
     connect,
@@ -18,6 +21,7 @@ from tests.cases.target import (
     event,
     expect,
     name,
+    refused,
     remove,
     running,
 )
@@ -96,6 +100,22 @@ async def a_reader_that_left_goes_on_at_the_offset_it_is_told(target: Target) ->
             start = out.offset
             assert await read_to(out, size) == pattern.take(10, start, size)
         assert (await init.wait()).streams["stdout"] == size
+
+
+@case
+async def a_host_takes_every_stream_from_one_that_hangs(target: Target) -> None:
+    """Of an output in mode `spool` it has what its predecessor was given and has not dealt with."""
+    stdio = Stdio(STREAM, StreamSpec(StreamMode.SPOOL, when_full=WhenFull.BLOCK), STREAM)
+    command = ("sh", "-c", "echo first; read x; echo $x; echo error >&2; exit 5")
+    async with await connect(target) as client, running(target, client, *command, stdio=stdio) as hanging:
+        assert await expect(hanging.streams["stdout"], rb"first\n") == b"first\n"
+        async with await connect(target) as back:
+            with refused(Code.FAILED_PRECONDITION):
+                await RemoteProcess.attach(back, hanging.container)
+            async with await RemoteProcess.attach(back, hanging.container, take=True) as taken:
+                done = await taken.communicate(b"second\n")
+            assert (done.stdout, done.stderr) == (b"first\nsecond\n", b"error\n")
+            assert done.exit.exit_code == 5
 
 
 @case

@@ -15,6 +15,7 @@ import msgpack
 import pytest
 
 from gcsagent.host.dialogue import Dialogue, greet
+from gcsagent.host.errors import EventsMissed
 from gcsagent.host.spec import exec_spec
 from gcsagent.host.upgrade import upgrade
 from protocol.address import parse_dial
@@ -223,6 +224,11 @@ def test_the_ring_of_events(tight: Target) -> None:
                         assert (await late.notification()).params["seq"] == begin + dropped + 1
             await bystander.several()
             assert events.dropped == 0
+            async with await client.events(after=begin, strict=True) as late_comer:
+                with pytest.raises(EventsMissed) as missed:
+                    await anext(late_comer)
+                assert missed.value.dropped == late_comer.dropped >= dropped
+                assert (await anext(late_comer)).seq == begin + late_comer.dropped + 1
 
     scene(tight, body)
 

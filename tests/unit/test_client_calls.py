@@ -12,6 +12,7 @@ import pytest
 from gcsagent.host import agentlog, caller
 from gcsagent.host.agentlog import AgentLog
 from gcsagent.host.client import Client
+from gcsagent.host.dialogue import greet
 from gcsagent.host.errors import (
     AgentSilent,
     ClosedByPeer,
@@ -285,6 +286,57 @@ def test_a_subscription_is_made_despite_losses(tmp_path: Path) -> None:
         assert len(agent.named("events.subscribe")) == 3
 
     with_client(tmp_path, body)
+
+
+def test_those_who_wait_for_an_agent_give_up_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, tries = 20, 0
+
+    async def counted(*args: Any, **more: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        return await greet(*args, **more)
+
+    async def scenario() -> None:
+        begun = asyncio.Semaphore(0)
+
+        async def endless(params: Any) -> Any:
+            begun.release()
+            await asyncio.Event().wait()
+
+        async with asyncio.timeout(20):
+            async with FakeAgent(tmp_path / "s") as agent:
+                agent.handlers["container.wait"] = endless
+                client = await Client.connect(agent.address, timeout=5, patience=0.3)
+                waiting = [asyncio.create_task(client.wait_container("c")) for _ in range(waits)]
+                for _ in waiting:
+                    await begun.acquire()
+                monkeypatch.setattr(caller, "greet", counted)
+            for each in await asyncio.gather(*waiting, return_exceptions=True):
+                assert isinstance(each, ConnectFailed)
+                assert "no agent answered in 0.3 s" in str(each)
+            assert tries == 1
+            with pytest.raises(ConnectFailed):
+                await client.ping()
+            assert tries == 2
+            await client.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_closing_ends_a_call_that_waits_for_an_agent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(20):
+            async with FakeAgent(tmp_path / "s") as agent:
+                client = await Client.connect(agent.address, timeout=5, patience=1000)
+            calls = [asyncio.create_task(client.ping()) for _ in range(3)]
+            await asyncio.sleep(0.05)  # one dials, two wait for it
+            await client.aclose()
+            for each in await asyncio.gather(*calls, return_exceptions=True):
+                assert isinstance(each, ClosedByUs)
+
+    asyncio.run(scenario())
 
 
 def test_a_request_id_lets_a_mutating_call_be_sent_again(tmp_path: Path) -> None:

@@ -149,3 +149,21 @@ def test_an_agent_that_does_not_come_back_is_an_error(tmp_path: Path) -> None:
         await client.aclose()
 
     asyncio.run(scenario())
+
+
+def test_closing_ends_a_read_that_waits_for_an_agent(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with asyncio.timeout(20):
+            async with FakeAgent(tmp_path / "gcs.sock") as agent:
+                client = await Client.connect(agent.address, timeout=1000)
+                Spooling(agent, 10)
+                stream = await client.attach_spool("c", "init", STDOUT, acknowledge=True)
+                assert await stream.read() == DATA[:10]
+            reading = asyncio.create_task(stream.read())
+            await asyncio.sleep(0.05)  # it dials
+            stream.close()
+            with pytest.raises(ClosedByUs):
+                await reading
+            await client.aclose()
+
+    asyncio.run(scenario())

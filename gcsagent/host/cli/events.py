@@ -10,6 +10,7 @@ from gcsagent.host.cli.argument_types import count, identifier, typed
 from gcsagent.host.cli.common import complain, connect, describe_oom, print_json, when
 from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.logs import moment, since
+from gcsagent.host.errors import EventsMissed
 from gcsagent.host.events import EventStream
 from gcsagent.host.text import printable
 from protocol.schema import SchemaError, from_wire
@@ -41,7 +42,7 @@ async def events(args: argparse.Namespace) -> int:
         since_ns = 0 if args.since is None else await moment(client, args.since)
         # Whoever does not follow has to see the ring's newest event, whichever container's it is.
         wanted = args.container if args.follow else None
-        stream = await client.events(after=args.after or 0, container=wanted)
+        stream = await client.events(after=args.after or 0, container=wanted, strict=True)
         async with stream:
             async for event in _told_of_gaps(stream, args.follow):
                 if event.time_ns >= since_ns and args.container in (None, event.container):
@@ -50,13 +51,13 @@ async def events(args: argparse.Namespace) -> int:
 
 
 async def _told_of_gaps(stream: EventStream, follow: bool) -> AsyncIterator[Event]:
-    dropped = 0
     while follow or stream.position < stream.last:
-        event = await anext(stream)
-        if stream.dropped > dropped:
-            complain(f"{stream.dropped - dropped} events were missed: the agent no longer had them")
-            dropped = stream.dropped
-        yield event
+        try:
+            event = await anext(stream)
+        except EventsMissed as missed:
+            complain(str(missed))
+        else:
+            yield event
 
 
 def _show(event: Event, as_json: bool) -> None:
