@@ -222,7 +222,8 @@ class ExitRecord:
     oom: Oom | None = None
     """What the event ``container.oom`` said of its end; for init, the last one of the container."""
     streams: dict[str, int] = field(default_factory=dict)
-    """Bytes moved through each stream's process end when it ended, by stream name."""
+    """Bytes moved through each stream's process end when it ended, by stream name; 0 for a
+    ``stdin``, ``stdout`` or ``stderr`` that is ``null``."""
 
 
 @dataclass(frozen=True, slots=True)

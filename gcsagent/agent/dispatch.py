@@ -176,5 +176,12 @@ def _going_down() -> RpcError:
 
 def _digest(method: str, raw: dict[str, Any]) -> str:
     """Of what is asked, not of how long the caller will wait for it."""
-    asked = {key: raw[key] for key in sorted(raw) if key not in ("deadline_ms", "request_id")}
-    return hashlib.sha256(method.encode() + b"\0" + msgpack.packb(asked)).hexdigest()
+    asked = {key: raw[key] for key in raw if key not in ("deadline_ms", "request_id")}
+    return hashlib.sha256(method.encode() + b"\0" + msgpack.packb(_in_order(asked))).hexdigest()
+
+
+def _in_order(value: Any) -> Any:
+    """With the keys of each map sorted: in some languages a map has another order each time it is sent."""
+    if isinstance(value, dict):
+        return {key: _in_order(value[key]) for key in sorted(value)}
+    return [_in_order(item) for item in value] if isinstance(value, list) else value

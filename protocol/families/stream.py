@@ -27,7 +27,8 @@ class Attach:
     stream: StreamName = StreamName.STDOUT
     """Which one; ``tty`` for a process with a terminal."""
     offset: checks.Offset | None = None
-    """Where to begin, for a spool: any offset it keeps, or its end; absent, the oldest byte it keeps."""
+    """Where to begin. A spool: at any offset it keeps, or its end; absent, at the oldest byte it keeps.
+    Others begin where they are: an offset that is another one is ``FAILED_PRECONDITION``."""
     take: bool = False
     """Detach whoever is attached now, instead of being refused."""
     passive: bool = False

@@ -218,6 +218,32 @@ def test_a_request_that_was_undone_with_its_agent_is_done_for_whoever_asks_again
     gated(tmp_path, body)
 
 
+def test_a_request_is_the_same_whatever_the_order_of_its_keys(tmp_path: Path) -> None:
+    """A client in Go makes a spec of maps that come in another order each time."""
+    first = {
+        "container": "c",
+        "spec": {"process": {"args": ["a", "b"], "cwd": "/"}, "mounts": [{"a": 1, "b": 2}]},
+    }
+    again = {
+        "spec": {"mounts": [{"b": 2, "a": 1}], "process": {"cwd": "/", "args": ["a", "b"]}},
+        "container": "c",
+    }
+    other = {
+        "container": "c",
+        "spec": {"process": {"args": ["b", "a"], "cwd": "/"}, "mounts": [{"a": 1, "b": 2}]},
+    }
+
+    async def body(desk: Desk, gate: Gate) -> None:
+        gate.open.set()
+        desk.ask(first, request="r")
+        desk.ask(again, request="r")
+        assert (await desk.answered(2), gate.runs) == ([Created(1), Created(1)], 1)
+        desk.ask(other, request="r")
+        assert (await desk.answered(3))[2].code is Code.ALREADY_EXISTS
+
+    gated(tmp_path, body)
+
+
 def test_what_was_begun_is_run_again_and_knows_it_unless_it_has_failed(tmp_path: Path) -> None:
     """A signal: whether it has been sent cannot be seen afterwards."""
     known: list[bool] = []

@@ -12,6 +12,7 @@ import msgpack
 import pytest
 
 from gcsagent.agent import wire
+from gcsagent.agent.features import FEATURES
 from protocol import address, connection, framing, limits, scan
 from protocol.connection import Connection, Role, State
 from protocol.errors import RpcError
@@ -72,6 +73,12 @@ def test_every_kind_of_breach_is_explained() -> None:
     section = TEXT.split("### When the contract is broken")[1].split("\n## ")[0]
     explained = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
     assert explained == kinds_raised() - {"peer"}  # peer: what the client makes of rpc.error itself
+
+
+def test_every_feature_is_explained() -> None:
+    listing = TEXT.split("\n`features` are names;")[1].split("\n")[0]
+    named = set(re.findall(r"`([\w.]+)`(?! of)", listing))
+    assert named == {"checkpoint", "shell", *FEATURES}
 
 
 def test_every_address_form_is_explained() -> None:
