@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gcsagent.host.client import Client
+from protocol.errors import Code, RpcError
 from protocol.families.storage import (
     FreezeStorage,
     ListMounts,
@@ -31,12 +32,23 @@ async def unmount(client: Client, mount: str, *, dependents: bool = False) -> tu
     return result.unmounted
 
 
+_BEGUN_ANEW = 8
+"""How often a list is, whose last known mount went before the next page was asked for."""
+
+
 async def list_mounts(client: Client) -> tuple[MountState, ...]:
     """In the order they were mounted, as many requests as it takes."""
     found: list[MountState] = []
+    left = _BEGUN_ANEW
     while True:
         after = found[-1].mount if found else ""
-        page: MountList = await client.call("storage.list", ListMounts(after))
+        try:
+            page: MountList = await client.call("storage.list", ListMounts(after))
+        except RpcError as error:
+            if error.code is not Code.NOT_FOUND or not left:
+                raise
+            found, left = [], left - 1
+            continue
         known = {each.mount for each in found}
         found += page.mounts
         if not page.left_out or not page.mounts or page.mounts[-1].mount in known:

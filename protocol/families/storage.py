@@ -175,7 +175,7 @@ class ListMounts:
     """One page of the mounts, oldest first; the next is asked for ``after`` the last of this one."""
 
     after: str = ""
-    """Only mounts that came later than the one with this id."""
+    """Only mounts that came later than the one with this id. `NOT_FOUND` once that is gone: begin anew."""
     limit: Annotated[int, checks.Between(1, MAX_MOUNTS)] = MAX_MOUNTS
     """At most so many."""
 

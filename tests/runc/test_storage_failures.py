@@ -24,7 +24,9 @@ from protocol.families.storage import (
     Device,
     Format,
     FsType,
+    ListMounts,
     MountKind,
+    MountList,
     MountStatus,
     MountStorage,
     Verity,
@@ -273,6 +275,55 @@ def test_what_mkfs_had_begun_is_wiped_off_again(place: Place) -> None:
     told(place.agent, story)
 
 
+def test_two_mounts_of_one_empty_disk_format_it_once(place: Place) -> None:
+    """The second comes while the first one's mkfs is at work, which fails, is repeated, and succeeds."""
+
+    async def story(client: Client) -> None:
+        node = place.disk()
+        for body in ("exit 1", 'exec $REAL "$@"'):
+            begun, fifo = place.directory / f"begun {len(body)}", place.directory / f"go {len(body)}"
+            os.mkfifo(fifo)
+            held = f'[ -e "{begun}" ] || {{ echo >"{begun}"; read x <"{fifo}"; {body}; }}; exec $REAL "$@"'
+            with place.tools.replaced("mkfs.ext4", held):
+                first = asyncio.create_task(storage.mount(client, block(node, **FRESH)))
+                assert await asyncio.to_thread(eventually, begun.exists)
+                second = asyncio.create_task(storage.mount(client, block(node, **FRESH)))
+                third = asyncio.create_task(storage.mount(client, block(node)))
+                await client.ping()
+                await asyncio.to_thread(fifo.write_text, "go\n")
+                if body == "exit 1":
+                    with refused(Code.INTERNAL):
+                        await first
+                    states = [await second, await third]
+                else:
+                    states = [await first, await second, await third]
+            assert [each.formatted for each in states].count(True) == 1
+            Path(states[0].target, "file").write_text("precious")
+            assert {Path(each.target, "file").read_text() for each in states} == {"precious"}
+            for each in states:
+                await storage.unmount(client, each.mount)
+            assert head(node)[1080:1082] == b"\x53\xef"
+            Path(node).write_bytes(bytes(MIB))
+
+    told(place.agent, story)
+
+
+def test_a_disk_that_cannot_be_wiped_is_nobody_else_s(place: Place) -> None:
+    async def story(client: Client) -> None:
+        node = place.disk()
+        asked, other = block(node, **FRESH), block(node)
+        no_wiping = 'case "$*" in *of=*) echo jammed >&2; exit 1 ;; esac; exec $REAL "$@"'
+        with place.tools.replaced("mkfs.ext4", "exit 1"), place.tools.replaced("dd", no_wiping):
+            with refused(Code.INTERNAL):
+                await storage.mount(client, asked)
+            with refused(Code.FAILED_PRECONDITION, field="device") as caught:
+                await storage.mount(client, other)
+            caught.match(f"{asked.mount} has half formatted {node}, .*jammed.*; unmount it first")
+        await storage.unmount(client, asked.mount)
+
+    told(place.agent, story)
+
+
 def test_a_disk_that_cannot_be_read(place: Place) -> None:
     async def story(client: Client) -> None:
         with (
@@ -299,6 +350,49 @@ def test_swapping_that_cannot_begin(place: Place) -> None:
                     await refuse(client, state.mount)
                 caught.match("is swap space, not a file system")
             await storage.unmount(client, state.mount)
+
+    told(place.agent, story)
+
+
+def test_swapping_to_one_disk_under_two_names(place: Place) -> None:
+    """The second is refused, and its undoing does not end the first."""
+
+    async def story(client: Client) -> None:
+        node = place.disk()
+        link = Path(f"/dev/{name('link')}")
+        link.symlink_to(node)
+        try:
+            first, second = swap(str(link), **FRESH), swap(node, **FRESH)
+            await storage.mount(client, first)
+            with refused(Code.FAILED_PRECONDITION, field="device") as caught:
+                await storage.mount(client, second)
+            caught.match(f"swaps to {node} already")
+            assert node in Path("/proc/swaps").read_text()
+            await storage.unmount(client, first.mount)
+            assert node not in Path("/proc/swaps").read_text()
+        finally:
+            link.unlink()
+
+    told(place.agent, story)
+
+
+def test_an_agent_that_is_killed_as_it_swaps(place: Place) -> None:
+    async def story(client: Client) -> None:
+        node = place.disk()
+        await storage.mount(client, formatted := swap(node, **FRESH))
+        await storage.unmount(client, formatted.mount)
+        done, fifo = place.directory / "done", place.directory / "go"
+        os.mkfifo(fifo)
+        held = f'$REAL "$@" || exit; [ -e {done} ] || {{ echo >{done}; read x <{fifo}; }}'
+        with place.tools.replaced("swapon", held):
+            asking = asyncio.ensure_future(storage.mount(client, swap(node)))
+            assert await asyncio.to_thread(eventually, done.exists)
+            os.kill(place.agent.agent_pid, signal.SIGKILL)
+            await asyncio.to_thread(fifo.write_text, "go\n")
+            state = await asking  # asked again, of the agent that has undone it
+        assert node in Path("/proc/swaps").read_text()
+        await storage.unmount(client, state.mount)
+        assert node not in Path("/proc/swaps").read_text()
 
     told(place.agent, story)
 
@@ -383,6 +477,49 @@ def test_thawing_that_fails_can_be_repeated_and_unmounting_thaws(place: Place) -
     told(place.agent, story)
 
 
+def unfrozen(target: str) -> bool:
+    """Whether it was frozen until now."""
+    return subprocess.run(["fsfreeze", "--unfreeze", target], timeout=20).returncode == 0
+
+
+def touching(file: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(["touch", file])
+
+
+def test_a_freeze_that_cannot_be_written_down_is_none(place: Place) -> None:
+    async def story(client: Client) -> None:
+        state = await storage.mount(client, block(place.disk(), **FRESH))
+        with read_only(place.agent.state_dir / "storage"), refused(Code.INTERNAL):
+            await storage.freeze(client, state.mount, seconds=60.0)
+        assert (await storage.list_mounts(client))[0].frozen_ms == 0
+        await storage.freeze(client, state.mount, seconds=60.0)
+        assert unfrozen(state.target)
+        await storage.unmount(client, state.mount)
+
+    told(place.agent, story)
+
+
+def test_thawing_in_time_that_cannot_be_carried_out_is_tried_again(place: Place) -> None:
+    async def story(client: Client) -> None:
+        state = await storage.mount(client, block(place.disk(), **FRESH))
+        await storage.freeze(client, state.mount, seconds=0.2)
+        tried = place.directory / "tried"
+        with place.tools.replaced("fsfreeze", f"echo >{tried}; kill -9 $$"):
+            assert await asyncio.to_thread(eventually, tried.exists)
+        file = Path(state.target, "file")
+        written = touching(file)  # in the kernel until it is thawed
+        try:
+            assert await asyncio.to_thread(eventually, lambda: written.poll() is not None)
+        finally:
+            if written.poll() is None:
+                unfrozen(state.target)
+            written.wait()
+        assert file.exists()
+        await storage.unmount(client, state.mount)
+
+    told(place.agent, story)
+
+
 # -- places -------------------------------------------------------------------------------------------
 
 
@@ -410,6 +547,24 @@ def test_a_tag_that_nobody_serves(place: Place) -> None:
             await storage.mount(client, MountStorage(name("v"), MountKind.VIRTIOFS, tag="none", wait_ms=10))
         listed = Path("/sys/fs/virtiofs").is_dir()
         assert caught.value.code is (Code.NOT_FOUND if listed else Code.INTERNAL)
+
+    told(place.agent, story)
+
+
+def test_the_next_page_of_a_list_whose_last_mount_has_gone(place: Place) -> None:
+    """Else it would be the first one again."""
+
+    async def story(client: Client) -> None:
+        states = [await storage.mount(client, tmpfs(name("m"))) for _ in range(3)]
+        page: MountList = await client.call("storage.list", ListMounts(limit=2))
+        assert (page.mounts, page.left_out) == (tuple(states[:2]), 1)
+        page = await client.call("storage.list", ListMounts(states[1].mount))
+        assert page == MountList((states[2],))
+        await storage.unmount(client, states[1].mount)
+        with refused(Code.NOT_FOUND):
+            await client.call("storage.list", ListMounts(states[1].mount))
+        await storage.unmount(client, states[0].mount)
+        await storage.unmount(client, states[2].mount)
 
     told(place.agent, story)
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import stat
 import struct
 from pathlib import Path
-from typing import Any, cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from gcsagent.agent import mountinfo
+from gcsagent.agent import lifecycle, mountinfo
+from gcsagent.agent.call import Call
 from gcsagent.agent.calls import Caller, Outcome
 from gcsagent.agent.journal import RequestMark
+from gcsagent.agent.logs import ContextLogger
 from gcsagent.agent.overlay import lower_of
 from gcsagent.agent.proc import boot_id
 from gcsagent.agent.process_dir import ContainerDir
 from gcsagent.agent.storage import devices, paths, superblock, tags, users, wanted
+from gcsagent.agent.storage.service import StorageService
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
-from gcsagent.agent.storage.table import Table
+from gcsagent.agent.storage.table import Entry, Table
 from gcsagent.agent.storage.tools import Tools
 from protocol.errors import Code, RpcError
 from protocol.families.storage import (
@@ -33,6 +38,11 @@ from protocol.families.storage import (
     Verity,
 )
 from tests.cases.disks import verity
+from tests.fakes import watched_loop
+
+if TYPE_CHECKING:
+    from gcsagent.agent.registry import Registry
+    from gcsagent.agent.storage.mounter import Mounter
 
 LINE = "531 29 0:52 / /a\\040b rw,nosuid shared:7 master:1 - overlay overlay ro,lowerdir=/l2:/l1"
 
@@ -383,3 +393,42 @@ def test_a_tag_is_looked_for_where_the_kernel_lists_tags(tmp_path: Path) -> None
     with pytest.raises(RpcError, match=r"tag none came within 0\.01 s; there are: work$") as caught:
         asyncio.run(tags.arrived("none", 0.01, str(listed)))
     assert (caught.value.code, caught.value.details["field"]) == (Code.NOT_FOUND, "tag")
+
+
+class Stubborn:
+    """A mounter that fails, and whose undoing waits until it is let through."""
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.through = asyncio.Event()
+
+    async def make(self, _entry: Entry, _seconds: float) -> None:
+        self.made += 1
+        if self.made == 1:
+            raise RpcError(Code.INTERNAL, "no such luck")
+
+    async def undo(self, _entry: Entry) -> None:
+        await self.through.wait()
+
+
+def test_a_mount_whose_undoing_takes_long_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Longer than its request is: whoever asks for the same meanwhile neither joins it nor spins."""
+    monkeypatch.setattr(lifecycle, "CLEANUP_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        registry = SimpleNamespace(caller=cast("Caller", None), spawn=asyncio.ensure_future)
+        service = StorageService(cast("Registry", registry), str(tmp_path / "state"), str(tmp_path))
+        mounter = Stubborn()
+        service.mounter = cast("Mounter", mounter)
+        log = ContextLogger(logging.getLogger("test"), {})
+        with pytest.raises(RpcError, match="no such luck"):
+            await service.mount(tmpfs("m"), Call("storage.mount", None, log))
+        again = asyncio.ensure_future(service.mount(tmpfs("m"), Call("storage.mount", None, log)))
+        done, _ = await asyncio.wait([again], timeout=0.05)
+        assert (done, mounter.made) == (set(), 1)
+        mounter.through.set()
+        assert (await again).status is MountStatus.MOUNTED
+
+    watched_loop.run(scenario())

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from protocol.errors import Code
+from protocol.dataclass import replace
+from protocol.errors import Code, RpcError
 from protocol.families.storage import (
     Device,
     Format,
@@ -160,6 +161,26 @@ def test_the_other_commands(tmp_path: Path) -> None:
             FreezeStorage("data", 2500),
             MountRef("data"),
         ]
+
+    with_agent(tmp_path, body)
+
+
+def test_a_list_is_begun_anew_when_its_last_known_mount_has_gone(tmp_path: Path) -> None:
+    mounts = [replace(STATE, mount=name, holders=(name,)) for name in ("a", "b", "c")]
+
+    def pages(params: ListMounts) -> MountList:
+        """Two at a time; b goes when it has been told of."""
+        names = [each.mount for each in mounts]
+        if params.after and params.after not in names:
+            raise RpcError(Code.NOT_FOUND, f"there is no mount {params.after}")
+        left = mounts[names.index(params.after) + 1 :] if params.after else mounts
+        mounts[:] = [each for each in mounts if each.mount != "b"]
+        return MountList(tuple(left[:2]), len(left[2:]))
+
+    async def body(agent: FakeAgent) -> None:
+        agent.handlers["storage.list"] = pages
+        shown = json.loads((await gcsctl(agent, "storage", "ls", "--json")).out)
+        assert [each["mount"] for each in shown] == ["a", "c"]
 
     with_agent(tmp_path, body)
 

@@ -13,12 +13,12 @@ from gcsagent.agent import mountinfo
 from gcsagent.agent.storage import paths, superblock, tags
 from gcsagent.agent.storage.devices import arrived
 from gcsagent.agent.storage.superblock import BadSuperblock, VeritySuperblock
-from gcsagent.agent.storage.table import Entry, Table
+from gcsagent.agent.storage.table import Entry, Table, device_number
 from gcsagent.agent.storage.tools import Tools
 from gcsagent.agent.storage.wanted import READ_ONLY_TYPES
 from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
-from protocol.families.storage import Format, FsType, MountKind
+from protocol.families.storage import Format, FsType, MountKind, MountStatus
 
 UNDO_SECONDS = 30.0
 
@@ -52,8 +52,7 @@ class Mounter:
         if asked.kind is MountKind.VIRTIOFS:
             await tags.arrived(asked.tag or "", asked.wait_ms / 1000)
         if asked.kind is MountKind.SWAP:
-            argv = ["swapon", entry.device]
-            await self._tools.run(entry, argv, seconds, what=f"swap to {entry.device}")
+            await self._swap_on(entry, seconds)
         elif asked.path is not None:
             with paths.opened(asked.path, "path") as fd:
                 file = not os.path.isdir(f"/proc/self/fd/{fd}")
@@ -104,12 +103,40 @@ class Mounter:
         entry.mount_id, entry.fstype = ours[-1].ident, ours[-1].fstype
         entry.read_only = "ro" in ours[-1].options
 
+    async def _swap_on(self, entry: Entry, seconds: float) -> None:
+        device = entry.device
+        if _swaps_to(device):
+            entry.device = ""  # undoing this one must not end what is another's
+            raise RpcError(
+                Code.FAILED_PRECONDITION, f"device: the guest swaps to {device} already", field="device"
+            )
+        self._table.save(entry)
+        await self._tools.run(entry, ["swapon", device], seconds, what=f"swap to {device}")
+
+    async def _its_turn(self, entry: Entry, node: str) -> None:
+        """Two that find one disk empty would format it, or wipe it, from under each other's file system."""
+        disk = device_number(node)
+        while (other := self._table.taker_of(disk, entry)) is not None:
+            if other.status is MountStatus.FAILED:
+                raise RpcError(
+                    Code.FAILED_PRECONDITION,
+                    f"device: mount {other.ident} has half formatted {node}, and could not be undone:"
+                    f" {other.problem}; unmount it first",
+                    field="device",
+                    mount=other.ident,
+                )
+            async with other.changing:
+                pass  # it is through: look again
+        if entry.asked.format is not Format.NEVER or entry.asked.kind is MountKind.SWAP:
+            entry.disk = disk
+
     async def _make_device(self, entry: Entry, seconds: float) -> None:
         asked = entry.asked
         assert asked.device is not None
         node = await arrived(asked.device, asked.wait_ms / 1000)
         if asked.verity is not None:
             node = await self._make_verity(entry, node, seconds)
+        await self._its_turn(entry, node)
         try:
             head = await self._tools.read(entry, node, 0, superblock.HEAD, seconds)
         except RpcError as error:
@@ -234,8 +261,10 @@ def _advice(entry: Entry, found: str) -> str:
 
 
 def _swaps_to(device: str) -> bool:
+    """Under whichever name."""
+    number = device_number(device)
     with open("/proc/swaps", encoding="utf-8", errors="replace") as file:
-        return any(line.split()[:1] == [device] for line in file)
+        return number != 0 and any(device_number(line.split()[0]) == number for line in file)
 
 
 def _mapped(name: str) -> str | None:

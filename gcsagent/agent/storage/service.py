@@ -81,16 +81,25 @@ class StorageService:
                 pass  # whoever is at it has ended: look again
         self._check_hides_nothing(asked)
         entry = self.table.begin(asked)
-        async with entry.changing:
-            try:
-                await self.mounter.make(entry, call.timeout)
-                entry.status = MountStatus.MOUNTED
-                self.table.save(entry)
-            except BaseException:
-                await bounded(self.take_back(entry))
-                raise
-            call.commit()
+        await entry.changing.acquire()  # nobody has it yet
+        try:
+            await self.mounter.make(entry, call.timeout)
+            entry.status = MountStatus.MOUNTED
+            self.table.save(entry)
+        except BaseException:
+            entry.status = MountStatus.MOUNTING
+            await bounded(self._give_back(entry))
+            raise
+        call.commit()
+        entry.changing.release()
         return entry.state(asked.mount)
+
+    async def _give_back(self, entry: Entry) -> None:
+        """It is nobody else's until it has been undone, which may take longer than its request waits."""
+        try:
+            await self.take_back(entry)
+        finally:
+            entry.changing.release()
 
     def _hold(self, entry: Entry, ident: str, call: Call) -> MountState:
         if ident not in entry.holders:
@@ -215,7 +224,7 @@ class StorageService:
     # -- looking, and the rest ------------------------------------------------------------------
 
     def page(self, params: ListMounts, _call: Call) -> MountList:
-        after = self.table.held_as(params.after) if params.after else None
+        after = self.table.get(params.after) if params.after else None
         left = [entry for entry in self.table if after is None or entry.number > after.number]
         page: list[MountState] = []
         room = _ROOM

@@ -59,6 +59,8 @@ class Entry:
     """The unmount that is under way."""
     dropped: RequestMark | None = None
     """The last unmount that another holder has outlived."""
+    disk: int = 0
+    """The number of the device that is nobody else's while it is MOUNTING."""
     problem: str = ""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -130,6 +132,14 @@ def boot_time_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
+def device_number(path: str) -> int:
+    """Of the device that a node, or a link to one, stands for; 0 without one."""
+    try:
+        return os.stat(path).st_rdev
+    except OSError:
+        return 0
+
+
 def same(left: MountStorage, right: MountStorage) -> bool:
     """Whether they ask for the same, whoever does and however long they would wait."""
     return replace(left, mount="x", wait_ms=0) == replace(right, mount="x", wait_ms=0)
@@ -162,6 +172,14 @@ class Table:
                 if same(entry.asked, asked):
                     return entry
             elif entry.target == asked.target:
+                return entry
+        return None
+
+    def taker_of(self, disk: int, but: Entry) -> Entry | None:
+        """Who may be formatting or swapping to this device, or wiping off it what had been begun."""
+        for entry in self:
+            taken = entry.disk if entry.status is MountStatus.MOUNTING else 0
+            if entry is not but and disk in (taken, device_number(entry.formatting)):
                 return entry
         return None
 
