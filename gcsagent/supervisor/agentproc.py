@@ -27,6 +27,8 @@ EX_CONFIG = 78
 CHANNEL_FD = 3
 END_SECONDS = 5.0
 """What an agent may take to exit once its channel is closed; its exit status is worth waiting for."""
+DEATH_SECONDS = 3.0
+"""What SIGKILL may take to end it, before it is taken to be held up in the kernel."""
 
 
 class AgentProcess:
@@ -37,17 +39,20 @@ class AgentProcess:
         env: dict[str, str],
         connected: Callable[[socket.socket], None],
         ended: Callable[[int], None],
+        free: Callable[[int, bool], None],
         watchdog: float = 0.0,
     ) -> None:
-        """``connected`` gets each new agent's channel; ``ended`` its wait status.
+        """``connected`` gets each new agent's channel; ``ended`` its wait status; ``free`` the pid of one
+        that SIGKILL has not ended in time, and whether that has been so before.
 
         ``watchdog``: seconds of silence after which an agent is ended; 0 is never.
         """
         self._loop, self._reaper, self._env = loop, reaper, env
-        self._connected, self._ended = connected, ended
+        self._connected, self._ended, self._free = connected, ended, free
         self._pidfd = -1
         self._watchdog = Watchdog(loop, watchdog, self._signal)
         self._retry: Timer | None = None
+        self._death: Timer | None = None
         self._backoff = BackOff()
         self._killed = False
         self.code = ""
@@ -104,6 +109,17 @@ class AgentProcess:
     def _signal(self, number: signal.Signals) -> None:
         if self.pid:
             signal.pidfd_send_signal(self._pidfd, number)
+            if number is signal.SIGKILL:
+                self._expect_death(again=False)
+
+    def _expect_death(self, again: bool) -> None:
+        if self._death is not None:
+            self._death.cancel()
+        self._death = self._loop.after(DEATH_SECONDS, lambda: self._still_there(again))
+
+    def _still_there(self, again: bool) -> None:
+        self._free(self.pid, again)
+        self._expect_death(again=True)
 
     def stop(self) -> None:
         """Kills it and starts no other."""
@@ -146,6 +162,9 @@ class AgentProcess:
         if ended is None:
             return
         self._watchdog.ended()
+        if self._death is not None:
+            self._death.cancel()
+            self._death = None
         self._reaper.own.discard(self.pid)
         self._pidfd, self.pid = -1, 0
         self._ended(ended[0])

@@ -14,7 +14,7 @@ import time
 
 from gcsagent.common import boot, channel
 from gcsagent.common.loop import READ, WRITE, Loop, Timer
-from gcsagent.supervisor import requests
+from gcsagent.supervisor import heldup, requests
 from gcsagent.supervisor.agentproc import EX_CONFIG, AgentProcess
 from gcsagent.supervisor.exits import ExitRecords
 from gcsagent.supervisor.log import log, on_line
@@ -72,7 +72,13 @@ class Supervisor:
         self.exits = ExitRecords(self.loop, os.path.join(state, "exits"))
         self.reaper = Reaper(self.loop, self.exits, self.answer_call, self._process_ended)
         self.agent = AgentProcess(
-            self.loop, self.reaper, agent_env, self._agent_connected, self._agent_ended, watchdog
+            self.loop,
+            self.reaper,
+            agent_env,
+            self._agent_connected,
+            self._agent_ended,
+            lambda pid, again: heldup.free(pid, self.store.items(), self.reaper, again),
+            watchdog,
         )
         self.upgrade = Upgrade(self.loop, self.agent, self._upgraded)
         self.shell: ShellProcess | None = None

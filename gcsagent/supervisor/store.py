@@ -6,8 +6,10 @@ an agent that starts again asks for them by the names its predecessor gave them.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
+import stat
 
 MAX_NAME = 512
 """Characters: two ids of 128 and what tells a process's descriptors apart."""
@@ -61,8 +63,23 @@ class FdStore:
         """Closes what is held under these names; unknown ones are passed over, so that it can be repeated."""
         fds = [fd for name in names if (fd := self._held.pop(name, None)) is not None]
         for fd in fds:
-            os.close(fd)
+            _close(fd)
         return len(fds)
 
     def names(self) -> list[str]:
         return list(self._held)
+
+    def items(self) -> list[tuple[str, int]]:
+        return list(self._held.items())
+
+
+def _close(fd: int) -> None:
+    """The last descriptor of a pipe's end waits for the pipe's lock, which any process that has the other end
+    may keep for as long as it likes (heldup): a thread waits for that one."""
+    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+        try:
+            _thread.start_new_thread(os.close, (fd,))
+            return
+        except RuntimeError:
+            pass  # there is no room for one
+    os.close(fd)
