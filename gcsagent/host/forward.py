@@ -22,7 +22,7 @@ from tenacity import AsyncRetrying, retry_if_exception, wait_random_exponential
 from gcsagent.host.client import Client
 from gcsagent.host.closing import Closing
 from gcsagent.host.dialogue import despite_losses, encode_params, greet
-from gcsagent.host.errors import AgentSilent, ClosedByPeer, ConnectionBroken, HostError
+from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken, HostError
 from gcsagent.host.process import first_error
 from gcsagent.host.streams import CHUNK, Stream
 from gcsagent.listening import BACKLOG, listen_unix
@@ -101,7 +101,7 @@ class ForwardStream(Closing):
         """
         data = await self._stream.read(size)
         if not data:
-            end = await self._waiting
+            end = await self._ended()
             if self._stream.position < end.bytes:
                 raise ConnectionBroken(f"{self.to}: {end.bytes - self._stream.position} bytes were lost")
             if end.errno:
@@ -116,6 +116,12 @@ class ForwardStream(Closing):
         """Ends what the target receives; returns when it has all of it, or takes no more."""
         params = CloseWrite(self.ident, self._stream.sent)
         await self._client.call("forward.close_write", params)
+
+    async def _ended(self) -> ForwardEnd:
+        await asyncio.wait((self._waiting,))  # itself it would be cancelled with a reader
+        if self._waiting.cancelled():
+            raise ClosedByUs(f"{self.to} has been closed by this side")
+        return self._waiting.result()
 
     async def _wait(self) -> ForwardEnd:
         try:

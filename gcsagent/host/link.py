@@ -17,6 +17,9 @@ from protocol.schema import to_wire
 
 _CHUNK = 65536
 
+_FLUSH_SECONDS = 1.0
+"""For what is left to be sent when a link is closed; an agent that hangs takes none of it."""
+
 
 class Link:
     """A greeted connection. ``lost`` is None while it can be used, then why it cannot."""
@@ -84,8 +87,13 @@ class Link:
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
+        closing = asyncio.ensure_future(self._writer.wait_closed())
+        try:
+            await asyncio.wait((closing,), timeout=_FLUSH_SECONDS)
+        finally:
+            self._writer.transport.abort()
         with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+            await closing
 
     def _next_id(self) -> int:
         while True:

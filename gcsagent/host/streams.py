@@ -42,6 +42,7 @@ class Stream:
         self._sock = sock
         self._first = first
         self._goal: int | None = None
+        self._greedy = False
         self._wake_reader: Callable[[], None] = _nobody
         self._wake_writer: Callable[[], None] = _nobody
         self._ended = asyncio.Event()
@@ -106,6 +107,11 @@ class Stream:
         :meth:`check_complete` tells the two apart. Raises ConnectionBroken, ClosedByUs.
         """
         while True:
+            if self._greedy:
+                self._greedy = False
+                # A peer that always has more must not keep the loop to itself. Not behind recv: who is
+                # cancelled here has taken nothing.
+                await asyncio.sleep(0)
             wanted = size if self._goal is None else min(size, self._goal - self.position)
             if wanted <= 0:
                 return b""
@@ -142,7 +148,7 @@ class Stream:
             raise ConnectionBroken(f"{self.name}: the connection broke: {error.strerror}") from error
         if not data:
             self._ended.set()
-        await asyncio.sleep(0)  # a peer that always has more must not keep the loop to itself
+        self._greedy = True
         return data
 
     async def _readable(self) -> None:
