@@ -28,11 +28,21 @@ async def refuse_with_more(asked: dict[str, Any]) -> None:
     raise BootError("init", "no such thing")
 
 
+async def fail(asked: dict[str, Any]) -> None:
+    raise PermissionError(13, "Permission denied", "/root/secret")
+
+
 async def sleep(asked: dict[str, Any]) -> None:
     await asyncio.Event().wait()
 
 
-ORDERS = {"double": double, "refuse": refuse, "refuse-with-more": refuse_with_more, "sleep": sleep}
+ORDERS = {
+    "double": double,
+    "refuse": refuse,
+    "refuse-with-more": refuse_with_more,
+    "fail": fail,
+    "sleep": sleep,
+}
 
 
 def keeping(path: Path, body: Callable[[Path], Awaitable[None]]) -> None:
@@ -103,3 +113,14 @@ def test_a_socket_that_cannot_be_is_told(tmp_path: Path) -> None:
                 pass
 
     asyncio.run(scenario())
+
+
+def test_a_failure_of_any_other_kind_is_told_as_well(tmp_path: Path) -> None:
+    """That the VM had ended would be another story."""
+
+    async def body(path: Path) -> None:
+        with pytest.raises(VmError, match="Permission denied: '/root/secret'") as caught:
+            await control.ask(path, "fail", {}, SECONDS)
+        assert type(caught.value) is VmError
+
+    keeping(tmp_path, body)

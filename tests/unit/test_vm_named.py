@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gcsagent.host.cli import parser
-from gcsagent.host.vm import starter
+from gcsagent.host.vm import control, starter
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.errors import (
     BootError,
@@ -29,6 +29,7 @@ from gcsagent.host.vm.errors import (
 )
 from gcsagent.host.vm.named import VmStore, read_record, write_record
 from gcsagent.host.vm.places import state_dir
+from gcsagent.host.vm.process import start_time
 from tests.cases.agents import eventually
 from tests.fakes.vm import FakeHost, end_of, fake_host_of_named
 
@@ -279,3 +280,64 @@ def test_the_debug_shell_is_allowed_by_a_word_for_the_kernel(host: FakeHost) -> 
         words = Path(f"/proc/{qemu}/cmdline").read_bytes().replace(b"\0", b" ").split()
         assert (b"gcs.shell=on" in words) == bool(options)
         assert vm("stop", name, "--timeout", "0.1") == 0
+
+
+def test_asking_twice_to_stop_does_not_pull_the_plug(host: FakeHost) -> None:
+    """Two `vm stop` at once, or one that was interrupted and begun again: the guest has its time."""
+    start("web", "deaf")
+    record = VmStore().get("web")
+    assert record.qemu_pid is not None
+    for _ in range(2):
+        os.kill(record.keeper_pid, signal.SIGTERM)
+        assert asyncio.run(control.ask(VmStore().control("web"), "share-ls", {}, 10.0)) == []
+    assert start_time(record.qemu_pid) is not None
+    assert vm("stop", "--timeout", "0.1", "web") == 0
+    assert host.leftovers() == []
+    assert host.processes() == []
+
+
+def test_what_killed_ones_have_left_goes_with_the_next_start(host: FakeHost) -> None:
+    root = VmStore().root
+    for name in (".new-killed", f".old-web-{os.getpid()}", ".old-other-7"):
+        (root / name).mkdir(parents=True)
+        (root / name / "console.log").write_text("x")
+    start("web")
+    assert sorted(path.name for path in root.iterdir()) == [".lock", "web"]
+    (root / f".old-web-{os.getpid()}").mkdir()
+    (root / f".old-web-{os.getpid()}" / "console.log").write_text("x")
+    assert vm("stop", "--timeout", "5", "web") == 0
+    assert VmStore().list() == []
+
+
+def test_a_damaged_record_does_not_hide_the_other_vms(
+    host: FakeHost, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start("web")
+    directory = VmStore().root / "broken"
+    directory.mkdir()
+    (directory / "vm.json").write_text("{")
+    capsys.readouterr()
+    assert vm("ls") == 125
+    shown = capsys.readouterr()
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["NAME", "web"]
+    assert "vm.json is damaged" in shown.err
+    (directory / "vm.json").unlink()
+    directory.rmdir()
+
+
+def test_an_environment_with_relative_paths_is_the_keepers_too(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It works in another directory, and must find what the caller finds."""
+    for name, value in (("GCS_IMAGE", "image"), ("GCS_CACHE", "./cache"), ("GCS_QEMU", "./qemu")):
+        monkeypatch.setenv(name, value)
+    with contextlib.chdir(host.root):
+        assert start("web") == 0
+    assert vm("stop", "web", "--timeout", "5") == 0
+    assert host.leftovers() == []
+
+
+def test_a_relative_state_directory_is_none() -> None:
+    """XDG Base Directory Specification: "must be absolute. If an implementation encounters a relative path
+    … it should consider the path invalid and ignore it"."""
+    assert state_dir({"XDG_STATE_HOME": "here"}) == state_dir({})

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from gcsagent.host import network
-from gcsagent.host.cli.common import columns
+from gcsagent.host.cli.common import columns, complain
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
+from gcsagent.host.cli.parser import EXIT_GCSCTL
 from gcsagent.host.cli.processes import span
 from gcsagent.host.cli.vm_options import add_vm_options, config_from_args
 from gcsagent.host.client import Client
 from gcsagent.host.vm import consolelog, starter
 from gcsagent.host.vm.console import LineSplitter
-from gcsagent.host.vm.errors import VmNotFound
+from gcsagent.host.vm.errors import VmError, VmNotFound
 from gcsagent.host.vm.named import NamedVm, VmStore
 from gcsagent.host.vm.process import open_pidfd
 from gcsagent.host.vm.running import ending_on_signals
@@ -104,12 +105,15 @@ async def vm_stop(args: argparse.Namespace) -> int:
 
 async def vm_ls(args: argparse.Namespace) -> int:
     """`vm ls`."""
-    vms = VmStore().list()
+    damaged: list[VmError] = []
+    vms = VmStore().list(damaged.append)
+    for error in damaged:
+        complain(error)
     if args.json:
         print(json.dumps([vm.to_json() for vm in vms], indent=1))
     else:
         print("\n".join(table(vms, time.time())))
-    return 0
+    return EXIT_GCSCTL if damaged else 0
 
 
 def table(vms: list[NamedVm], now: float) -> list[str]:

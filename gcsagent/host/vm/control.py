@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -67,8 +68,10 @@ async def _answer(
         if name not in orders:
             raise VmError(f"this VM's keeper knows no order {name!r}: it was started by another gcsctl")
         answer = {"result": await orders[name](arguments)}
-    except VmError as error:
-        answer = {"error": {"type": type(error).__name__, "message": str(error)}}
+    except Exception as error:  # without an answer the VM would seem to have ended
+        answer = {"error": {"type": type(error).__name__, "message": str(error) or repr(error)}}
+        if not isinstance(error, VmError):
+            traceback.print_exc()
     writer.write(json.dumps(answer).encode() + b"\n")
     await writer.drain()
 

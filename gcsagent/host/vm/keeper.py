@@ -2,8 +2,8 @@
 
 It gets its orders as one JSON object on standard input and reports on standard output, one JSON object a
 line: `{"claimed": pid}` once the VM's directory bears its name, `{"progress": text}` while booting, then
-`{"ready": record}` or `{"error": {...}}`. After that nobody listens. SIGTERM means power down; a second
-one, pull the plug.
+`{"ready": record}` or `{"error": {...}}`. After that nobody listens. SIGTERM means power down, and SIGUSR1
+pull the plug.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from typing import Any
 
 from gcsagent.host.errors import HostError
 from gcsagent.host.forwards import Listening, Wanted, kept, listening
-from gcsagent.host.vm import control
+from gcsagent.host.vm import control, tools
 from gcsagent.host.vm.config import VmConfig, VmExit
 from gcsagent.host.vm.errors import BootError, VmError
 from gcsagent.host.vm.launcher import VirtualMachine
-from gcsagent.host.vm.named import NamedVm, boot_id, read_record, remove, write_record
+from gcsagent.host.vm.named import PULL_PLUG, NamedVm, boot_id, read_record, remove, write_record
 from gcsagent.host.vm.process import start_time
 from gcsagent.host.vm.share import Share
 
-# Whoever stops the VM decides how long to wait, and sends a second SIGTERM then. This only bounds
-# forgetting it.
+# Whoever stops the VM decides how long to wait, and has the plug pulled then. This only bounds forgetting it.
 _POWERDOWN_SECONDS = 300.0
 
 
@@ -46,7 +45,12 @@ class Keeper:
 
     def asked_to_stop(self) -> None:
         """A SIGTERM has come."""
-        (self._pull_plug if self._stop.is_set() else self._stop).set()
+        self._stop.set()
+
+    def asked_to_pull_plug(self) -> None:
+        """PULL_PLUG has come."""
+        self._stop.set()
+        self._pull_plug.set()
 
     async def run(self) -> int:
         """Keeps the VM until it ends; returns the process's exit status."""
@@ -163,7 +167,9 @@ async def keep(told: dict[str, Any]) -> int:
     """Does what the starter has told it."""
     directory, config = Path(told["directory"]), VmConfig.from_json(told["config"])
     keeper = Keeper(directory, config)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, keeper.asked_to_stop)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, keeper.asked_to_stop)
+    loop.add_signal_handler(PULL_PLUG, keeper.asked_to_pull_plug)
     claim(Path(told["fresh"]), directory, config)
     if not report({"claimed": os.getpid()}):
         # The starter died while it held the lock: nobody wants this VM.
@@ -232,6 +238,7 @@ def main() -> None:
     # Orphaned at once: nobody but PID 1 then has to reap the keeper of a VM that may run for months.
     if os.fork() != 0:
         os._exit(0)
+    tools.make_environment_absolute()
     os.chdir("/")
     # The terminal may go away; Ctrl-C there is meant for others.
     for signum in (signal.SIGHUP, signal.SIGINT):

@@ -25,8 +25,8 @@ import re
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -44,8 +44,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _RECORD = "vm.json"
 _LOCK_SECONDS = 10.0
 
+PULL_PLUG = signal.SIGUSR1
+"""What a keeper ends its VM at once for. SIGTERM asks for the power button, however often it comes."""
+
 # How long a keeper that was told to pull the plug may take for its last clean-up.
 _KILL_SECONDS = 15.0
+
+_NEW, _OLD = ".new-", ".old-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +122,21 @@ class VmStore:
             raise VmNotFound(f"no VM named {name!r}; `gcsctl vm ls` lists them")
         return vm
 
-    def list(self) -> list[NamedVm]:
-        """All named VMs, by name."""
+    def list(self, damaged: Callable[[VmError], None] = lambda error: None) -> list[NamedVm]:
+        """All named VMs, by name; `damaged` is told of each whose record cannot be read."""
         if not self.root.is_dir():
             return []
-        records = (read_record(path) for path in sorted(self.root.iterdir()) if _NAME.fullmatch(path.name))
-        return [vm for vm in records if vm is not None]
+        found = []
+        for path in sorted(self.root.iterdir()):
+            if not _NAME.fullmatch(path.name):
+                continue
+            try:
+                vm = read_record(path)
+            except VmError as error:
+                damaged(error)
+            else:
+                found += [] if vm is None else [vm]
+        return found
 
     def address(self, name: str) -> str:
         """Where the agent of the running VM `name` is dialled.
@@ -184,7 +198,14 @@ class VmStore:
                 f"VM {name!r} is already {vm.state} (keeper process {vm.keeper_pid}); stop it first"
             )
         remove(directory)
-        return Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+        self._sweep()
+        return Path(tempfile.mkdtemp(prefix=_NEW, dir=self.root))
+
+    def _sweep(self) -> None:
+        """What killed ones have left. With the lock held nobody makes a directory; removing is anybody's."""
+        for path in self.root.iterdir():
+            if path.name.startswith((_NEW, _OLD)):
+                shutil.rmtree(path, ignore_errors=True)
 
     async def stop(self, name: str, timeout: float = 30.0) -> NamedVm:
         """Powers the VM down, kills it if it runs on for `timeout` seconds, and removes what is left.
@@ -212,7 +233,7 @@ async def _end_keeper(vm: NamedVm, pidfd: int, timeout: float) -> None:
     """First the power button; then the plug; then the keeper itself, with which the kernel kills the rest."""
     for signum, patience in (
         (signal.SIGTERM, timeout),
-        (signal.SIGTERM, _KILL_SECONDS),
+        (PULL_PLUG, _KILL_SECONDS),
         (signal.SIGKILL, _KILL_SECONDS),
     ):
         try:
@@ -258,11 +279,11 @@ def is_alive(vm: NamedVm) -> bool:
 
 def remove(directory: Path) -> None:
     """Removes a VM's directory; under another name first, so that nobody meets half of one."""
-    trash = directory.with_name(f".old-{directory.name}-{os.getpid()}")
-    try:
-        os.rename(directory, trash)
-    except FileNotFoundError:
+    if not directory.is_dir():
         return
+    trash = Path(tempfile.mkdtemp(prefix=_OLD, dir=directory.parent))
+    with suppress(FileNotFoundError):  # somebody else was faster
+        os.rename(directory, trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 

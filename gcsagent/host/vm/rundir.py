@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gcsagent.host.vm.errors import VmError
+from gcsagent.host.vm.places import xdg
 from gcsagent.host.vm.tools import cache_dir
 
 _PREFIX = "gcs-vm-"
@@ -56,10 +57,9 @@ class PrivateDirectory:
 
 def socket_parent(env: Mapping[str, str] | None = None) -> Path:
     """Where socket directories go. Short, because a UNIX socket's path is limited to 107 bytes (unix(7))."""
-    env = os.environ if env is None else env
-    runtime = env.get("XDG_RUNTIME_DIR")
-    if runtime and len(runtime) < 60 and os.access(runtime, os.W_OK):
-        return Path(runtime)
+    runtime = xdg("XDG_RUNTIME_DIR", env)
+    if runtime is not None and len(str(runtime)) < 60 and os.access(runtime, os.W_OK):
+        return runtime
     if os.geteuid() == 0:
         return Path("/run")
     return Path(tempfile.gettempdir())

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from gcsagent.host.vm.accel import Accelerator
 from gcsagent.host.vm.errors import ToolMissing, UnsuitableTool
+from gcsagent.host.vm.places import home, xdg
 
 QEMU = "qemu-system-x86_64"
 VHOST_DEVICE_VSOCK = "vhost-device-vsock"
@@ -58,8 +59,16 @@ def cache_dir(env: Mapping[str, str] | None = None) -> Path:
     env = os.environ if env is None else env
     if env.get("GCS_CACHE"):
         return Path(env["GCS_CACHE"])
-    base = env.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "gcsagent"
+    return (xdg("XDG_CACHE_HOME", env) or home() / ".cache") / "gcsagent"
+
+
+def make_environment_absolute() -> None:
+    """For a process that is about to work in another directory: its variables mean the same there."""
+    for name in ("GCS_CACHE", "GCS_IMAGE", *_VARIABLES.values()):
+        value = os.environ.get(name, "")
+        # A program's name alone is looked for in PATH.
+        if value and ("/" in value or name not in _VARIABLES.values()):
+            os.environ[name] = os.path.abspath(value)
 
 
 def find_tool(name: str, env: Mapping[str, str] | None = None) -> Path:
