@@ -6,6 +6,7 @@ a traceback out of somebody's import.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -15,6 +16,9 @@ EXIT_INTERRUPTED = 130
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns the exit code: the process's, or 125 to 127 (see ``--help``)."""
     _hold_standard_descriptors()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on stderr: what a locale has no letter for is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         from gcsagent.host.cli.program import run
 
@@ -25,11 +29,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _hold_standard_descriptors() -> None:
     """Started with ``>&-``, the next socket would be number 1 and everything printed would go into it."""
-    for number in (0, 1, 2):
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 if __name__ == "__main__":

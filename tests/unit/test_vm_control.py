@@ -29,7 +29,7 @@ async def refuse_with_more(asked: dict[str, Any]) -> None:
 
 
 async def fail(asked: dict[str, Any]) -> None:
-    raise PermissionError(13, "Permission denied", "/root/secret")
+    raise PermissionError(13, "Permission denied", "/secret")
 
 
 async def sleep(asked: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ def test_a_failure_of_any_other_kind_is_told_as_well(tmp_path: Path) -> None:
     """That the VM had ended would be another story."""
 
     async def body(path: Path) -> None:
-        with pytest.raises(VmError, match="Permission denied: '/root/secret'") as caught:
+        with pytest.raises(VmError, match="Permission denied: '/secret'") as caught:
             await control.ask(path, "fail", {}, SECONDS)
         assert type(caught.value) is VmError
 

@@ -12,7 +12,7 @@ from gcsagent.host.checkpoints import (
     restore_container,
 )
 from gcsagent.host.cli.argument_types import absolute_path, add_id, identifier
-from gcsagent.host.cli.common import UsageError, connect, print_json, print_table
+from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, say
 from gcsagent.host.cli.declare import Add, add_group
 from gcsagent.host.cli.processes import age
 from gcsagent.host.cli.resources import size
@@ -87,7 +87,7 @@ async def create(args: argparse.Namespace) -> int:
     if args.json:
         print_json(made)
     else:
-        print(made.checkpoint)
+        say(made.checkpoint)
     return 0
 
 

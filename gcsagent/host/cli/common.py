@@ -110,6 +110,11 @@ def print_pairs(pairs: Sequence[tuple[str, object]]) -> None:
         print(f"{name + ':' if name else '':<{width}} {printable(value)}")
 
 
+def say(text: object) -> None:
+    """One line on stdout, of what a guest may have a part in."""
+    print(printable(text), flush=True)
+
+
 def complain(text: object) -> None:
     """One line on stderr."""
     print(paint("gcsctl:", Colour.RED, sys.stderr), printable(text), file=sys.stderr, flush=True)

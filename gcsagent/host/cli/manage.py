@@ -17,6 +17,7 @@ from gcsagent.host.cli.common import (
     print_pairs,
     print_table,
     report_oom,
+    say,
     when,
 )
 from gcsagent.host.cli.processes import age, show_processes
@@ -64,7 +65,7 @@ async def upgrade_agent(args: argparse.Namespace) -> int:
     if args.json:
         print_json(status)
     else:
-        print(f"promoted: the agent runs {status.running[:12]}")
+        say(f"promoted: the agent runs {status.running[:12]}")
     return 0
 
 

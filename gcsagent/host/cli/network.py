@@ -10,7 +10,7 @@ from typing import Any
 
 from gcsagent.host import network
 from gcsagent.host.cli.argument_types import checked
-from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, since_when
+from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, say, since_when
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.named import VmStore
@@ -205,7 +205,7 @@ async def attach(args: argparse.Namespace) -> int:
     if args.json:
         print_json(found)
     else:
-        print(f"{found.interface.name} {', '.join(found.interface.addresses)}")
+        say(f"{found.interface.name} {', '.join(found.interface.addresses)}")
     return 0
 
 
@@ -275,13 +275,13 @@ def _print_state(found: NetworkState) -> None:
     ]
     print_table(("NAME", "STATE", "MAC", "MTU", "BRIDGE", "ADDRESSES"), rows)
     for route in found.routes:
-        print(f"route {describe_route(route)}")
+        say(f"route {describe_route(route)}")
     for each in found.neighbours:
-        print(f"neighbour {each.address} is {each.mac} on {each.interface}")
+        say(f"neighbour {each.address} is {each.mac} on {each.interface}")
     if found.dns.nameservers:
-        print(f"dns {' '.join(found.dns.nameservers)}")
+        say(f"dns {' '.join(found.dns.nameservers)}")
     if found.masquerade:
-        print(f"masquerade {' '.join(found.masquerade)}")
+        say(f"masquerade {' '.join(found.masquerade)}")
 
 
 def describe_route(route: RouteState) -> str:
@@ -293,4 +293,5 @@ def describe_route(route: RouteState) -> str:
 
 
 def _print_changes(done: Applied) -> None:
-    print("\n".join(done.changes) if done.changes else "nothing to change")
+    for change in done.changes or ("nothing to change",):
+        say(change)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gcsagent.host import snapshot
 from gcsagent.host.cli.argument_types import identifier, patience
-from gcsagent.host.cli.common import connect, print_json, print_table
+from gcsagent.host.cli.common import connect, print_json, print_table, say
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.guest import describe
 from gcsagent.host.cli.processes import age
@@ -99,7 +99,7 @@ async def prepare(args: argparse.Namespace) -> int:
     if args.json:
         print_json(held)
     else:
-        print(f"held for {held.hold_ms / 1000:.0f} s, frozen: {', '.join(held.frozen) or 'nothing'}")
+        say(f"held for {held.hold_ms / 1000:.0f} s, frozen: {', '.join(held.frozen) or 'nothing'}")
     return 0
 
 
@@ -111,7 +111,7 @@ async def resume(args: argparse.Namespace) -> int:
         return 0
     how = "goes on" if found.done.held else "had gone on already"
     clock = "" if found.clock is None else f"; clock {describe(found.clock)}"
-    print(f"{how}, thawed: {', '.join(found.done.thawed) or 'nothing'}{clock}")
+    say(f"{how}, thawed: {', '.join(found.done.thawed) or 'nothing'}{clock}")
     return 0
 
 

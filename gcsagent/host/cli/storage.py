@@ -8,7 +8,7 @@ from typing import Any
 
 from gcsagent.host import storage
 from gcsagent.host.cli.argument_types import checked, patience, typed
-from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, since_when
+from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, say, since_when
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.resources import parse_size, size
 from gcsagent.host.vm.diskplug import DiskPlug
@@ -107,7 +107,7 @@ async def mount(args: argparse.Namespace) -> int:
     if args.json:
         print_json(state)
     else:
-        print(state.target or state.source)
+        say(state.target or state.source)
     return 0
 
 
