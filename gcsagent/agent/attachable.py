@@ -36,6 +36,19 @@ close can overtake data that still sits in the VMM (hybrid vsock)."""
 _log = logging.getLogger("agent.streams")
 
 
+def pipe_of(data: bytes) -> int:
+    """The read end of a pipe that holds ``data``, at most REPLY_SIZE bytes, and then ends. Raises OSError."""
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(write_end, data)
+    except OSError:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+    return read_end
+
+
 def drained(fd: int) -> bool:
     """Nothing is left in a pipe or on a terminal, and nobody has its other end any more (poll(2))."""
     poller = select.poll()
@@ -209,15 +222,17 @@ class Attachable(ABC):
 
         The reply goes through a pipe that the supervisor holds together with the connection: an agent
         that takes over finds in it what has not been sent. Without that, a client might be answered twice,
-        or never, when the agent is killed right here.
+        or never, when the agent is killed right here. Raises OSError, and leaves the connection the caller's.
         """
         self.check_attachable(take)
         self.detach()
-        read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        os.write(write_end, reply)
-        os.close(write_end)
+        read_end = pipe_of(reply)
+        try:
+            more = self._to_hold()
+        except OSError:
+            os.close(read_end)
+            raise
         self._connection, self._reply = connection, read_end
-        more = self._to_hold()
         fds = {f"{self._name}.conn": connection.fileno(), f"{self._name}.reply": read_end, **more}
         holding = self._keeper.supervisor.request(
             "hold", {"hold": {name: index for index, name in enumerate(fds)}}, tuple(fds.values())
@@ -402,7 +417,10 @@ class Attachable(ABC):
     # -- for the kinds --------------------------------------------------------------------------
 
     def _to_hold(self) -> dict[str, int]:
-        """What an attach needs beside its connection and is not held yet, by the name to hold it under."""
+        """What an attach needs beside its connection and is not held yet, by the name to hold it under.
+
+        Raises OSError, and has made nothing.
+        """
         return {}
 
     def _hold_nothing(self) -> None:  # noqa: B027 - most kinds have made nothing

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from gcsagent.agent.call import Call
+from gcsagent.agent.journal import place_of
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.signals import once, signal_number
+from gcsagent.agent.terminal import DiscardedTty, TtyStream
 from protocol.errors import Code, RpcError
 from protocol.families.container import Deleted
 from protocol.families.process import CloseStdin, KillProcess, ProcessRef, Resize
@@ -39,13 +41,19 @@ class ProcessService:
         call.commit()
         return Empty()
 
-    def close_stdin(self, params: CloseStdin, call: Call) -> Empty:
+    async def close_stdin(self, params: CloseStdin, call: Call) -> Empty:
         container = self._registry.get(params.container)
         process = container.process(params.process)
-        process.stream("tty" if process.stdio.terminal else "stdin").close_input(params.offset)
+        stream = process.stream("tty" if process.stdio.terminal else "stdin")
+        call.commit()
+        if isinstance(stream, (TtyStream, DiscardedTty)):
+            holding = stream.type_end(params.offset, place_of(call.mark.ident) if call.mark else "")
+            if holding is not None:
+                await holding
+            return Empty()
+        stream.close_input(params.offset)
         if process.alive:
             container.directory.update(process.pid, process.document())  # the next agent is to know, too
-        call.commit()
         return Empty()
 
     async def wait(self, params: ProcessRef, _call: Call) -> ExitRecord:

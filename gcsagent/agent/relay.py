@@ -117,6 +117,11 @@ class Pump:
         """Bytes taken from the source that have not reached the sink."""
         return self._pending
 
+    @property
+    def waits_for_sink(self) -> bool:
+        """Whether the loop calls it, and nobody else, when the sink has room."""
+        return self._watching_sink
+
     def attach(self, source: int, sink: int) -> None:
         """Starts moving; what an earlier attachment left in the middle pipe goes first."""
         self._source, self._sink = source, sink

@@ -52,7 +52,11 @@ class SupervisorClient:
         ident = next(self._idents)
         future: asyncio.Future[tuple[Any, list[int]]] = self._loop.create_future()
         self._pending[ident] = future
-        self._send(channel.pack([ident, operation, arguments]), fds)
+        try:
+            self._send(channel.pack([ident, operation, arguments]), fds)
+        except OSError as error:  # no room to keep descriptors that cannot be sent yet
+            del self._pending[ident]
+            future.set_exception(SupervisorError(str(error), error.errno or 0))
         return future
 
     async def fetch(self, names: list[str]) -> list[int]:

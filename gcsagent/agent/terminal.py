@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import functools
 import os
 import termios
 from collections.abc import Callable
+from typing import Any
 
-from gcsagent.agent.attachable import Attachable, Keeper, Load, NullStream, Unattachable, drained
+from gcsagent.agent.attachable import Attachable, Keeper, Load, NullStream, Unattachable, drained, pipe_of
 from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
+
+EOF = "eof"
+"""What the name of an end of file begins with in the supervisor's store; offset and request follow."""
+
+Holding = asyncio.Future[tuple[Any, list[int]]]
+
+
+class TypedEnd:
+    """An end-of-file character to be typed at ``offset``, for the request ``asked``.
+
+    It waits in a pipe that the supervisor holds, and one system call takes it from there to the terminal: so
+    it is typed once, whenever the agent is killed, and the empty pipe says that it has been.
+    """
+
+    __slots__ = ("_character", "asked", "fd", "held", "offset")
+
+    def __init__(self, fd: int, offset: int, asked: str, character: bytes = b"") -> None:
+        """``character`` is what is in the pipe; an earlier agent's is not known."""
+        self.fd, self.offset, self.asked = fd, offset, asked
+        self._character = character
+        self.held = False
+
+    @property
+    def suffix(self) -> str:
+        return f"{EOF}{self.offset}-{self.asked}"
+
+    def type(self, terminal: int) -> None:
+        """Raises BlockingIOError while the terminal takes nothing, OSError when it is hung up."""
+        if queued(self.fd):
+            self._fit(termios.tcgetattr(terminal)[6][termios.VEOF])
+            os.splice(self.fd, terminal, 1, flags=os.SPLICE_F_NONBLOCK)
+
+    def _fit(self, character: bytes) -> None:
+        """A program may have changed what ends its input. The pipe is not empty in between."""
+        if character != self._character:
+            write_end = os.open(f"/proc/self/fd/{self.fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(write_end, character)
+            finally:
+                os.close(write_end)
+            os.read(self.fd, queued(self.fd) - 1)
+            self._character = character
 
 
 class TtyStream(Attachable):
@@ -27,7 +72,7 @@ class TtyStream(Attachable):
         self._middles: list[tuple[MiddlePipe, str]] = []
         self._sink = -1  # where output goes now: the connection, or /dev/null
         self._over = self._hung_up = False
-        self._eof_at: int | None = None
+        self._eof: TypedEnd | None = None
 
     def resize(self, rows: int, cols: int) -> None:
         """Raises FAILED_PRECONDITION when the terminal has ended."""
@@ -35,15 +80,48 @@ class TtyStream(Attachable):
             raise RpcError(Code.FAILED_PRECONDITION, "the terminal has ended")
         termios.tcsetwinsize(self._fd, (rows, cols))
 
-    def close_input(self, offset: int | None) -> None:
-        """Types the terminal's end-of-file character once ``offset`` bytes of input have reached it."""
-        if self.ended:
+    def type_end(self, offset: int | None, asked: str = "") -> Holding | None:
+        """Types the terminal's end-of-file character once ``offset`` bytes of input have reached it.
+
+        What is returned is to be waited for: then it will be so, whatever becomes of this agent. ``asked``
+        for again, as by a client whose answer was lost with an agent, it is still typed once. Raises OSError.
+        """
+        if self.ended or (asked and self._eof is not None and self._eof.asked == asked):
+            return None
+        character = termios.tcgetattr(self._fd)[6][termios.VEOF]
+        eof = TypedEnd(pipe_of(character), self._taken() if offset is None else offset, asked, character)
+        self._drop_eof()
+        self._eof = eof
+        holding = self._keeper.supervisor.request(
+            "hold", {"hold": {f"{self._name}.{eof.suffix}": 0}}, (eof.fd,)
+        )
+        holding.add_done_callback(functools.partial(self._on_eof_held, eof))
+        return holding
+
+    def _on_eof_held(self, eof: TypedEnd, holding: Holding) -> None:
+        if eof is not self._eof:
             return
-        self._eof_at = self._taken() if offset is None else offset
-        self._check_eof(self._taken())
+        if holding.cancelled() or holding.exception() is not None:
+            self._drop_eof()
+        else:
+            eof.held = True
+            self._check_eof(self._taken())
+
+    def close_input(self, offset: int | None) -> None:
+        self.type_end(offset)
 
     def closing_at(self) -> int | None:
-        return None if self.ended else self._eof_at
+        return None  # the supervisor knows
+
+    def restore(self, held: dict[str, int]) -> None:
+        for suffix in [each for each in held if each.startswith(EOF)]:
+            offset, _, asked = suffix.removeprefix(EOF).partition("-")
+            self._eof = TypedEnd(held.pop(suffix), int(offset), asked)
+            self._eof.held = True
+        if self._fd < 0:
+            self._drop_eof()
+        super().restore(held)
+        self._check_eof(self._taken())
 
     def state(self) -> StreamState:
         return StreamState(StreamMode.STREAM, self._offset(), self.attached, self.ended)
@@ -93,18 +171,25 @@ class TtyStream(Attachable):
 
     def discard_into(self, null: int) -> None:
         """Moves all output to ``null``, an open /dev/null, from now on."""
-        if self._output is None or self._input is None:
-            self._output, self._input = self._make_pumps(self._hold_middle("out"), self._hold_middle("in"))
+        output, _ = self._pumping()
         self._sink = null
         if not self.ended:
-            self._output.attach(self._fd, null)
+            output.attach(self._fd, null)
+
+    def _pumping(self) -> tuple[Pump, Pump]:
+        """The pumps, made with their middle pipes when there is something to move for the first time."""
+        if self._output is None or self._input is None:
+            for name, fd in self._to_hold().items():
+                self._keeper.supervisor.hold(name, fd)
+        assert self._output is not None
+        assert self._input is not None
+        return self._output, self._input
 
     def _start(self, connection: int) -> None:
-        if self._output is None or self._input is None:
-            self._output, self._input = self._make_pumps(self._hold_middle("out"), self._hold_middle("in"))
+        output, incoming = self._pumping()
         self._sink = connection
-        self._output.attach(self._fd, connection)
-        self._input.attach(connection, self._fd)
+        output.attach(self._fd, connection)
+        incoming.attach(connection, self._fd)
 
     def _restore_middles(self, held: dict[str, int]) -> None:
         out, into = self._held_middle(held, "out"), self._held_middle(held, "in")
@@ -117,7 +202,12 @@ class TtyStream(Attachable):
     def _to_hold(self) -> dict[str, int]:
         if self._output is not None:
             return {}
-        out, into = MiddlePipe(), MiddlePipe()
+        out = MiddlePipe()
+        try:
+            into = MiddlePipe()
+        except OSError:
+            out.close()
+            raise
         self._output, self._input = self._make_pumps(out, into)
         return self._names_of(out, "out") | self._names_of(into, "in")
 
@@ -155,6 +245,7 @@ class TtyStream(Attachable):
         for pump in (self._output, self._input):
             if pump is not None:
                 pump.detach()
+        self._check_eof(self._taken())  # which may have waited for the pump to move
 
     def _on_hangup(self, _code: int) -> None:
         """The last slave was closed and everything written to it has been delivered.
@@ -180,25 +271,34 @@ class TtyStream(Attachable):
             self.detach()
 
     def _check_eof(self, taken: int) -> None:
-        if self._eof_at is None or taken < self._eof_at or self._fd < 0:
+        eof = self._eof
+        if eof is None or not eof.held or taken < eof.offset or self._fd < 0:
             return
-        self._eof_at = None
-        character = termios.tcgetattr(self._fd)[6][termios.VEOF]
         try:
-            os.write(self._fd, character)
+            eof.type(self._fd)
         except BlockingIOError:
-            self._loop.add_writer(self._fd, self._retry_eof, character)
+            if (
+                self._input is None or not self._input.waits_for_sink
+            ):  # else that comes here when it has moved
+                self._loop.add_writer(self._fd, self._on_room)
         except OSError:
             return  # hung up: there is nobody to tell
 
-    def _retry_eof(self, character: bytes) -> None:
-        if self._fd < 0:
-            return
+    def _on_room(self) -> None:
         self._loop.remove_writer(self._fd)
-        try:
-            os.write(self._fd, character)
-        except OSError:
-            return
+        self._check_eof(self._taken())
+
+    def _drop_eof(self) -> None:
+        eof, self._eof = self._eof, None
+        if eof is not None:
+            os.close(eof.fd)
+            self._keeper.supervisor.release(f"{self._name}.{eof.suffix}")
+
+    def _drop_fd(self) -> None:
+        self._drop_eof()
+        if self._fd >= 0:
+            self._loop.remove_writer(self._fd)
+        super()._drop_fd()
 
 
 class DiscardedTty(Unattachable):
@@ -220,11 +320,11 @@ class DiscardedTty(Unattachable):
     def resize(self, rows: int, cols: int) -> None:
         self.tty.resize(rows, cols)
 
-    def close_input(self, offset: int | None) -> None:
-        self.tty.close_input(None)
+    def type_end(self, _offset: int | None, asked: str = "") -> Holding | None:
+        return self.tty.type_end(None, asked)
 
-    def closing_at(self) -> int | None:
-        return self.tty.closing_at()
+    def close_input(self, offset: int | None) -> None:
+        self.type_end(offset)
 
     def state(self) -> StreamState:
         return StreamState(StreamMode.NULL, self.tty.state().bytes, False, self.tty.ended)

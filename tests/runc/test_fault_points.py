@@ -51,6 +51,7 @@ from tests.cases.target import (
     name,
     refused,
     remove,
+    terminal,
 )
 
 FAULTS = Path(__file__).parents[1] / "fakes" / "faults"
@@ -278,6 +279,29 @@ async def close_stdin(bench: Bench, arm: Act) -> None:
         await init.end_input()
         completed = await init.communicate()
         assert (completed.stdout, completed.exit.exit_code) == (PIECE, 0)
+    finally:
+        init.detach()
+        await remove(bench.client, params.container)
+
+
+async def end_a_terminals_input(bench: Bench, arm: Act) -> None:
+    """Told before the bytes come, and then at once: each end is typed once, and ends one of the three."""
+    program = ("sh", "-c", "for n in 1 2 3; do cat; echo end $n; done; exit 9")
+    params = creation(bench.target, name("c"), program, stdio=terminal())
+    init = await RemoteProcess.create(bench.client, params)
+    try:
+        await init.start()
+        tty = init.streams["tty"]
+        await arm()
+        await bench.client.close_stdin(params.container, "init", 4)
+        for number in (b"1", b"2", b"3"):
+            await tty.write(b"no%s\n" % number)
+            seen = rb"no%s\r\nno%s\r\n" % (number, number)
+            await expect(tty, seen + b"end 1\r\n" if number == b"1" else seen)
+            if number != b"1":
+                await bench.client.close_stdin(params.container, "init")
+                await expect(tty, b"end %s\r\n" % number)
+        assert (await init.wait()).exit_code == 9
     finally:
         init.detach()
         await remove(bench.client, params.container)
@@ -544,7 +568,19 @@ async def _is_gone(bench: Bench, params: CreateContainer) -> None:
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    "attempt", [create, start, exec_once, attach, close_stdin, forward, kill, delete_process, delete]
+    "attempt",
+    [
+        create,
+        start,
+        exec_once,
+        attach,
+        close_stdin,
+        end_a_terminals_input,
+        forward,
+        kill,
+        delete_process,
+        delete,
+    ],
 )
 def test_killed_at_each_step(
     faulty: RunningAgent, rootfs: str, attempt: Callable[[Bench, Act], Awaitable[None]]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import os
+import resource
+import select
 import socket
 import termios
 import tty
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -16,6 +19,7 @@ from gcsagent.agent import attachable
 from gcsagent.agent.attachable import Keeper, NullStream
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.streams import InputStream, OutputStream
+from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import TtyStream
 from protocol.errors import Code, RpcError
 from tests.fakes import watched_loop
@@ -175,6 +179,45 @@ def test_a_client_whose_connection_cannot_be_held_is_refused(kind: str) -> None:
         bench.supervisor.full = False
         ours, theirs = pair()
         stream.attach(ours, False, REPLY)
+        assert await read(theirs, len(REPLY)) == REPLY
+        theirs.close()
+        os.close(process)
+        stream.close()
+
+    on_bench(body)
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """As many can be opened in the block, and no more."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = [os.open("/dev/null", os.O_RDONLY) for _ in range(count + 1)]  # the lowest there are
+    for fd in free:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[count], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("kind, needs", [("output", 3), ("input", 3), ("terminal", 5)])
+@pytest.mark.parametrize("left", range(5))
+def test_a_client_there_are_no_descriptors_for_is_nobodys_and_the_next_is_served(
+    kind: str, needs: int, left: int
+) -> None:
+    """One for the reply, and two for each of the stream's middle pipes."""
+
+    async def body(bench: Bench) -> None:
+        stream, process = getattr(bench, kind)()
+        await bench.settle()
+        ours, theirs = pair()
+        none = contextlib.nullcontext() if left >= needs else pytest.raises(OSError, match="Too many")
+        with none, descriptors_left(left):
+            stream.attach(ours, False, REPLY)
+        assert stream.attached is (left >= needs)
+        if not stream.attached:
+            stream.attach(ours, False, REPLY)
         assert await read(theirs, len(REPLY)) == REPLY
         theirs.close()
         os.close(process)
@@ -455,7 +498,7 @@ def test_a_terminal_is_resized_and_told_where_input_ends() -> None:
         assert termios.tcgetwinsize(process) == (11, 22)
         ours, theirs = pair()
         stream.attach(ours, False, REPLY)
-        stream.close_input(3)
+        stream.type_end(3)
         theirs.send(b"abc")
         typed = b""
 
@@ -465,10 +508,164 @@ def test_a_terminal_is_resized_and_told_where_input_ends() -> None:
             return typed == b"abc\x04"
 
         await bench.until(step)
-        stream.close_input(None)
+        stream.type_end(None)
         await bench.until(lambda: take(process) == b"\x04")
         theirs.close()
         await bench.until(lambda: not stream.attached)
+        os.close(process)
+        stream.close()
+
+    on_bench(body)
+
+
+async def typed(bench: Bench, process: int, count: int) -> bytes:
+    """What a program reads of its terminal, until there are so many bytes."""
+    found = b""
+
+    def step() -> bool:
+        nonlocal found
+        found += take(process)
+        return len(found) >= count
+
+    await bench.until(step)
+    return found
+
+
+async def full(bench: Bench, stream: TtyStream, client: socket.socket) -> int:
+    """Sends until nothing more goes into the terminal; returns how many bytes."""
+    sent = 0
+
+    def step() -> bool:
+        nonlocal sent
+        with contextlib.suppress(BlockingIOError):
+            sent += client.send(b"x" * 65_536)
+            return False
+        waits = stream._input is not None and stream._input.waits_for_sink
+        return waits and not select.select([], [stream._fd, client.fileno()], [], 0)[1]
+
+    await bench.until(step)
+    return sent
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_an_end_asked_for_while_the_terminal_is_full_is_typed_and_so_is_the_rest(leaves: bool) -> None:
+    """Both wait for the same thing, room in the terminal."""
+
+    async def body(bench: Bench) -> None:
+        stream, process = bench.terminal()
+        ours, theirs = pair()
+        stream.attach(ours, False, REPLY)
+        await read(theirs, len(REPLY))
+        sent = await full(bench, stream, theirs)
+        stream.type_end(None)
+        await bench.settle()
+        if leaves:
+            stream.detach()
+            found = await typed(bench, process, stream.taken() + 1)
+            assert found == b"x" * stream.taken() + b"\x04"
+        else:
+            found = await typed(bench, process, sent + 1)
+            assert (found.count(b"x"), found.count(b"\x04"), stream.taken()) == (sent, 1, sent)
+        theirs.close()
+        os.close(process)
+        stream.close()
+
+    on_bench(body)
+
+
+def test_an_end_that_waits_for_room_goes_with_the_terminal() -> None:
+    async def body(bench: Bench) -> None:
+        stream, process = bench.terminal()
+        ours, theirs = pair()
+        stream.attach(ours, False, REPLY)
+        await full(bench, stream, theirs)
+        stream.detach()
+        theirs.close()
+        stream.type_end(None)
+        await bench.settle()
+        os.close(process)
+        stream.process_ended()
+        stream.close()
+
+    on_bench(body)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_successor_types_an_end_that_has_not_been_typed_and_no_other(before: bool) -> None:
+    async def body(bench: Bench) -> None:
+        counters = bench.keeper.counters
+        dead, process = bench.terminal()
+        ours, theirs = pair()
+        dead.attach(ours, False, REPLY)
+        dead.type_end(3, "asked")
+        theirs.send(b"abc" if before else b"ab")
+        assert await typed(bench, process, 4 if before else 2) == (b"abc\x04" if before else b"ab")
+        # It is killed: what it held is the successor's, and nothing else is left of it.
+        held = {
+            name.partition(".")[2]: os.dup(fd)
+            for name, fd in bench.supervisor.held.items()
+            if name.startswith("fd/c/p/tty")
+        }
+        dead._stop()
+        dead._loop.remove_reader(ours.fileno())
+        successor = TtyStream(
+            Keeper(bench.supervisor.client, counters), dead._name, held.pop(""), dead._slots, print
+        )
+        successor.restore(held)
+        successor.type_end(3, "asked")  # its answer had been lost
+        if not before:
+            theirs.send(b"c")
+            assert await typed(bench, process, 2) == b"c\x04"
+        theirs.send(b"d")
+        assert await typed(bench, process, 1) == b"d"
+        successor.type_end(4, "another")
+        assert await typed(bench, process, 1) == b"\x04"
+        theirs.close()
+        await bench.until(lambda: not successor.attached)
+        os.close(process)
+        successor.close()
+        for fd in (dead._fd, dead._eof.fd if dead._eof is not None else -1):
+            os.close(fd)
+        for middle, _ in dead._middles:
+            middle.close()
+        ours.close()
+
+    on_bench(body)
+
+
+def test_the_end_that_is_typed_is_what_the_terminal_has_for_it_then() -> None:
+    async def body(bench: Bench) -> None:
+        stream, process = bench.terminal()
+        ours, theirs = pair()
+        stream.attach(ours, False, REPLY)
+        stream.type_end(1)
+        await bench.settle()
+        settings = termios.tcgetattr(process)
+        settings[6][termios.VEOF] = b"\x18"
+        termios.tcsetattr(process, termios.TCSANOW, settings)
+        theirs.send(b"a")
+        assert await typed(bench, process, 2) == b"a\x18"
+        theirs.close()
+        await bench.until(lambda: not stream.attached)
+        os.close(process)
+        stream.close()
+
+    on_bench(body)
+
+
+def test_an_end_that_cannot_be_held_is_refused_and_not_typed() -> None:
+    async def body(bench: Bench) -> None:
+        stream, process = bench.terminal()
+        await bench.settle()
+        bench.supervisor.full = True
+        holding = stream.type_end(None)
+        assert holding is not None
+        with pytest.raises(SupervisorError):
+            await holding
+        bench.supervisor.full = False
+        assert take(process) == b""
+        stream.type_end(None)
+        assert await typed(bench, process, 1) == b"\x04"
         os.close(process)
         stream.close()
 
