@@ -61,10 +61,13 @@ class FdStore:
 
     def release(self, names: list[str]) -> int:
         """Closes what is held under these names; unknown ones are passed over, so that it can be repeated."""
-        fds = [fd for name in names if (fd := self._held.pop(name, None)) is not None]
-        for fd in fds:
-            _close(fd)
-        return len(fds)
+        count = 0
+        for name in names:
+            fd = self._held.pop(name, None)
+            if fd is not None:
+                count += 1
+                _close(name, fd)
+        return count
 
     def names(self) -> list[str]:
         return list(self._held)
@@ -73,10 +76,14 @@ class FdStore:
         return list(self._held.items())
 
 
-def _close(fd: int) -> None:
+_OURS_ALONE = (".r", ".w")
+"""Ends of the names of pipes that no container has an end of: the middle ones of streams."""
+
+
+def _close(name: str, fd: int) -> None:
     """The last descriptor of a pipe's end waits for the pipe's lock, which any process that has the other end
     may keep for as long as it likes (heldup): a thread waits for that one."""
-    if stat.S_ISFIFO(os.fstat(fd).st_mode):
+    if not name.endswith(_OURS_ALONE) and stat.S_ISFIFO(os.fstat(fd).st_mode):
         try:
             _thread.start_new_thread(os.close, (fd,))
             return
