@@ -296,6 +296,52 @@ def test_a_descriptor_forgotten_in_the_same_pass_is_not_called_nor_is_its_succes
             os.close(fd)
 
 
+class FullEpoll:
+    """Of a user who has used up what epoll may watch for it, but for what was there before."""
+
+    def __init__(self, real: select.epoll) -> None:
+        self._real = real
+
+    def register(self, fd: int, events: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._real, name)
+
+
+def test_what_epoll_has_no_room_for_is_watched_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    first, later = os.pipe(), os.pipe()
+    seen: list[str] = []
+
+    def readable(_events: int) -> None:
+        seen.append(os.read(first[0], 100).decode())
+        loop.watch(later[1], writable, WRITE)
+
+    def writable(events: int) -> None:
+        assert events & WRITE
+        seen.append("writable")
+        loop.watch(later[1], lambda _events: pytest.fail("not asked for"), READ)
+        loop.watch(later[0], ended)
+        os.write(later[1], b"x")
+
+    def ended(_events: int) -> None:
+        os.read(later[0], 1)
+        loop.forget(later[0])
+        loop.forget(later[1])
+        os.write(later[1], b"nobody")
+        os.write(first[1], b"again")
+        loop.watch(first[0], lambda _events: loop.stop())
+
+    loop.watch(first[0], readable)
+    monkeypatch.setattr(loop, "_epoll", FullEpoll(loop._epoll))
+    os.write(first[1], b"once")
+    run(loop)
+    assert seen == ["once", "writable"]
+    for fd in (*first, *later):
+        os.close(fd)
+
+
 def test_a_successor_that_is_ready_is_called_in_the_next_pass() -> None:
     loop = Loop()
     read_end, write_end = os.pipe()
