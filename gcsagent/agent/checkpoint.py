@@ -56,7 +56,7 @@ class CheckpointService:
         return CheckpointList(tuple(self._store.all()))
 
     async def delete(self, params: CheckpointRef, call: Call) -> Empty:
-        found = self._store.find(params.checkpoint)
+        found = self._store.find(params.checkpoint, remains=True)
         for container in self._registry.containers.values():
             if container.status is Status.CREATING and container.restored_from == os.path.realpath(
                 found.path
@@ -87,14 +87,15 @@ class CheckpointService:
         return about
 
     async def _plan(self, container: Container, params: MakeCheckpoint, call: Call) -> dict[str, Any]:
-        """What an agent needs to go on with it. Raises RpcError for what cannot be."""
-        for other in self._registry.containers.values():
-            if (
-                other.checkpointing is not None
-                and other.checkpointing["about"]["checkpoint"] == params.checkpoint
-            ):
-                raise RpcError(Code.ALREADY_EXISTS, f"checkpoint {params.checkpoint} is being made")
+        """What an agent needs to go on with it. Raises RpcError for what cannot be.
+
+        Between looking whether the name is free and the container's saying that it has it nothing is waited
+        for: so what has to be asked is asked first.
+        """
+        runtime_version = await container.runtime.version()
+        criu_version = await criu.version(self._registry.caller)
         places = self._store.plan(params.checkpoint, params.path)
+        self._check_not_under_way(params.checkpoint, places["temporary"])
         about = Checkpoint(
             params.checkpoint,
             container.ident,
@@ -108,8 +109,8 @@ class CheckpointService:
             params.file_locks,
             _has_overlay(container),
             container.runtime.name,
-            await container.runtime.version(),
-            await criu.version(self._registry.caller),
+            runtime_version,
+            criu_version,
         )
         return {
             **places,
@@ -118,6 +119,19 @@ class CheckpointService:
             "request": call.mark,
             "known": {},
         }
+
+    def _check_not_under_way(self, checkpoint: str, temporary: str) -> None:
+        """Raises ALREADY_EXISTS for one that has that id, or is to be in that place."""
+        for other in self._registry.containers.values():
+            plan = other.checkpointing
+            if plan is not None and (
+                plan["about"]["checkpoint"] == checkpoint
+                or os.path.realpath(plan["temporary"]) == os.path.realpath(temporary)
+            ):
+                raise RpcError(
+                    Code.ALREADY_EXISTS,
+                    f"checkpoint {plan['about']['checkpoint']} is being made at {plan['final']}",
+                )
 
     # -- the steps ------------------------------------------------------------------------------
 

@@ -111,14 +111,16 @@ class CheckpointStore:
 
     def __init__(self, state: str) -> None:
         self._directory = os.path.join(state, "checkpoints")
+        self._going: set[str] = set()
 
     def named(self, ident: str) -> CheckpointDir:
         return CheckpointDir(os.path.join(self._directory, ident))
 
-    def find(self, ident: str) -> CheckpointDir:
-        """Raises NOT_FOUND."""
+    def find(self, ident: str, *, remains: bool = False) -> CheckpointDir:
+        """Also what a deletion that failed has left, with ``remains``. Raises NOT_FOUND."""
         found = self.named(ident)
-        if not found.whole:
+        left = remains and ident not in self._going and os.path.lexists(found.path)
+        if not found.whole and not left:
             raise RpcError(Code.NOT_FOUND, f"there is no checkpoint {ident}")
         return found
 
@@ -165,14 +167,23 @@ class CheckpointStore:
     async def delete(self, caller: Caller, journal: Journal, ident: str, mark: RequestMark | None) -> None:
         """Without its document it is no checkpoint any more; ``mark`` is the request's. Raises RpcError."""
         found = self.named(ident)
-        real = os.path.realpath(found.path)
-        if os.path.isdir(real):
-            write_json(os.path.join(real, "deleting.json"), {"request": mark})
-            os.unlink(os.path.join(real, "checkpoint.json"))
-            journal.record(mark, Empty())
-            await criu.run(caller, ["rm", "-rf", "--", real], REMOVE_SECONDS)
-        if os.path.islink(found.path):
-            os.unlink(found.path)
+        if found.whole:
+            write_json(os.path.join(found.path, "deleting.json"), {"request": mark})
+            os.unlink(os.path.join(found.path, "checkpoint.json"))
+        journal.record(mark, Empty())
+        await self._remove(caller, ident)
+
+    async def _remove(self, caller: Caller, ident: str) -> None:
+        """Somebody may have put something else where a link leads to: that stays. Raises RpcError."""
+        path = self.named(ident).path
+        self._going.add(ident)
+        try:
+            if not os.path.islink(path) or os.path.exists(os.path.join(path, "deleting.json")):
+                await criu.run(caller, ["rm", "-rf", "--", os.path.realpath(path)], REMOVE_SECONDS)
+            if os.path.islink(path):
+                os.unlink(path)
+        finally:
+            self._going.discard(ident)
 
     def deletions(self) -> list[RequestMark]:
         """The requests of deletions that have begun and are not through."""
@@ -192,9 +203,7 @@ class CheckpointStore:
             if path in under_way or CheckpointDir(path).whole:
                 continue
             _log.warning("what is no whole checkpoint is removed", extra={"fields": {"path": path}})
-            await criu.run(caller, ["rm", "-rf", "--", os.path.realpath(path)], REMOVE_SECONDS)
-            if os.path.islink(path):
-                os.unlink(path)
+            await self._remove(caller, name)
 
     def _names(self) -> list[str]:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,8 +27,9 @@ from protocol.errors import Code, RpcError
 from protocol.families.checkpoint import MakeCheckpoint, Restore
 from protocol.families.stream import StreamName
 from protocol.types import Status, Stdio, StreamMode, StreamSpec
-from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.target import PIPES, STREAM, Target, connect, expect, remove, running
+from tests.fakes.toolbox import Toolbox
 
 SHELF = Path(__file__).parents[1] / "fakes" / "shelf"
 HELPERS = ("runc", "rm", "mount", "umount", "sh", "nsenter", "ip")
@@ -135,6 +137,97 @@ def test_streams_files_and_labels_move_along(shelf: RunningAgent, rootfs: str) -
             with pytest.raises(RpcError) as caught:
                 await delete_checkpoint(client, "k")
             assert caught.value.code is Code.NOT_FOUND
+
+    before = shelf.holdings()
+    asyncio.run(body())
+    shelf.assert_holds(before)
+
+
+@pytest.mark.parametrize("path", [None, "elsewhere"])
+def test_two_containers_cannot_be_saved_as_one_at_once(
+    shelf: RunningAgent, rootfs: str, tmp_path: Path, path: str | None
+) -> None:
+    """By the checkpoint's id, or by different ids in one directory."""
+    where = None if path is None else str(tmp_path / path)
+
+    async def body() -> None:
+        async with (
+            met(shelf, rootfs) as (target, client),
+            running(target, client, "sleep", "1000") as one,
+            running(target, client, "sleep", "1000") as two,
+        ):
+            saved = await asyncio.gather(
+                *(
+                    make_checkpoint(
+                        client,
+                        MakeCheckpoint(
+                            init.container, f"k{index * bool(path)}", path=where, leave_running=True
+                        ),
+                    )
+                    for index, init in enumerate((one, two))
+                ),
+                return_exceptions=True,
+            )
+            refused = [each for each in saved if isinstance(each, RpcError)]
+            assert [each.code for each in refused] == [Code.ALREADY_EXISTS], saved
+            (about,) = await list_checkpoints(client)
+            assert about in saved
+            for init in (one, two):
+                assert (await client.container_state(init.container)).status is Status.RUNNING
+            await delete_checkpoint(client, about.checkpoint)
+
+    before = shelf.holdings()
+    asyncio.run(body())
+    shelf.assert_holds(before)
+
+
+def test_a_deletion_that_fails_can_be_repeated(rootfs: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    toolbox = Toolbox(tmp_path_factory.mktemp("tools"))
+    for program in SHELF.iterdir():
+        (toolbox.directory / program.name).unlink(missing_ok=True)
+        (toolbox.directory / program.name).symlink_to(program)
+
+    async def body(agent: RunningAgent) -> None:
+        async with met(agent, rootfs) as (target, client), running(target, client, "sleep", "1000") as init:
+            asked = MakeCheckpoint(init.container, "k", leave_running=True)
+            await make_checkpoint(client, asked)
+            with toolbox.replaced("rm", "echo jammed >&2; exit 1"):
+                for _ in range(2):
+                    with pytest.raises(RpcError, match="jammed"):
+                        await delete_checkpoint(client, "k")
+                assert await list_checkpoints(client) == ()
+            await delete_checkpoint(client, "k")
+            await make_checkpoint(client, asked)
+            await delete_checkpoint(client, "k")
+
+    shelving = RunningAgent("--log-level", "debug", runtime="shelving", path=str(toolbox.directory))
+    for agent in stopped_clean(shelving):
+        asyncio.run(body(agent))
+        assert not any((agent.state_dir / "checkpoints").iterdir())
+
+
+def test_what_others_put_in_a_checkpoint_s_place_is_theirs(
+    shelf: RunningAgent, rootfs: str, tmp_path: Path
+) -> None:
+    """Deleted, or swept up by the next agent: only the checkpoint's name goes."""
+    place = tmp_path / "place"
+
+    async def body() -> None:
+        async with met(shelf, rootfs) as (target, client), running(target, client, "sleep", "1000") as init:
+            asked = MakeCheckpoint(init.container, "k", path=str(place), leave_running=True)
+            for deleted in (True, False):
+                await make_checkpoint(client, asked)
+                shutil.rmtree(place)
+                place.mkdir()
+                (place / "file").write_text("precious")
+                if deleted:
+                    await delete_checkpoint(client, "k")
+                else:
+                    os.kill(shelf.agent_pid, signal.SIGKILL)
+                link = shelf.state_dir / "checkpoints" / "k"
+                assert await asyncio.to_thread(eventually, lambda link=link: not link.is_symlink())
+                assert (place / "file").read_text() == "precious"
+                shutil.rmtree(place)
 
     before = shelf.holdings()
     asyncio.run(body())
