@@ -17,9 +17,10 @@ from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
 from protocol.families.network import ApplyNetwork, AttachNetwork, Interface, Route, Veth
 from protocol.pods import Dns, HostsEntry, PodMember, Sandbox
-from tests.cases.agents import RunningAgent, stopped_clean
+from tests.cases.agents import RunningAgent, eventually, stopped_clean
 from tests.cases.network import REFUSED, names_become, reach
 from tests.cases.target import Target, connect, run, running
+from tests.fakes.toolbox import Toolbox
 from tests.runc.test_fault_points import FAULTS, Act, Bench, walk
 
 ALONE = ("unshare", "--net", "--")
@@ -233,6 +234,136 @@ def test_a_pod_s_files_follow_its_sandbox(alone: RunningAgent, target: Target) -
             assert (await network.apply(client, params)).changes == ()
 
     asyncio.run(work())
+
+
+@pytest.fixture(scope="module")
+def toolbox(tmp_path_factory: pytest.TempPathFactory) -> Toolbox:
+    return Toolbox(tmp_path_factory.mktemp("tools"))
+
+
+@pytest.fixture(scope="module")
+def equipped(toolbox: Toolbox) -> Iterator[RunningAgent]:
+    agent = RunningAgent("--own-network", wrapper=ALONE, path=str(toolbox.directory))
+    yield from stopped_clean(agent)
+
+
+def held_once(directory: Path, match: str, then: str) -> tuple[Path, Path, str]:
+    """A script for ``ip`` that is held the first time it is told what ``match`` fits: until the second of the
+    files is written to, when the first is there; then it does ``then``."""
+    begun, fifo = directory / "begun", directory / "go"
+    os.mkfifo(fifo)
+    hold = f"[ -e {begun} ] || {{ echo >{begun}; read x <{fifo}; {then}; }}"
+    return (
+        begun,
+        fifo,
+        f"""case "$*" in
+        *batch*) said=$(cat); case "$said" in {match}) {hold} ;; esac; echo "$said" | $REAL "$@" ;;
+        *) exec $REAL "$@" ;;
+    esac""",
+    )
+
+
+def test_an_address_an_agent_was_killed_over_is_taken(
+    equipped: RunningAgent, toolbox: Toolbox, tmp_path: Path, rootfs: str
+) -> None:
+    """Before it could write it down; nobody asks for the first one again."""
+    target = Target(equipped.address, rootfs, box="", pace=1.0, execs=1)
+
+    async def work() -> None:
+        begun, fifo, script = held_once(tmp_path, "*alias*", "exit 1")
+        async with (
+            await connect(target) as client,
+            running(target, client) as one,
+            running(target, client) as two,
+        ):
+            with toolbox.replaced("ip", script):
+                async with await connect(target) as first:
+                    attaching = asyncio.ensure_future(
+                        network.attach(first, AttachNetwork(one.container, subnets=SUBNETS, masquerade=False))
+                    )
+                    assert await asyncio.to_thread(eventually, begun.exists)
+                    os.kill(equipped.agent_pid, signal.SIGKILL)
+                    attaching.cancel()
+                await asyncio.to_thread(fifo.write_text, "go\n")
+                second = await network.attach(
+                    client, AttachNetwork(two.container, subnets=SUBNETS, masquerade=False)
+                )
+            there = {
+                address
+                for each in (await network.state(client, one.container)).interfaces
+                for address in each.addresses
+            }
+            assert not there & set(second.interface.addresses)
+        async with await connect(target) as client:
+            await network.remove(client, "gcs0")
+            assert await names_become(client, "lo") == ["lo"]
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_masquerading_that_cannot_be_looked_at_is_not_replaced(
+    equipped: RunningAgent, toolbox: Toolbox, tmp_path: Path, rootfs: str
+) -> None:
+    """``nft`` is a script that keeps what it is given, and has to be asked twice."""
+    target = Target(equipped.address, rootfs, box="", pace=1.0, execs=1)
+    loaded, broken = tmp_path / "loaded", tmp_path / "broken"
+    script = f"""case "$1" in
+        -f) exec cat >{loaded} ;;
+    esac
+    [ ! -e {broken} ] || kill -9 $$
+    [ -e {loaded} ] || {{ echo 'Error: No such file or directory' >&2; exit 1; }}
+    echo '{{"nftables":[{{"rule":{{"comment":"10.88.0.0/16"}}}}]}}'
+    """
+
+    async def work() -> None:
+        async with await connect(target) as client, running(target, client) as box:
+            with toolbox.replaced("nft", script):
+                await network.attach(client, AttachNetwork(box.container, subnets=SUBNETS[:1]))
+                before = loaded.read_text()
+                assert "10.88.0.0/16" in before
+                broken.touch()
+                for bridge, subnet in (("gcs0", SUBNETS[0]), ("gcs1", "10.99.0.0/16")):
+                    asked = AttachNetwork(box.container, "eth1", bridge, subnets=(subnet,))
+                    with pytest.raises(RpcError, match="nft"):
+                        await network.attach(client, asked)
+                assert loaded.read_text() == before
+                assert (await network.state(client)).masquerade == ()
+                assert "gcs1" not in await _names(client)
+                broken.unlink()
+        async with await connect(target) as client:
+            await network.remove(client, "gcs0")
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_a_container_that_ends_before_its_turn_comes_is_not_configured(
+    equipped: RunningAgent, toolbox: Toolbox, tmp_path: Path, rootfs: str
+) -> None:
+    target = Target(equipped.address, rootfs, box="", pace=1.0, execs=1)
+
+    async def work() -> None:
+        begun, fifo, script = held_once(tmp_path, "*br7*", "true")
+        async with (
+            await connect(target) as client,
+            running(target, client) as one,
+            running(target, client) as two,
+        ):
+            with toolbox.replaced("ip", script):
+                bridge = ApplyNetwork(one.container, (Interface("br7", bridge=True),))
+                holding = asyncio.ensure_future(network.apply(client, bridge))
+                assert await asyncio.to_thread(eventually, begun.exists)
+                hosts = ApplyNetwork(two.container, hosts=(HostsEntry("192.0.2.9", ("db",)),))
+                waiting = asyncio.ensure_future(network.apply(client, hosts))
+                await client.ping()
+                await client.kill_container(two.container, "KILL")
+                await client.wait_container(two.container)
+                await asyncio.to_thread(fifo.write_text, "go\n")
+                await holding
+                with pytest.raises(RpcError, match="has ended, and its network with it") as caught:
+                    await waiting
+                assert caught.value.code is Code.FAILED_PRECONDITION
+
+    asyncio.run(asyncio.wait_for(work(), 60))
 
 
 def test_nobody_s_machine_is_touched(agent: RunningAgent, rootfs: str) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from gcsagent.agent.calls import Outcome
 from gcsagent.agent.network import attach, files, kernel, nat, tools
+from gcsagent.agent.network import service as network_service
+from gcsagent.agent.network.changes import Changes, _Act
 from gcsagent.agent.network.kernel import Link
+from gcsagent.agent.network.service import NetworkService
 from gcsagent.agent.network.tools import Namespace, ToolFailed
 from protocol import netchecks
 from protocol.errors import Code, RpcError
-from protocol.families.network import InterfaceState
+from protocol.families.network import ApplyNetwork, InterfaceState
 from protocol.pods import Dns, HostsEntry
+from tests.fakes import watched_loop
+
+if TYPE_CHECKING:
+    from gcsagent.agent.registry import Registry
 
 # Of iproute2 6.1 and 6.15, shortened.
 ADDRESSES = json.loads("""[
@@ -170,6 +181,69 @@ def test_a_pod_s_file_is_written_in_place(pod: Namespace) -> None:
     inode = path.stat().st_ino
     files.write(pod, "hosts", "new\n")
     assert (path.read_text(), path.stat().st_ino, files.read(pod, "hosts")) == ("new\n", inode, "new\n")
+
+
+def test_a_file_is_written_whole_or_as_it_was(pod: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes what still fits on a disk, and says how much that was."""
+    path, before = Path(pod.pod_files) / "hosts", b"\xff\n" * 10
+    path.write_bytes(before)
+    real = os.write
+
+    def write(fd: int, data: bytes) -> int:
+        room = 60 - os.fstat(fd).st_size
+        if not room:
+            raise OSError(errno.ENOSPC, "full")
+        return real(fd, data[:room])
+
+    monkeypatch.setattr(os, "write", write)
+    changes = Changes(cast("tools.Tools", None), pod)
+    asked = ApplyNetwork("c", hosts=(HostsEntry("192.0.2.9", ("db",)),))
+    with pytest.raises(RpcError, match="full"):
+        service()._files(changes, pod, asked)
+    assert path.read_bytes() == before
+    assert changes.done == []
+
+
+def service() -> NetworkService:
+    return NetworkService(cast("Registry", SimpleNamespace(caller=None)))
+
+
+class Hanging:
+    """Tools that begin and do not end by themselves; ``ended`` counts those that were broken off."""
+
+    def __init__(self) -> None:
+        self.ended = 0
+
+    async def settle(self) -> None:
+        pass
+
+    async def change(self, *_: object) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.ended += 1
+
+
+def test_taking_back_that_takes_too_long_is_broken_off(
+    pod: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it works with, the namespaces' descriptors and its turn, is somebody else's then."""
+    monkeypatch.setattr(network_service, "UNDO_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        network, hanging = service(), Hanging()
+        network.tools = cast("tools.Tools", hanging)
+
+        async def fail() -> None:
+            async with network.changing(pod) as changes:
+                changes._undo.append(_Act("what was begun", lambda: hanging.change()))
+                raise RpcError(Code.INTERNAL, "no such luck")
+
+        with pytest.raises(RpcError, match="could not all be taken back") as caught:
+            await fail()
+        assert (caught.value.details["left"], hanging.ended) == (["what had been begun"], 1)
+
+    watched_loop.run(scenario())
 
 
 # -- checks ---------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ class AttachService:
             namespaces.of_container(network.registry, params.container) as target,
         ):
             async with network.changing(guest) as changes:
+                target.check_lives()
                 links = await kernel.links(network.tools, guest, LOOK_SECONDS)
                 _check_bridge(links.get(params.bridge), params.bridge, gateways)
                 masquerade = await self._masquerade(params, guest)
@@ -54,18 +55,21 @@ class AttachService:
                 addresses = _had(links.get(peer), params) or choose(params.subnets, taken(links.values()))
                 routes = await kernel.routes(network.tools, target, LOOK_SECONDS)
                 shall = _container_side(params, peer, addresses, gateways, routes)
-                found = await network.carry_out(shall, target, guest, changes, call)
                 alias = _alias(params, addresses)
                 if peer not in links or links[peer].state.alias != alias:
+                    # Before the container has the address: an agent killed in between must not leave one
+                    # that is taken and does not look it.
+                    await network.put_in_place(shall, target, guest, changes, call)
                     step = Step(f"link set dev {peer} alias {alias}", "", "name")
                     await changes.ip(guest, [step], call.timeout)
+                found = await network.carry_out(shall, target, guest, changes, call)
                 call.commit()
         return Attached(found[params.name].state, peer, tuple(each.split("/")[0] for each in gateways))
 
     async def _masquerade(self, params: AttachNetwork, guest: Namespace) -> tuple[str, ...] | None:
         if not params.masquerade:
             return None
-        before = await self._network.masqueraded(guest)
+        before = await self._network.masqueraded(guest, sure=True)
         return tuple(dict.fromkeys((*before, *params.subnets)))
 
 

@@ -46,10 +46,13 @@ def hosts(entries: tuple[HostsEntry, ...]) -> str:
 
 
 def read(target: Namespace, name: str) -> str | None:
-    """The file in /etc, of the guest, the container or the pod; None where there is none. Raises OSError."""
+    """The file in /etc, of the guest, the container or the pod; None where there is none. Raises OSError.
+
+    What is no UTF-8 in it is kept as it is (PEP 383), for :func:`write` to put it back.
+    """
     with _directory(target, name) as (root, path):
         try:
-            return read_inside(root, path, MAX_FILE).decode(errors="replace")
+            return read_inside(root, path, MAX_FILE).decode(errors="surrogateescape")
         except FileNotFoundError:
             return None
 
@@ -60,12 +63,12 @@ def write(target: Namespace, name: str, text: str | None) -> None:
         folder = open_inside(root, os.path.dirname(path))
         try:
             if path == name:
-                _write(os.open(name, _FLAGS | os.O_TRUNC, dir_fd=folder), (text or "").encode())
+                _write(os.open(name, _FLAGS | os.O_TRUNC, dir_fd=folder), _encoded(text or ""))
             elif text is None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
             else:
-                _replace(folder, name, text.encode())
+                _replace(folder, name, _encoded(text))
         finally:
             os.close(folder)
 
@@ -85,10 +88,16 @@ def _replace(etc: int, name: str, data: bytes) -> None:
     _write(os.open(name, _FLAGS | os.O_TRUNC, dir_fd=etc), data)
 
 
+def _encoded(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
 def _write(fd: int, data: bytes) -> None:
     try:
         os.fchmod(fd, 0o644)
-        os.write(fd, data)
+        written = os.write(fd, data)
+        while written < len(data):  # of a disk that is full the kernel takes what still fits
+            written += os.write(fd, data[written:])
     finally:
         os.close(fd)
 
@@ -100,6 +109,7 @@ def _directory(target: Namespace, name: str) -> Iterator[tuple[int, str]]:
     where = target.pod_files if shared else f"/proc/{target.pid}/root" if target.pid else "/"
     fd = os.open(where, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        target.check_lives()  # its pid was still its own
         yield fd, name if shared else f"etc/{name}"
     finally:
         os.close(fd)

@@ -39,7 +39,8 @@ def check_own(registry: Registry) -> None:
 def of_container(registry: Registry, ident: str) -> Iterator[Namespace]:
     """The namespace of a container that has one of its own.
 
-    Raises RpcError: NOT_FOUND, FAILED_PRECONDITION.
+    Raises RpcError: NOT_FOUND, FAILED_PRECONDITION; that it has ended, also for a ProcessLookupError in the
+    block.
     """
     container = registry.get(ident)
     container.check(ACTION)
@@ -47,9 +48,10 @@ def of_container(registry: Registry, ident: str) -> Iterator[Namespace]:
     try:
         if init is None or init.pidfd < 0:
             raise ProcessLookupError
-        fd = os.open(f"/proc/{init.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        fd, pidfd = os.open(f"/proc/{init.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC), -1
         try:
-            signal.pidfd_send_signal(init.pidfd, 0)  # it was its pid when the namespace was opened
+            pidfd = os.dup(init.pidfd)
+            signal.pidfd_send_signal(pidfd, 0)  # it was its pid when the namespace was opened
             if os.fstat(fd).st_ino == os.stat("/proc/self/ns/net").st_ino:
                 raise RpcError(
                     Code.FAILED_PRECONDITION,
@@ -58,9 +60,11 @@ def of_container(registry: Registry, ident: str) -> Iterator[Namespace]:
                     field="container",
                 )
             is_pod = container.role.sandbox is not None
-            yield Namespace(fd, init.pid, directory_of(registry.directory, ident) if is_pod else "")
+            yield Namespace(fd, init.pid, directory_of(registry.directory, ident) if is_pod else "", pidfd)
         finally:
             os.close(fd)
+            if pidfd >= 0:
+                os.close(pidfd)
     except (ProcessLookupError, FileNotFoundError) as error:
         raise RpcError(
             Code.FAILED_PRECONDITION, f"container {ident} has ended, and its network with it"

@@ -11,6 +11,8 @@ from typing import Any
 TABLE = "gcs"
 LIST = ["nft", "-j", "list", "table", "inet", TABLE]
 LOAD = ["nft", "-f", "-"]
+NO_TABLE = "No such file or directory"
+"""What LIST says where there is none."""
 
 FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from gcsagent.agent.call import Call
 from gcsagent.agent.network import files, kernel, namespaces, nat, place, plan
 from gcsagent.agent.network.arrivals import LinkWatch
-from gcsagent.agent.network.changes import Changes
+from gcsagent.agent.network.changes import Changes, refusal
 from gcsagent.agent.network.kernel import Link, Snapshot
 from gcsagent.agent.network.place import NotYet, Placing
 from gcsagent.agent.network.tools import OTHER, Namespace, ToolFailed, Tools
@@ -78,6 +78,7 @@ class NetworkService:
             if target.is_guest:
                 namespaces.check_own(self.registry)
             async with self.changing(guest) as changes:
+                target.check_lives()
                 links = await kernel.links(self.tools, target, LOOK_SECONDS)
                 step = _removal(name, links, target)
                 masquerade = await self._without(links[name], target)
@@ -92,6 +93,7 @@ class NetworkService:
     async def _apply_once(self, params: ApplyNetwork, call: Call, guest: Namespace) -> Applied:
         with self.namespace(params.container, guest) as target:
             async with self.changing(guest) as changes:
+                target.check_lives()  # its turn may have come late
                 found = await self.carry_out(params, target, guest, changes, call)
                 call.commit()
         named = {interface.name for interface in params.interfaces}
@@ -107,7 +109,7 @@ class NetworkService:
         """
         if target.is_guest:
             namespaces.check_own(self.registry)
-        links = await self._place(params, target, guest, changes, call)
+        links = await self.put_in_place(params, target, guest, changes, call)
         sysctls = nat.forwarding(params.masquerade or ()) | params.sysctls
         await self._sysctls(changes, target, sysctls, call.timeout)
         now = Snapshot(
@@ -125,7 +127,7 @@ class NetworkService:
         self._files(changes, target, params)
         return await kernel.links(self.tools, target, LOOK_SECONDS) if steps else now.links
 
-    async def _place(
+    async def put_in_place(
         self, params: ApplyNetwork, target: Namespace, guest: Namespace, changes: Changes, call: Call
     ) -> dict[str, Link] | None:
         """The target's interfaces, where nothing had to be moved or made."""
@@ -190,11 +192,14 @@ class NetworkService:
                 argv, undo = (["sysctl", "-w", f"{path}={text}"] for text in (value, before))
                 await changes.tool(target, argv, field, timeout, undo=undo)
 
-    async def masqueraded(self, target: Namespace) -> tuple[str, ...]:
-        """Nothing where there is no table yet, or no ``nft``."""
+    async def masqueraded(self, target: Namespace, *, sure: bool = False) -> tuple[str, ...]:
+        """Nothing where there is no table yet, or no ``nft``; without ``sure`` also where nobody can tell.
+        Raises RpcError."""
         try:
             return nat.parse(await self.tools.ask(target, nat.LIST, LOOK_SECONDS))
-        except ToolFailed:
+        except ToolFailed as failure:
+            if sure and nat.NO_TABLE not in failure.outcome.stderr:
+                raise refusal(failure, plan.Step(" ".join(nat.LIST), "", "masquerade")) from failure
             return ()
         except RpcError as error:
             if error.code is not Code.UNIMPLEMENTED:
@@ -204,7 +209,7 @@ class NetworkService:
     async def _masquerade(
         self, changes: Changes, target: Namespace, networks: tuple[str, ...], timeout: float
     ) -> None:
-        before = await self.masqueraded(target)
+        before = await self.masqueraded(target, sure=bool(networks))
         if set(before) != set(networks):
             await changes.tool(
                 target,
@@ -235,8 +240,9 @@ class NetworkService:
             try:
                 before = files.read(target, name)
                 if before != text:
-                    files.write(target, name, text)
-                    changes.note(f"write /etc/{name}", _write_back(target, name, before))
+                    self._write(changes, target, name, text, before)
+            except ProcessLookupError:
+                raise
             except OSError as error:
                 raise RpcError(
                     Code.FAILED_PRECONDITION,
@@ -244,6 +250,16 @@ class NetworkService:
                     field=field,
                     errno=error.errno or 0,
                 ) from error
+
+    def _write(self, changes: Changes, target: Namespace, name: str, text: str, before: str | None) -> None:
+        back = _write_back(target, name, before)
+        try:
+            files.write(target, name, text)
+        except OSError:
+            with contextlib.suppress(OSError):
+                back()  # in place, it was cut off before it was written
+            raise
+        changes.note(f"write /etc/{name}", back)
 
     # -- around them ----------------------------------------------------------------------------
 
@@ -268,6 +284,9 @@ class NetworkService:
             except BaseException as error:
                 undoing = asyncio.ensure_future(changes.undo())
                 done, _ = await asyncio.wait([undoing], timeout=UNDO_SECONDS)
+                if not done:  # the descriptors it works with are about to be closed
+                    undoing.cancel()
+                    await asyncio.wait([undoing])
                 left = undoing.result() if done else ["what had been begun"]
                 if left and isinstance(error, RpcError):
                     raise RpcError(

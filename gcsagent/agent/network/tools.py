@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+import signal
 from typing import Any
 
 from gcsagent.agent.calls import Caller, CannotStart, Outcome, capture
@@ -36,7 +37,8 @@ _PACKAGES = {"ip": "iproute2", "nft": "nftables", "sysctl": "procps or busybox",
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """``fd`` is /proc/PID/ns/net, which keeps it. ``pid`` of a container's init, 0 for the guest's own.
+    """``fd`` is /proc/PID/ns/net, which keeps it. ``pid`` and ``pidfd`` of a container's init, 0 and -1 for
+    the guest's own.
 
     ``pod_files`` is the directory of the files its pod's containers share, where it is a pod's.
     """
@@ -44,10 +46,16 @@ class Namespace:
     fd: int
     pid: int = 0
     pod_files: str = ""
+    pidfd: int = -1
 
     @property
     def is_guest(self) -> bool:
         return self.pid == 0
+
+    def check_lives(self) -> None:
+        """Raises ProcessLookupError once the container's init has ended."""
+        if self.pidfd >= 0:
+            signal.pidfd_send_signal(self.pidfd, 0)
 
 
 class ToolFailed(Exception):
