@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from gcsagent.host.vm.found import FoundVm
+from gcsagent.host.vm.named import VmStore
 from tests.cases.agents import REPO
 from tests.runc.test_gcsctl_json import kept
 
@@ -26,6 +29,7 @@ class Named:
     """A VM called `dev`, in a state directory of its own."""
 
     def __init__(self, state: Path) -> None:
+        self.state = state
         self._env = {**os.environ, "XDG_STATE_HOME": str(state)}
 
     def __call__(self, *words: str) -> str:
@@ -87,6 +91,20 @@ def test_its_hardware(dev: Named, tmp_path: Path) -> None:
     before = json.loads(dev("--vm", "dev", "resources", "--json"))["memory"]["total_kib"]
     grown = dev.json("vm grow", "dev", "--memory", "256")
     assert grown["memory"]["total_kib"] > before + 200 * 1024
+
+
+def test_a_program_gives_it_disks_side_by_side(dev: Named, tmp_path: Path) -> None:
+    async def body() -> None:
+        vm = FoundVm.named("dev", VmStore(dev.state / "gcsctl" / "vms"))
+        serials = ["one", "two", "three"]
+        for serial in serials:
+            (tmp_path / serial).write_bytes(bytes(MIB))
+        await asyncio.gather(*(vm.plug_disk(tmp_path / serial, serial) for serial in serials))
+        assert {disk.serial for disk in await vm.disks()} >= set(serials)
+        await asyncio.gather(*(vm.unplug_disk(serial) for serial in serials))
+        assert not {disk.serial for disk in await vm.disks()} & set(serials)
+
+    asyncio.run(body())
 
 
 def test_its_vsock_device_is_plugged_in_again(dev: Named) -> None:

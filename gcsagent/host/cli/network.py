@@ -12,9 +12,7 @@ from gcsagent.host import network
 from gcsagent.host.cli.argument_types import checked
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, say, since_when
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
-from gcsagent.host.vm.hotplug import HotPlug
-from gcsagent.host.vm.named import VmStore
-from gcsagent.host.vm.nicplug import NicPlug
+from gcsagent.host.vm.found import FoundVm
 from protocol import checks, netchecks
 from protocol.families.network import (
     Applied,
@@ -29,7 +27,6 @@ from protocol.pods import Dns
 from protocol.schema import SchemaError, from_wire
 
 MAX_FILE = 1 << 20
-_UNPLUG_SECONDS = 30.0
 
 
 def add_network_commands(commands: Any, add: Add) -> None:
@@ -218,23 +215,20 @@ async def remove(args: argparse.Namespace) -> int:
 
 
 async def nic_add(args: argparse.Namespace) -> int:
-    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
-        mac = await NicPlug(ports).plug(args.mac)
+    mac = await FoundVm.named(args.name).plug_nic(args.mac)
     print_json({"mac": mac}) if args.json else print(mac)
     return 0
 
 
 async def nic_rm(args: argparse.Namespace) -> int:
-    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
-        await NicPlug(ports).unplug(args.mac, _UNPLUG_SECONDS)
+    await FoundVm.named(args.name).unplug_nic(args.mac)
     if args.json:
         print_json({"mac": args.mac})
     return 0
 
 
 async def nic_ls(args: argparse.Namespace) -> int:
-    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
-        found = await NicPlug(ports).all()
+    found = await FoundVm.named(args.name).nics()
     if args.json:
         print_json(found)
     else:

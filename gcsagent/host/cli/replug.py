@@ -9,8 +9,7 @@ from gcsagent.host.cli.argument_types import interval
 from gcsagent.host.cli.common import CLIENT_NAME, print_json
 from gcsagent.host.cli.declare import Add, add_vm_name
 from gcsagent.host.client import Client
-from gcsagent.host.vm import control
-from gcsagent.host.vm.named import VmStore
+from gcsagent.host.vm.found import FoundVm
 
 _AGENT_SECONDS = 30.0
 """The guest finds its new device in about a second; its agent has been listening all along."""
@@ -38,13 +37,13 @@ def add_replug_command(commands: Any, add: Add) -> None:
 
 async def vm_replug(args: argparse.Namespace) -> int:
     """Raises VmError, and ConnectFailed when the agent does not answer again."""
-    path = VmStore().control(args.name)
-    record = await control.ask(path, "replug", {"timeout": args.timeout}, args.timeout + _AGENT_SECONDS)
+    vm = FoundVm.named(args.name)
+    await vm.replug_vsock(args.timeout)
     if not args.no_wait:
-        client = await Client.connect(record["address"], timeout=_AGENT_SECONDS, client_name=CLIENT_NAME)
+        client = await Client.connect(vm.address, timeout=_AGENT_SECONDS, client_name=CLIENT_NAME)
         await client.aclose()
     if args.json:
-        print_json({"name": args.name, "address": record["address"], "daemon_pid": record["daemon_pid"]})
+        print_json({"name": args.name, "address": vm.address, "daemon_pid": vm.record.daemon_pid})
     else:
         print(f"{args.name}: plugged in again" + ("" if args.no_wait else ", and its agent answers"))
     return 0

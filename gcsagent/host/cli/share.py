@@ -17,13 +17,10 @@ from gcsagent.host.cli.common import (
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.vm_options import share
 from gcsagent.host.client import Client
-from gcsagent.host.vm import control
+from gcsagent.host.vm.found import FoundVm
 from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.share import Share
 from protocol.families.storage import MountKind, MountStorage
-
-_PLUG_SECONDS = 30.0
-_UNPLUG_SECONDS = 30.0
 
 
 def add_share_commands(commands: Any, add: Add) -> None:
@@ -59,12 +56,13 @@ def add_share_commands(commands: Any, add: Add) -> None:
 async def share_add(args: argparse.Namespace) -> int:
     wanted: Share = args.share
     path = str(wanted.path.absolute())
-    await _ask(args.name, "share-add", path=path, tag=wanted.tag, read_only=wanted.read_only)
+    vm = FoundVm.named(args.name)
+    await vm.plug_share(wanted)
     if not args.no_mount:
         try:
             await _mount(args.name, wanted)
         except BaseException:
-            await _ask(args.name, "share-rm", tag=wanted.tag, timeout=_UNPLUG_SECONDS)
+            await vm.unplug_share(wanted.tag)
             raise
     where = None if args.no_mount else wanted.target
     if args.json:
@@ -77,33 +75,28 @@ async def share_add(args: argparse.Namespace) -> int:
 async def share_rm(args: argparse.Namespace) -> int:
     if not args.force:
         await _unmount(args.name, args.tag)
-    await _ask(args.name, "share-rm", tag=args.tag, timeout=_UNPLUG_SECONDS)
+    await FoundVm.named(args.name).unplug_share(args.tag)
     if args.json:
         print_json({"tag": args.tag})
     return 0
 
 
 async def share_ls(args: argparse.Namespace) -> int:
-    found = await _ask(args.name, "share-ls")
+    found = await FoundVm.named(args.name).shares()
     if args.json:
         print_json(found)
         return 0
     rows = [
         (
-            each["tag"],
-            "ro" if each["read_only"] else "rw",
-            since_when(each["removable"]),
-            each["path"],
+            each.tag,
+            "ro" if each.read_only else "rw",
+            since_when(each.removable),
+            each.path,
         )
         for each in found
     ]
     print_table(("TAG", "MODE", "REMOVABLE", "DIRECTORY"), rows)
     return 0
-
-
-async def _ask(name: str, order: str, **arguments: object) -> Any:
-    path = VmStore().control(name)
-    return await control.ask(path, order, arguments, _PLUG_SECONDS + _UNPLUG_SECONDS)
 
 
 async def _connect(name: str) -> Client:

@@ -11,14 +11,11 @@ from gcsagent.host.cli.argument_types import checked, patience, typed
 from gcsagent.host.cli.common import UsageError, connect, print_json, print_table, say, since_when
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.resources import parse_size, size
-from gcsagent.host.vm.diskplug import DiskPlug
-from gcsagent.host.vm.hotplug import HotPlug
-from gcsagent.host.vm.named import VmStore
+from gcsagent.host.vm.found import FoundVm
 from protocol import checks, mountchecks
 from protocol.families.storage import Device, Format, FsType, MountKind, MountState, MountStorage, Verity
 
 _DEVICES = ("serial", "pci", "virtio", "device")
-_UNPLUG_SECONDS = 30.0
 
 
 def add_storage_commands(commands: Any, add: Add) -> None:
@@ -158,23 +155,20 @@ async def thaw(args: argparse.Namespace) -> int:
 
 async def disk_add(args: argparse.Namespace) -> int:
     serial = args.serial or args.path.stem[:20]
-    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
-        await DiskPlug(ports).plug(args.path, serial, read_only=args.read_only)
+    await FoundVm.named(args.name).plug_disk(args.path, serial, read_only=args.read_only)
     print_json({"serial": serial, "path": str(args.path)}) if args.json else print(serial)
     return 0
 
 
 async def disk_rm(args: argparse.Namespace) -> int:
-    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
-        await DiskPlug(ports).unplug(args.serial, _UNPLUG_SECONDS)
+    await FoundVm.named(args.name).unplug_disk(args.serial)
     if args.json:
         print_json({"serial": args.serial})
     return 0
 
 
 async def disk_ls(args: argparse.Namespace) -> int:
-    async with HotPlug.at(VmStore().monitor(args.name)) as ports:
-        found = await DiskPlug(ports).all()
+    found = await FoundVm.named(args.name).disks()
     if args.json:
         print_json(found)
         return 0

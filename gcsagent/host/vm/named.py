@@ -144,10 +144,20 @@ class VmStore:
         Raises:
             VmNotFound, VmNotRunning: there is nothing to dial.
         """
+        address = self.running(name).address
+        assert address is not None
+        return address
+
+    def running(self, name: str) -> NamedVm:
+        """The record of the VM `name`, which runs.
+
+        Raises:
+            VmNotFound, VmNotRunning: there is none.
+        """
         vm = self.get(name)
         if vm.state != "running" or vm.address is None:
             raise VmNotRunning(f"VM {name!r} is not running: {vm.reason or vm.state}")
-        return vm.address
+        return vm
 
     def monitor(self, name: str) -> str:
         """Where the QEMU monitor of a VM listens.
@@ -155,8 +165,7 @@ class VmStore:
         Raises:
             VmNotFound, VmNotRunning: there is none.
         """
-        self.address(name)  # refuses a VM that does not run
-        return self.get(name).qmp
+        return self.running(name).qmp
 
     def control(self, name: str) -> Path:
         """Where the keeper of a VM takes orders; see `control.ask`.
@@ -164,7 +173,7 @@ class VmStore:
         Raises:
             VmNotFound, VmNotRunning: there is none.
         """
-        self.address(name)
+        self.running(name)
         return self.directory(name) / CONTROL
 
     @asynccontextmanager

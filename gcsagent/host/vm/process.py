@@ -249,8 +249,8 @@ def open_pidfd(pid: int, started: int) -> int | None:
     return None
 
 
-async def wait_pidfd(pidfd: int, timeout: float) -> bool:
-    """Whether the process exits within `timeout` seconds."""
+async def wait_pidfd(pidfd: int, timeout: float | None) -> bool:
+    """Whether the process exits within `timeout` seconds; None: for ever."""
     loop = asyncio.get_running_loop()
     exited = loop.create_future()
 
