@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import termios
 import tty
 from collections.abc import Iterator
 
+from gcsagent.host.signalling import handled
 from protocol.types import Winsize
 
 _MAX_SIDE = 65535
@@ -15,7 +17,10 @@ _MAX_SIDE = 65535
 
 @contextlib.contextmanager
 def raw(fd: int) -> Iterator[None]:
-    """Raw mode on the terminal ``fd``; on anything else, nothing. Restored however the block is left."""
+    """Raw mode on the terminal ``fd``; on anything else, nothing. Restored however the block is left.
+
+    Who stops us (``kill -TSTP``) gives the terminal to a shell, which leaves it in another mode.
+    """
     try:
         saved = termios.tcgetattr(fd)
     except (termios.error, OSError):
@@ -24,10 +29,16 @@ def raw(fd: int) -> Iterator[None]:
     try:
         # TCSADRAIN would wait for output that a stopped terminal (Ctrl-S) never takes.
         tty.setraw(fd, termios.TCSANOW)
-        yield
+        with handled((signal.SIGCONT,), lambda _: _set_raw(fd)):
+            yield
     finally:
         with contextlib.suppress(termios.error, OSError):  # the terminal may be gone: SIGHUP
             termios.tcsetattr(fd, termios.TCSANOW, saved)
+
+
+def _set_raw(fd: int) -> None:
+    with contextlib.suppress(termios.error, OSError):
+        tty.setraw(fd, termios.TCSANOW)
 
 
 def winsize(*fds: int) -> Winsize | None:

@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
+from gcsagent.host.cli.signals import Signals
+from gcsagent.host.vm.errors import Interrupted
+from gcsagent.host.vm.running import ending_on_signals
 from protocol.method import Empty
 from protocol.types import Event
 from tests.fakes.fake_agent import FakeAgent, Script, exit_record
-from tests.gcsctl_process import running, until, with_agent
+from tests.gcsctl_process import SECONDS, running, until, with_agent
 
 # -- signals --------------------------------------------------------------------------------------
 
@@ -37,6 +40,59 @@ def test_signals_go_to_the_process(tmp_path: Path, number: signal.Signals) -> No
         assert len(agent.named("container.delete")) == 1
 
     with_agent(tmp_path, body)
+
+
+def test_a_hangup_that_nohup_has_ignored_stays_ignored(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        script = Script(runs_until_killed=True)
+        script.install(agent)
+
+        def nohup() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+        argv = ("run", "--rm", "--rootfs", "/r", "--", "x")
+        async with running(agent, *argv, preexec_fn=nohup) as process:
+            await until(lambda: agent.named("process.wait"))
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 143
+        assert script.killed_by == ["SIGTERM"]
+
+    with_agent(tmp_path, body)
+
+
+def test_handlers_of_an_outer_block_are_there_again_behind_an_inner_one() -> None:
+    """`vm run`: what has removed the VM on SIGTERM must do so while it is powered down, too."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    async def scenario() -> None:
+        with ending_on_signals():
+            with Signals():
+                pass
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(SECONDS)
+
+    with pytest.raises(Interrupted):
+        asyncio.run(scenario())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_forwarding_ends_in_order_while_it_still_waits_for_an_agent(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    async def scenario() -> None:
+        here = tmp_path / "here.sock"
+        nobody = f"unix:{tmp_path}/gcs.sock"
+        argv = ("--wait", "600", "--address", nobody, "forward", f"{here}:web:80")
+        async with asyncio.timeout(SECONDS), running(None, *argv) as process:
+            await until(here.exists)
+            process.send_signal(number)
+            assert await process.wait() == 0
+        assert not here.exists()
+
+    asyncio.run(scenario())
 
 
 def test_the_third_ctrl_c_kills(tmp_path: Path) -> None:
@@ -230,6 +286,19 @@ def test_a_signal_restores_the_terminal_and_removes_the_container(
         scene.process.send_signal(number)
         assert await scene.process.wait() == 128 + number
         assert len(scene.agent.named("container.delete")) == 1
+
+    on_terminal(tmp_path, body)
+
+
+def test_a_terminal_is_raw_again_when_gcsctl_goes_on(tmp_path: Path) -> None:
+    """Whoever stopped it gave the terminal to a shell meanwhile."""
+
+    async def body(scene: Scene) -> None:
+        termios.tcsetattr(scene.terminal.inner, termios.TCSANOW, scene.terminal.before)
+        scene.process.send_signal(signal.SIGCONT)
+        await until(lambda: scene.terminal.is_raw)
+        scene.leave.set()
+        assert await scene.process.wait() == 6
 
     on_terminal(tmp_path, body)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
+import signal
 import termios
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from protocol.families.diagnostics import Metrics
 from protocol.families.events import Subscribe, Subscribed
 from protocol.types import Event
 from tests.fakes.fake_agent import FakeAgent
-from tests.gcsctl_process import SECONDS, gcsctl, running, with_agent
+from tests.gcsctl_process import SECONDS, gcsctl, running, until, with_agent
 
 SAMPLES = {
     "gcs_guest_uptime_seconds": "{}",
@@ -118,6 +122,65 @@ def test_on_a_terminal_it_goes_on_until_told_and_restores_it(tmp_path: Path, end
         os.close(side)
 
     with_agent(tmp_path, body)
+
+
+@contextlib.asynccontextmanager
+async def on_a_terminal(agent: FakeAgent) -> AsyncIterator[tuple[asyncio.subprocess.Process, int, int]]:
+    """top, and both sides of its terminal; a group of its own, as a shell gives it."""
+    main, side = pty.openpty()
+    os.set_blocking(main, False)
+    termios.tcsetwinsize(side, (5, 60))
+    ends: dict[str, Any] = {"stdin": side, "stdout": side, "process_group": 0}
+    try:
+        async with asyncio.timeout(SECONDS), running(agent, "top", "--interval", "0.05", **ends) as process:
+            yield process, main, side
+    finally:
+        os.close(main)
+        os.close(side)
+
+
+def test_an_agent_that_hangs_does_not_keep_anybody_in_it(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        busy(agent)
+        answer, hanging = agent.handlers["agent.metrics"], asyncio.Event()
+
+        async def metrics(params: Any) -> Any:
+            if len(agent.named("agent.metrics")) > 3:
+                hanging.set()
+                await asyncio.Event().wait()
+            return answer(params)
+
+        agent.handlers["agent.metrics"] = metrics
+        async with on_a_terminal(agent) as (process, _, _):
+            await hanging.wait()
+            begun = time.monotonic()
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 0
+            assert time.monotonic() - begun < 5
+
+    with_agent(tmp_path, body)
+
+
+def test_stopped_it_gives_the_terminal_back(tmp_path: Path) -> None:
+    async def body(agent: FakeAgent) -> None:
+        busy(agent)
+        async with on_a_terminal(agent) as (process, main, side):
+            seen = await _some(main)
+            process.send_signal(signal.SIGTSTP)
+            await until(lambda: _state(process.pid) == "T")
+            assert termios.tcgetattr(side)[3] & termios.ICANON
+            while not seen.endswith(b"\x1b[?25h\x1b[?1049l"):
+                seen += await _some(main)
+            process.send_signal(signal.SIGCONT)
+            await until(lambda: not termios.tcgetattr(side)[3] & termios.ICANON)
+            os.write(main, b"q")
+            assert await process.wait() == 0
+
+    with_agent(tmp_path, body)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 async def _some(fd: int) -> bytes:

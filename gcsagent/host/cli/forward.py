@@ -12,8 +12,8 @@ from typing import Any
 from gcsagent.host.cli.argument_types import typed
 from gcsagent.host.cli.common import complain, connect, print_json
 from gcsagent.host.cli.declare import Add
-from gcsagent.host.forward import Forwarder
 from gcsagent.host.forwards import LOCALHOST, Wanted, listening, serving, shown
+from gcsagent.host.signalling import handled
 from gcsagent.host.text import printable
 from protocol.errors import RpcError
 
@@ -37,8 +37,24 @@ def add_forward_command(commands: Any, add: Add) -> None:
 
 
 async def run(args: argparse.Namespace) -> int:
-    """Until SIGINT or SIGTERM, which is how it ends well."""
-    stop = _stopped()
+    """Until a signal, which is how it ends well."""
+    stop = asyncio.Event()
+    with handled((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), lambda _: stop.set()):
+        stopping = asyncio.create_task(stop.wait())
+        work = asyncio.create_task(_serve(args))
+        try:
+            await asyncio.wait((stopping, work), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+        finally:
+            for task in (stopping, work):
+                task.cancel()
+            await asyncio.gather(stopping, work, return_exceptions=True)
+    return 0
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    """Raises OSError once one of them accepts no more."""
 
     def reporter(wanted: Wanted) -> Callable[[Exception], None]:
         return _reporter(wanted, args.json)
@@ -47,17 +63,7 @@ async def run(args: argparse.Namespace) -> int:
         async with await connect(args) as client, serving(client, sockets, reporter) as forwarders:
             for wanted, listener in sockets:
                 _say(wanted, listener, args.json)
-            await _until(stop, forwarders)
-    return 0
-
-
-async def _until(stop: asyncio.Future[None], forwarders: list[Forwarder]) -> None:
-    """Raises OSError once one of them accepts no more."""
-    failures = [asyncio.ensure_future(forwarder.failed()) for forwarder in forwarders]
-    done, _ = await asyncio.wait([stop, *failures], return_when=asyncio.FIRST_COMPLETED)
-    for future in failures:
-        if future in done:
-            future.result()
+            await asyncio.gather(*(forwarder.failed() for forwarder in forwarders))
 
 
 def _say(wanted: Wanted, listener: socket.socket, as_json: bool) -> None:
@@ -82,17 +88,3 @@ def _reporter(wanted: Wanted, as_json: bool) -> Callable[[Exception], None]:
             complain(f"{wanted.to}: {message}")
 
     return report
-
-
-def _stopped() -> asyncio.Future[None]:
-    """Done once SIGINT or SIGTERM has come."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def stop() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
-    return future

@@ -23,6 +23,7 @@ from gcsagent.host.errors import HostError
 from gcsagent.host.image import settings
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.shell import Shell
+from gcsagent.host.signalling import handled
 from gcsagent.host.spec import container_spec, exec_spec, merge_env
 from gcsagent.host.spec_options import apply
 from gcsagent.host.spool import SpoolStream
@@ -300,7 +301,6 @@ async def _converse(process: RemoteProcess, signals: Signals, interactive: bool)
 @contextlib.contextmanager
 def resizing(process: RemoteProcess | Shell) -> Iterator[None]:
     """Gives the remote terminal this one's size, now and whenever it changes."""
-    loop = asyncio.get_running_loop()
     changed = asyncio.Event()
     changed.set()
 
@@ -313,13 +313,12 @@ def resizing(process: RemoteProcess | Shell) -> Iterator[None]:
                 with contextlib.suppress(RpcError, HostError):  # it may have ended just now
                     await process.resize(size)
 
-    loop.add_signal_handler(signal.SIGWINCH, changed.set)
     following = asyncio.create_task(follow())
     try:
-        yield
+        with handled((signal.SIGWINCH,), lambda _: changed.set()):
+            yield
     finally:
         following.cancel()
-        loop.remove_signal_handler(signal.SIGWINCH)
 
 
 async def _discard(client: Client, container: str) -> None:

@@ -10,6 +10,7 @@ from typing import Self
 
 from gcsagent.host.errors import HostError
 from gcsagent.host.process import RemoteProcess
+from gcsagent.host.signalling import handled
 from gcsagent.host.vm.errors import Interrupted
 from protocol.errors import RpcError
 
@@ -32,20 +33,17 @@ class Signals:
         self._received: signal.Signals | None = None
         self._endings = 0
         self._sending: set[asyncio.Task[None]] = set()
+        self._handled = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        for number in FORWARDED:
-            loop.add_signal_handler(number, self._take, number)
+        self._handled.enter_context(handled(FORWARDED, self._take))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        loop = asyncio.get_running_loop()
-        for number in FORWARDED:
-            loop.remove_signal_handler(number)
+        self._handled.close()
         for task in self._sending:
             task.cancel()
         if kind is asyncio.CancelledError and self._received is not None:

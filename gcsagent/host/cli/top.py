@@ -20,6 +20,7 @@ from gcsagent.host.cli.declare import Add
 from gcsagent.host.cli.resources import size
 from gcsagent.host.client import Client
 from gcsagent.host.metrics import Sample, metrics, samples
+from gcsagent.host.signalling import handled
 from gcsagent.host.text import printable
 
 _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"  # the other screen, without a cursor; back
@@ -71,12 +72,17 @@ async def top(args: argparse.Namespace) -> int:
             print_json(usages) if args.json else print("\n".join(_table(usages)))
             return 0
         quit_ = asyncio.Event()
+        quitting = asyncio.create_task(quit_.wait())
         with _screen(quit_):
-            while not quit_.is_set():
-                _draw([view.summary, "", *_table(await view.read())])
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(args.interval):
-                        await quit_.wait()
+            while not quitting.done():
+                reading = asyncio.create_task(view.read())
+                # An agent that hangs is no reason to stay.
+                await asyncio.wait((reading, quitting), return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    reading.cancel()
+                    break
+                _draw([view.summary, "", *_table(reading.result())])
+                await asyncio.wait((quitting,), timeout=args.interval)
     return 0
 
 
@@ -164,25 +170,43 @@ def _draw(lines: list[str]) -> None:
 
 @contextlib.contextmanager
 def _screen(quit_: asyncio.Event) -> Iterator[None]:
-    """The terminal's other screen, keys read as they come; as it was before, however the block is left."""
+    """The terminal's other screen, keys read as they come; as it was before, however the block is left, and
+    while it is stopped (Ctrl-Z)."""
     loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
     saved = termios.tcgetattr(stdin)
+
+    def enter() -> None:
+        tty.setcbreak(stdin, termios.TCSANOW)
+        sys.stdout.write(_ENTER)
+        sys.stdout.flush()
+
+    def leave() -> None:
+        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
+            termios.tcsetattr(stdin, termios.TCSANOW, saved)
+            sys.stdout.write(_LEAVE)
+            sys.stdout.flush()
 
     def on_key() -> None:
         keys = os.read(stdin, 64)
         if not keys or set(keys) & set(b"qQ"):
             quit_.set()
 
+    def on_stop(number: signal.Signals) -> None:
+        leave()
+        # The kernel's own stop, which it does without where nobody could continue us.
+        ours = signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+        signal.signal(number, ours)
+        enter()
+
     try:
-        tty.setcbreak(stdin, termios.TCSANOW)
-        sys.stdout.write(_ENTER)
-        loop.add_reader(stdin, on_key)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            loop.add_signal_handler(number, quit_.set)
-        yield
+        with (
+            handled((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), lambda _: quit_.set()),
+            handled((signal.SIGTSTP,), on_stop),
+        ):
+            enter()
+            loop.add_reader(stdin, on_key)
+            yield
     finally:
         loop.remove_reader(stdin)
-        with contextlib.suppress(OSError, termios.error):  # the terminal may be gone
-            termios.tcsetattr(stdin, termios.TCSANOW, saved)
-            sys.stdout.write(_LEAVE)
-            sys.stdout.flush()
+        leave()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from gcsagent.host.signalling import handled
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.errors import Interrupted, VmError
 from gcsagent.host.vm.launcher import Progress, VirtualMachine
@@ -43,7 +44,6 @@ def ending_on_signals() -> Iterator[None]:
     Raises:
         Interrupted: one of them came.
     """
-    loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     assert task is not None
     received: list[int] = []
@@ -52,17 +52,13 @@ def ending_on_signals() -> Iterator[None]:
         received.append(signum)
         task.cancel()
 
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(signum, on_signal, signum)
     try:
-        yield
+        with handled((signal.SIGTERM, signal.SIGHUP), on_signal):
+            yield
     except asyncio.CancelledError:
         if not received:
             raise
         raise Interrupted(received[0]) from None
-    finally:
-        for signum in (signal.SIGTERM, signal.SIGHUP):
-            loop.remove_signal_handler(signum)
 
 
 async def _unless_it_ends(vm: VirtualMachine, body: Callable[[VirtualMachine], Awaitable[T]]) -> T:
