@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import select
 import signal
 import socket
 from collections import Counter
@@ -77,9 +78,11 @@ class Agentless:
         for call in list(reaper.calls.values()):
             if call.result is None:
                 reaper.cancel_call(call.key)
+                select.select([call.pidfd], [], [], 20)
                 reaper._finish_call(call)
         for process in list(reaper.processes.values()):
             signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            select.select([process.pidfd], [], [], 20)
             reaper._finish_process(process)
 
     def forget_all(self) -> None:
