@@ -194,6 +194,7 @@ def test_a_killed_keeper_takes_the_vm_along_and_the_name_is_free(host: FakeHost)
     assert (stale.state, stale.reason) == ("crashed", "its keeper process was killed")
     start("web")
     assert VmStore().get("web").state == "running"
+    os.kill(VmStore().get("web").keeper_pid, signal.SIGKILL)
     vm("stop", "web")
     assert host.leftovers() == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from gcsagent.host.vm import restoring
+from gcsagent.host.cli import parser
+from gcsagent.host.vm import restoring, saving, snapshotdir
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.copying import copy
 from gcsagent.host.vm.disk import Disk
@@ -216,3 +218,36 @@ def test_each_vm_writes_to_a_copy_of_its_own(tmp_path: Path) -> None:
 def test_a_disk_that_cannot_be_copied(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match=r"cannot copy .*No such file"):
         asyncio.run(copy(tmp_path / "none", tmp_path / "copy"))
+
+
+def test_what_killed_ones_have_left_of_a_snapshot_goes_with_the_next_attempt(tmp_path: Path) -> None:
+    """A guest's memory, gigabytes of it and as secret as the guest."""
+    left = [tmp_path / f".new-nightly-{os.getpid()}", tmp_path / ".old-nightly-7"]
+    others = [tmp_path / ".new-nightly", tmp_path / ".new-weekly-8", tmp_path / ".new-nightly-x"]
+    for path in (*left, *others):
+        path.mkdir()
+        (path / "memory").write_bytes(b"secret")
+    at_work = tmp_path / ".new-nightly-9"
+    at_work.mkdir()
+    with snapshotdir.held(at_work):
+        new = saving._make(tmp_path / "nightly")
+        assert os.listdir(new) == ["disks"]
+        assert new.stat().st_mode & 0o777 == 0o700
+        assert set(tmp_path.iterdir()) == {new, at_work, *others}
+
+
+def test_a_snapshot_that_is_damaged_or_vanishes_does_not_hide_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    store = SnapshotStore()
+    for name in ("good", "broken", "removed"):
+        (store.root / name).mkdir(parents=True)
+    saved().write(store.root / "good")
+    (store.root / "broken" / "snapshot.json").write_text("{")
+    args = parser.parse(["vm", "snapshot", "ls"])
+    assert asyncio.run(args.handler(args)) == 125
+    shown = capsys.readouterr()
+    assert [line.split()[0] for line in shown.out.splitlines()] == ["SNAPSHOT", "good"]
+    assert "snapshot.json is damaged" in shown.err
+    assert "removed" not in shown.err

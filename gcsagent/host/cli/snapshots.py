@@ -8,12 +8,14 @@ from typing import Any
 
 from gcsagent.host import snapshot
 from gcsagent.host.cli.argument_types import identifier, patience
-from gcsagent.host.cli.common import connect, print_json, print_table, say
+from gcsagent.host.cli.common import complain, connect, print_json, print_table, say
 from gcsagent.host.cli.declare import Add, add_group, add_vm_name
 from gcsagent.host.cli.guest import describe
+from gcsagent.host.cli.parser import EXIT_GCSCTL
 from gcsagent.host.cli.processes import age
 from gcsagent.host.cli.resources import size
 from gcsagent.host.vm import control, snapshotdir
+from gcsagent.host.vm.errors import SnapshotError
 from gcsagent.host.vm.named import VmStore
 from gcsagent.host.vm.saving import MEMORY_SECONDS
 from gcsagent.host.vm.snapshotdir import Saved, SnapshotStore
@@ -129,16 +131,20 @@ async def create(args: argparse.Namespace) -> int:
 
 async def ls(args: argparse.Namespace) -> int:
     store = SnapshotStore()
-    found = [_row(name, saved) for name, saved in store.list()]
+    damaged: list[SnapshotError] = []
+    found = [_row(name, saved) for name, saved in store.list(damaged.append)]
+    for error in damaged:
+        complain(error)
+    code = EXIT_GCSCTL if damaged else 0
     if args.json:
         print_json(found)
-        return 0
+        return code
     rows = [
         (each["snapshot"], each["vm"], age(int(each["created"] * 1e9)), size(each["size_bytes"]))
         for each in found
     ]
     print_table(("SNAPSHOT", "VM", "AGE", "SIZE"), rows)
-    return 0
+    return code
 
 
 async def rm(args: argparse.Namespace) -> int:

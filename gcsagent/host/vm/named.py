@@ -37,6 +37,7 @@ from gcsagent.host.vm.control import CONTROL
 from gcsagent.host.vm.errors import InvalidVmConfig, VmError, VmExists, VmNotFound, VmNotRunning
 from gcsagent.host.vm.places import state_dir
 from gcsagent.host.vm.process import open_pidfd, start_time, wait_pidfd
+from gcsagent.host.vm.rundir import scratch_parent, socket_parent, sweep
 
 State = Literal["starting", "running", "crashed"]
 
@@ -235,6 +236,8 @@ class VmStore:
             # Unless somebody has started it anew in the meantime.
             if left is not None and left.keeper_pid == vm.keeper_pid:
                 remove(self.directory(name))
+        for parent in (socket_parent(), scratch_parent()):
+            sweep(parent)  # a keeper that was killed has left its sockets and copies of disks
         return vm
 
 

@@ -24,6 +24,7 @@ import tenacity
 from gcsagent.host import snapshot
 from gcsagent.host.client import Client
 from gcsagent.host.errors import AgentSilent, HostError
+from gcsagent.host.vm import snapshotdir
 from gcsagent.host.vm.config import OWN
 from gcsagent.host.vm.copying import copy, link_or_copy
 from gcsagent.host.vm.diskplug import DiskPlug
@@ -57,9 +58,10 @@ async def save(vm: VirtualMachine, directory: Path, *, hold: float, progress: Ca
     saved = await _describe(vm, name)
     new = _make(directory)
     try:
-        saved = await _take(vm, saved, new, hold, progress)
-        saved.write(new)
-        await asyncio.to_thread(_settle, new, directory)
+        with snapshotdir.held(new):
+            saved = await _take(vm, saved, new, hold, progress)
+            saved.write(new)
+            await asyncio.to_thread(_settle, new, directory)
     except BaseException as error:
         shutil.rmtree(new, ignore_errors=True)
         if isinstance(error, OSError):
@@ -235,7 +237,8 @@ def _make(directory: Path) -> Path:
     """One beside it, under a name that is no snapshot's. Raises SnapshotError."""
     if directory.exists():
         raise SnapshotError(f"{directory} is there already; choose another name, or remove it")
-    new = directory.with_name(f".new-{directory.name}-{os.getpid()}")
+    snapshotdir.sweep(directory)
+    new = snapshotdir.unfinished(directory)
     try:
         directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new.mkdir(mode=0o700)

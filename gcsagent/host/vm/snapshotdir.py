@@ -11,9 +11,13 @@ the guest has read them long ago.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -109,9 +113,39 @@ class Saved:
 
 
 def size(directory: Path) -> int:
-    """Bytes of disk it takes."""
-    files = [path for path in directory.rglob("*") if path.is_file()]
-    return sum(path.stat().st_blocks * 512 for path in files)
+    """Bytes of disk it takes; of what is being removed, those still there."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+    return total
+
+
+def unfinished(directory: Path) -> Path:
+    """What the snapshot is called while it is made."""
+    return directory.with_name(f".new-{directory.name}-{os.getpid()}")
+
+
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Somebody is at it: in the block :func:`sweep` lets it be. Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def sweep(directory: Path) -> None:
+    """Removes what killed ones have left of this snapshot, half made or half removed: a guest's memory."""
+    left = re.compile(rf"\.(?:new|old)-{re.escape(directory.name)}-[0-9]+")
+    with suppress(OSError):
+        for path in directory.parent.iterdir():
+            if left.fullmatch(path.name):
+                with suppress(OSError), held(path):
+                    shutil.rmtree(path)
 
 
 class SnapshotStore:
@@ -134,12 +168,20 @@ class SnapshotStore:
             raise SnapshotError(f"snapshot name {name!r} {problem}")
         return self.root / name
 
-    def list(self) -> list[tuple[str, Saved]]:
-        """All of them, by name. Raises SnapshotError."""
+    def list(self, damaged: Callable[[SnapshotError], None] = lambda error: None) -> list[tuple[str, Saved]]:
+        """All of them, by name; `damaged` is told of each that cannot be used."""
         if not self.root.is_dir():
             return []
-        found = [path for path in sorted(self.root.iterdir()) if checks.identifier(path.name) is None]
-        return [(path.name, Saved.load(path)) for path in found]
+        found = []
+        for path in sorted(self.root.iterdir()):
+            if checks.identifier(path.name) is not None:
+                continue
+            try:
+                found.append((path.name, Saved.load(path)))
+            except SnapshotError as error:
+                if (path / RECORD).exists():  # else it is none, or has just been removed
+                    damaged(error)
+        return found
 
     def remove(self, name: str) -> None:
         """Removes it, under another name first. VMs made from it go on.
@@ -150,9 +192,11 @@ class SnapshotStore:
         directory = self.directory(name)
         if not (directory / RECORD).is_file():
             raise SnapshotError(f"no snapshot {name!r}; `gcsctl vm snapshot ls` lists them")
+        sweep(directory)
         trash = directory.with_name(f".old-{directory.name}-{os.getpid()}")
         try:
-            os.rename(directory, trash)
-            shutil.rmtree(trash)
+            with held(directory):
+                os.rename(directory, trash)
+                shutil.rmtree(trash)
         except OSError as error:
             raise SnapshotError(f"cannot remove {directory}: {error.strerror}") from error
