@@ -22,6 +22,7 @@ from gcsagent.host.events import EventStream
 from gcsagent.host.spool import SpoolStream
 from gcsagent.host.streams import Stream
 from protocol import checks
+from protocol.errors import RemoteProtocolError
 from protocol.families.agent import AskInfo, Info, Pong, Shutdown, ShutdownAction
 from protocol.families.container import (
     ContainerList,
@@ -48,6 +49,14 @@ from protocol.usage import ContainerProcess, ContainerStats, IoLimit
 
 LIST_PAGE = 50
 """Containers asked for at once: some milliseconds of the agent's event loop."""
+
+MAX_PAGES = 1024
+"""Of one list: room for some 50,000 containers, and for every process there can be."""
+
+
+def endless(method: str) -> RemoteProtocolError:
+    """What an agent is told that has more on each page."""
+    return RemoteProtocolError("endless", f"{method} does not end after {MAX_PAGES} pages")
 
 
 class Client(Caller):
@@ -102,7 +111,7 @@ class Client(Caller):
         What is created or deleted meanwhile may or may not be among them.
         """
         found: list[ContainerState] = []
-        while True:
+        for _ in range(MAX_PAGES):
             after = found[-1].container if found else ""
             page: ContainerList = await self.call(
                 "container.list", ListContainers(processes, after, LIST_PAGE)
@@ -110,6 +119,7 @@ class Client(Caller):
             found += page.containers
             if not page.left_out or not page.containers or page.containers[-1].container <= after:
                 return tuple(sorted(found, key=lambda container: container.created_at_ns))
+        raise endless("container.list")
 
     async def kill_container(
         self, container: str, signal: int | str = "SIGTERM", *, everyone: bool = False
@@ -176,12 +186,13 @@ class Client(Caller):
         """Every process in it, by pid; as many requests as it takes. What comes or goes meanwhile may be
         missing."""
         found: list[ContainerProcess] = []
-        while True:
+        for _ in range(MAX_PAGES):
             after = found[-1].pid if found else 0
             page: ProcessList = await self.call("container.processes", ListProcesses(container, after))
             found += page.processes
             if not page.left_out or not page.processes or page.processes[-1].pid <= after:
                 return tuple(found)
+        raise endless("container.processes")
 
     async def container_stats(self, container: str) -> ContainerStats:
         """What it uses of memory, CPU, processes and block devices."""

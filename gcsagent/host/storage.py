@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gcsagent.host.client import Client
+from gcsagent.host.client import MAX_PAGES, Client, endless
 from protocol.errors import Code, RpcError
 from protocol.families.storage import (
     FreezeStorage,
@@ -40,7 +40,7 @@ async def list_mounts(client: Client) -> tuple[MountState, ...]:
     """In the order they were mounted, as many requests as it takes."""
     found: list[MountState] = []
     left = _BEGUN_ANEW
-    while True:
+    for _ in range(MAX_PAGES):
         after = found[-1].mount if found else ""
         try:
             page: MountList = await client.call("storage.list", ListMounts(after))
@@ -53,6 +53,7 @@ async def list_mounts(client: Client) -> tuple[MountState, ...]:
         found += page.mounts
         if not page.left_out or not page.mounts or page.mounts[-1].mount in known:
             return tuple(found)
+    raise endless("storage.list")
 
 
 async def trim(client: Client, mount: str) -> int:

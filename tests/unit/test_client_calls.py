@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -374,6 +375,30 @@ def test_a_list_that_never_ends_is_left(tmp_path: Path, method: str, entries: in
         async with asyncio.timeout(10):
             assert len(await ask(client)) == entries * 2
         assert len(agent.named(method)) == (2 if entries else 1)
+
+    with_client(tmp_path, body)
+
+
+KEYS = {"container.list": "container", "container.processes": "pid", "storage.list": "mount"}
+
+
+@pytest.mark.parametrize("method", LISTS)
+def test_a_list_that_goes_on_for_ever_is_left(tmp_path: Path, method: str) -> None:
+    """Something new on each page, and more to come."""
+    field, ask = LISTS[method]
+    golden = vectors.named("results")[method][3]
+    entry, key = golden[field][0], KEYS[method]
+    numbers = itertools.count(1)
+
+    def page(params: Any) -> dict[str, Any]:
+        number = next(numbers)
+        return {**golden, field: [{**entry, key: number if key == "pid" else f"c{number:06}"}], "left_out": 7}
+
+    async def body(agent: FakeAgent, client: Client) -> None:
+        agent.handlers[method] = page
+        async with asyncio.timeout(30):
+            with pytest.raises(RemoteProtocolError, match=f"{method} does not end after 1024 pages"):
+                await ask(client)
 
     with_client(tmp_path, body)
 
