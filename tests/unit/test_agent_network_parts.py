@@ -246,6 +246,19 @@ def test_taking_back_that_takes_too_long_is_broken_off(
     watched_loop.run(scenario())
 
 
+def test_what_a_workload_puts_in_a_files_place_is_not_written_to(pod: Namespace) -> None:
+    """The agent is held by no cgroup's list of devices: a node could be any disk."""
+    path = Path(pod.pod_files) / "hosts"
+    path.unlink()
+    os.mkfifo(path)
+    pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="not a regular file"):
+        files.write(pod, "hosts", "new\n")
+    with pytest.raises(BlockingIOError):
+        os.read(pipe, 100)
+    os.close(pipe)
+
+
 # -- checks ---------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 
 from gcsagent.agent.inroot import open_inside, read_inside
@@ -20,7 +21,7 @@ from protocol.pods import Dns, HostsEntry
 
 RESOLV_CONF, HOSTS = "resolv.conf", "hosts"
 MAX_FILE = 64 * 1024
-_FLAGS = os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOCALHOST = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 
@@ -63,7 +64,7 @@ def write(target: Namespace, name: str, text: str | None) -> None:
         folder = open_inside(root, os.path.dirname(path))
         try:
             if path == name:
-                _write(os.open(name, _FLAGS | os.O_TRUNC, dir_fd=folder), _encoded(text or ""))
+                _overwrite(folder, name, _encoded(text or ""))
             elif text is None:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name, dir_fd=folder)
@@ -76,7 +77,7 @@ def write(target: Namespace, name: str, text: str | None) -> None:
 def _replace(etc: int, name: str, data: bytes) -> None:
     fresh = f".{name}.{secrets.token_hex(6)}"
     try:
-        _write(os.open(fresh, _FLAGS | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=etc), data)
+        _write(os.open(fresh, _NEW, 0o644, dir_fd=etc), data)
         os.rename(fresh, name, src_dir_fd=etc, dst_dir_fd=etc)
         return
     except OSError as error:
@@ -85,7 +86,18 @@ def _replace(etc: int, name: str, data: bytes) -> None:
         if error.errno not in (errno.EBUSY, errno.EROFS):
             raise
     # Something is mounted on it, which may be writable though the directory is not.
-    _write(os.open(name, _FLAGS | os.O_TRUNC, dir_fd=etc), data)
+    _overwrite(etc, name, data)
+
+
+def _overwrite(folder: int, name: str, data: bytes) -> None:
+    """Looks before it opens: an image or a workload may have put a pipe there, or a disk's device."""
+    found = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", name)
+        _write(os.open(f"/proc/self/fd/{found}", os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC), data)
+    finally:
+        os.close(found)
 
 
 def _encoded(text: str) -> bytes:
