@@ -70,15 +70,21 @@ def open_inside(root: int, path: str) -> int:
 
 
 def read_inside(root: int, path: str, limit: int) -> bytes:
-    """The regular file that ``path`` names inside ``root``. Raises OSError; EFBIG beyond ``limit`` bytes."""
+    """The regular file that ``path`` names inside ``root``. Raises OSError; EFBIG beyond ``limit`` bytes.
+
+    No more is read than it says it has: the files of /proc call themselves regular and have none, and behind
+    a symlink to /proc/kmsg the reader waits for the kernel to say something.
+    """
     fd = open_inside(root, path)
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
+        if info.st_size > limit:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
+        if not info.st_size:
+            return b""
         with open(f"/proc/self/fd/{fd}", "rb") as file:
-            data = file.read(limit + 1)
+            return file.read(info.st_size)
     finally:
         os.close(fd)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
-    return data

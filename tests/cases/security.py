@@ -1,4 +1,4 @@
-"""Cases about what a container may not do: AF_VSOCK, by every way there is to a socket; hold up PID 1.
+"""Cases about what a container may not do: AF_VSOCK, by every way to a socket; hold up PID 1 or the agent.
 
 Nothing here connects, binds or listens: a socket is made and closed.
 """
@@ -10,8 +10,10 @@ import errno
 import inspect
 from typing import Any
 
+from gcsagent.host.spec import exec_spec
 from gcsagent.host.spec_options import SpecOptions, apply
 from protocol.errors import Code
+from protocol.families.process import Exec
 from tests.cases.target import (
     OUTPUT,
     Target,
@@ -178,3 +180,15 @@ async def a_tracer_that_does_not_let_go_of_the_dead_keeps_nobody_else_waiting(ta
                 waiting = tasks.create_task(traced.wait())
                 await client.kill_process(target.box, process.process, "SIGKILL")
             assert waiting.result().signal == 9
+
+
+@case
+async def a_file_that_waits_in_place_of_passwd_keeps_nobody_waiting(target: Target) -> None:
+    """/proc/kmsg calls itself a regular file, and its reader waits for the kernel's next word."""
+    async with await connect(target) as client, running(target, client) as init:
+        done = await run(client, init.container, "ln", "-sf", "/proc/kmsg", "/etc/passwd")
+        assert done.exit.exit_code == 0, done.stderr
+        params = Exec(init.container, name("p"), exec_spec(args=("true",), user="www-data"), OUTPUT)
+        for _ in range(2):  # once there may have been something to read
+            with refused(Code.NOT_FOUND, field="spec.user.username"):
+                await client.exec_process(params)
