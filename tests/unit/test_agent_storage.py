@@ -35,6 +35,8 @@ from protocol.families.storage import (
     MountKind,
     MountStatus,
     MountStorage,
+    Unmounted,
+    UnmountStorage,
     Verity,
 )
 from tests.cases.disks import verity
@@ -396,19 +398,36 @@ def test_a_tag_is_looked_for_where_the_kernel_lists_tags(tmp_path: Path) -> None
 
 
 class Stubborn:
-    """A mounter that fails, and whose undoing waits until it is let through."""
+    """A mounter that fails, if it shall, and whose undoing waits until it is let through."""
 
-    def __init__(self) -> None:
-        self.made = 0
-        self.through = asyncio.Event()
+    def __init__(self, fails: int = 0) -> None:
+        self.made, self.fails = 0, fails
+        self.undoing, self.through = asyncio.Event(), asyncio.Event()
 
     async def make(self, _entry: Entry, _seconds: float) -> None:
         self.made += 1
-        if self.made == 1:
+        if self.made <= self.fails:
             raise RpcError(Code.INTERNAL, "no such luck")
 
-    async def undo(self, _entry: Entry) -> None:
+    async def undo(self, _entry: Entry, _seconds: float = 0.0) -> None:
+        self.undoing.set()
         await self.through.wait()
+
+
+def service(path: Path, mounter: Stubborn) -> StorageService:
+    registry = SimpleNamespace(
+        caller=cast("Caller", None),
+        spawn=asyncio.ensure_future,
+        containers={},
+        journal=SimpleNamespace(record=lambda *_: None),
+    )
+    made = StorageService(cast("Registry", registry), str(path / "state"), str(path))
+    made.mounter = cast("Mounter", mounter)
+    return made
+
+
+def call(method: str) -> Call:
+    return Call(method, None, ContextLogger(logging.getLogger("test"), {}))
 
 
 def test_a_mount_whose_undoing_takes_long_is_waited_for(
@@ -418,17 +437,59 @@ def test_a_mount_whose_undoing_takes_long_is_waited_for(
     monkeypatch.setattr(lifecycle, "CLEANUP_SECONDS", 0.01)
 
     async def scenario() -> None:
-        registry = SimpleNamespace(caller=cast("Caller", None), spawn=asyncio.ensure_future)
-        service = StorageService(cast("Registry", registry), str(tmp_path / "state"), str(tmp_path))
-        mounter = Stubborn()
-        service.mounter = cast("Mounter", mounter)
-        log = ContextLogger(logging.getLogger("test"), {})
+        mounter = Stubborn(fails=1)
+        storage = service(tmp_path, mounter)
         with pytest.raises(RpcError, match="no such luck"):
-            await service.mount(tmpfs("m"), Call("storage.mount", None, log))
-        again = asyncio.ensure_future(service.mount(tmpfs("m"), Call("storage.mount", None, log)))
+            await storage.mount(tmpfs("m"), call("storage.mount"))
+        again = asyncio.ensure_future(storage.mount(tmpfs("m"), call("storage.mount")))
         done, _ = await asyncio.wait([again], timeout=0.05)
         assert (done, mounter.made) == (set(), 1)
         mounter.through.set()
         assert (await again).status is MountStatus.MOUNTED
+
+    watched_loop.run(scenario())
+
+
+def test_who_joins_a_mount_as_it_is_unmounted_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is looked at who uses it."""
+    looking, looked = asyncio.Event(), asyncio.Event()
+
+    async def containers(*_: object) -> list[str]:
+        looking.set()
+        await looked.wait()
+        return []
+
+    async def scenario() -> None:
+        monkeypatch.setattr(users, "containers", containers)
+        mounter = Stubborn()
+        storage = service(tmp_path, mounter)
+        await storage.mount(tmpfs("a", "/place"), call("storage.mount"))
+        leaving = asyncio.ensure_future(storage.unmount(UnmountStorage("a"), call("storage.unmount")))
+        await looking.wait()
+        await storage.mount(tmpfs("b", "/place"), call("storage.mount"))
+        looked.set()
+        mounter.through.set()
+        assert await leaving == Unmounted()
+        assert [entry.holders for entry in storage.table] == [["b"]]
+
+    watched_loop.run(scenario())
+
+
+def test_a_second_unmount_of_one_id_does_not_take_another_holder_s(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        mounter = Stubborn()
+        storage = service(tmp_path, mounter)
+        await storage.mount(tmpfs("a", "/place"), call("storage.mount"))
+        await storage.mount(tmpfs("d", "/place/d"), call("storage.mount"))
+        whole = UnmountStorage("a", dependents=True)
+        first = asyncio.ensure_future(storage.unmount(whole, call("storage.unmount")))
+        await mounter.undoing.wait()
+        await storage.mount(tmpfs("b", "/place"), call("storage.mount"))
+        assert await storage.unmount(UnmountStorage("a"), call("storage.unmount")) == Unmounted()
+        mounter.through.set()
+        assert await first == Unmounted(("d",))
+        assert [entry.holders for entry in storage.table] == [["b"]]
 
     watched_loop.run(scenario())

@@ -147,8 +147,8 @@ class StorageService:
         for other in users.built_on(self.table, entry):
             if not params.dependents:
                 raise _in_use(entry, f"mount {other.ident} is built on it", mounts=[other.ident])
-            gone += await self._leave(other, call, all_holders=True)
-        gone += await self._leave(entry, call, all_holders=False)
+            gone += await self._leave(other, call, None)
+        gone += await self._leave(entry, call, params.mount)
         return Unmounted(tuple(gone))
 
     def _drop(self, entry: Entry, ident: str, call: Call) -> Unmounted:
@@ -165,17 +165,26 @@ class StorageService:
         call.commit()
         return Unmounted()
 
-    async def _leave(self, entry: Entry, call: Call, *, all_holders: bool) -> list[str]:
+    async def _leave(self, entry: Entry, call: Call, ident: str | None) -> list[str]:
+        """For its holder ``ident``, or whoever holds it; returns the ids that are mounted no more."""
         async with entry.changing:
-            if not any(each is entry for each in self.table):
+            if not any(each is entry for each in self.table) or self._others_keep(entry, ident, call):
                 return []
-            if len(entry.holders) > 1 and not all_holders:
-                raise _in_use(entry, f"mount {entry.holders[1]} holds it, too", mounts=entry.holders[1:])
-            holders = list(entry.holders)
             await self._check_unused(entry)
+            if self._others_keep(entry, ident, call):  # since that was looked at somebody has joined
+                return []
+            holders = list(entry.holders)
             call.commit()
-            await self.leave(entry, None if all_holders else call)
+            await self.leave(entry, call if ident is not None else None)
             return holders
+
+    def _others_keep(self, entry: Entry, ident: str | None, call: Call) -> bool:
+        """Whether it stays for others, ``ident`` being none of its holders any more."""
+        if ident is None:
+            return False
+        if ident in entry.holders and len(entry.holders) > 1:
+            self._drop(entry, ident, call)
+        return ident not in entry.holders
 
     async def _check_unused(self, entry: Entry) -> None:
         built = users.built_on(self.table, entry)
