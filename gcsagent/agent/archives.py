@@ -23,6 +23,7 @@ from gcsagent.agent.calls import CannotStart, Outcome
 from gcsagent.agent.failures import not_started, tool_failed
 from gcsagent.agent.roots import Root, open_root
 from gcsagent.archiver.job import CONNECTION_FD, NOTE_FD, ROOT_FD, Job
+from gcsagent.common.files import write_new
 from protocol.errors import Code, RpcError
 from protocol.families.archive import GetArchive, PutArchive
 from protocol.framing import Response, encode
@@ -93,9 +94,12 @@ class Archives:
         """Where the archiver writes down its temporary name; beside it a file says whose root that is in."""
         os.makedirs(self._notes, mode=0o700, exist_ok=True)
         path = os.path.join(self._notes, token)
-        with open(f"{path}.of", "w") as file:
-            json.dump(container, file)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            write_new(f"{path}.of", json.dumps(container).encode())
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            self._drop_note(token)
+            raise
 
     def _look_after(self, work: Coroutine[Any, Any, None], container: Container | None) -> None:
         task = self._registry.spawn(work)
@@ -155,8 +159,11 @@ class Archives:
 
     def _forget(self, token: str) -> None:
         self._registry.caller.forget(CALL + token)
+        self._drop_note(token)
+
+    def _drop_note(self, token: str) -> None:
         for name in (token, f"{token}.of"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # what stays goes with the next agent
                 os.unlink(os.path.join(self._notes, name))
 
     async def end(self) -> None:
@@ -177,12 +184,16 @@ class Archives:
                     continue
                 try:
                     with open(os.path.join(self._notes, name)) as file:
-                        container = self._registry.containers.get(json.load(file) or "")
+                        ident = json.load(file)
                 except (OSError, ValueError):  # killed as it was written: nothing had begun
-                    container = None
-                self._look_after(self._take_over(name.removesuffix(".of"), container), container)
+                    ident = None
+                container = self._registry.containers.get(ident or "")
+                gone = ident is not None and container is None
+                work = self._take_over(name.removesuffix(".of"), container, gone=gone)
+                self._look_after(work, container)
 
-    async def _take_over(self, token: str, container: Container | None) -> None:
+    async def _take_over(self, token: str, container: Container | None, *, gone: bool) -> None:
+        """``gone``: its container is, and what it had in there; no container at all is the guest's root."""
         caller = self._registry.caller
         try:
             await caller.join(CALL + token)
@@ -191,7 +202,8 @@ class Archives:
             await caller.join(CALL + token)
             raise
         finally:
-            await self._sweep_after(token, container)
+            if not gone:
+                await self._sweep_after(token, container)
             self._forget(token)
 
     async def _sweep_after(self, token: str, container: Container | None) -> None:

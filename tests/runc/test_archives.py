@@ -144,6 +144,20 @@ def test_what_died_with_the_agent_is_swept_by_the_next(own: RunningAgent, tmp_pa
     assert eventually(lambda: not list((own.state_dir / "archives").iterdir()))
 
 
+def test_what_was_in_a_container_that_is_gone_is_not_looked_for_in_the_guest(
+    own: RunningAgent, tmp_path: Path
+) -> None:
+    """An agent was killed over an archive, and the container's deletion did not wait for that any longer."""
+    directory = own.state_dir / "archives"
+    directory.mkdir(exist_ok=True)
+    (directory / "0123.of").write_text(json.dumps("gone"))
+    (directory / "0123").touch()
+    left = pretend_a_temporary_file(own, tmp_path)
+    os.kill(own.agent_pid, signal.SIGKILL)
+    assert eventually(lambda: not list(directory.iterdir()))
+    assert left.exists()
+
+
 @pytest.mark.parametrize("successor", [False, True])
 def test_deleting_a_container_breaks_its_archives_off(
     own: RunningAgent, rootfs: str, successor: bool
@@ -169,6 +183,25 @@ def test_deleting_a_container_breaks_its_archives_off(
 
     asyncio.run(attempt())
     assert eventually(lambda: not archivers(own))
+
+
+def test_archives_that_cannot_be_begun_leave_nothing(own: RunningAgent, tmp_path: Path) -> None:
+    """The state directory is on a disk that is full; each request would else have left a file."""
+    directory = own.state_dir / "archives"
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k,nr_inodes=2", "x", directory], check=True)
+    try:
+
+        async def attempt() -> None:
+            async with await Client.connect(own.address) as client:
+                for _ in range(2):
+                    with refused(Code.RESOURCE_EXHAUSTED):
+                        await put(client, None, str(tmp_path), BIG)
+
+        asyncio.run(attempt())
+        assert os.listdir(directory) == []
+    finally:
+        subprocess.run(["umount", directory], check=True)
 
 
 @pytest.mark.parametrize(
