@@ -40,7 +40,7 @@ class UpgradeService:
         self._generation, self._supervisor = generation, supervisor
         self._status = UpgradeStatus()
         self._told = asyncio.Event()
-        self._preparing = threading.Lock()
+        self._turn, self._preparing = asyncio.Lock(), threading.Lock()
         supervisor.topics["upgrade"] = self._take
 
     async def load(self) -> None:
@@ -77,7 +77,14 @@ class UpgradeService:
     # -- requests -------------------------------------------------------------------------------
 
     async def upgrade(self, params: Upgrade, call: Call) -> Upgrading:
-        """Answers when all that can be checked has been; then this agent ends and the new code starts."""
+        """Answers when all that can be checked has been; then this agent ends and the new code starts.
+
+        One at a time, until the supervisor has been told: preparing one removes the code of others.
+        """
+        async with self._turn:
+            return await self._upgrade(params, call)
+
+    async def _upgrade(self, params: Upgrade, call: Call) -> Upgrading:
         upload = os.path.join(self._uploads, params.sha256)
         if params.sha256 == self._status.running:  # again, or an answer that was lost
             _remove(upload)
