@@ -7,7 +7,6 @@ again cannot help.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import sys
@@ -18,7 +17,7 @@ from gcsagent.common.loop import Loop, Timer
 from gcsagent.supervisor.backoff import BackOff
 from gcsagent.supervisor.log import log
 from gcsagent.supervisor.reaper import Reaper
-from gcsagent.supervisor.spawn import spawn
+from gcsagent.supervisor.spawn import spawn_watched
 from gcsagent.supervisor.watchdog import Watchdog
 
 EX_CONFIG = 78
@@ -76,14 +75,13 @@ class AgentProcess:
         # faulthandler from the first instruction on: an agent may hang in an import, too.
         argv = [sys.executable, "-P", "-X", "faulthandler", "-m", "gcsagent.agent"]
         try:
-            pid = spawn(argv, env, {1: 2, 2: 2, CHANNEL_FD: theirs.fileno()})
-            self._pidfd = _pidfd_or_kill(pid)
+            fds = {1: 2, 2: 2, CHANNEL_FD: theirs.fileno()}
+            self.pid, self._pidfd = spawn_watched(argv, env, fds)
         except OSError:
             ours.close()
             raise
         finally:
             theirs.close()
-        self.pid = pid
         self._reaper.own.add(self.pid)
         self._loop.watch(self._pidfd, lambda _events: self._on_exit())
         self._watchdog.started()
@@ -173,11 +171,3 @@ class AgentProcess:
     def failures(self) -> int:
         """Deaths in a row before READY."""
         return self._backoff.failures
-
-
-def _pidfd_or_kill(pid: int) -> int:
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        os.kill(pid, signal.SIGKILL)  # its end would go unseen; as an orphan it is reaped
-        raise

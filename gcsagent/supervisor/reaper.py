@@ -236,6 +236,12 @@ class Reaper:
             self._held.pop(pid, None)
             os.waitpid(pid, 0)
 
+    def is_claimed(self, process: str) -> bool:
+        """Somebody alive is known by that key, or a call under way is going to claim its child by it."""
+        return process in self.processes or any(
+            call.process == process for call in self.calls.values() if call.result is None
+        )
+
     @property
     def busy(self) -> bool:
         """Something we started, or claimed, is alive."""
@@ -255,7 +261,9 @@ class Reaper:
         try:
             with open("/proc/thread-self/children", encoding="ascii") as file:
                 children = [int(word) for word in file.read().split()]
-        except FileNotFoundError:  # CONFIG_PROC_CHILDREN is off: one at a time, as the head is freed
+        except (
+            OSError
+        ):  # CONFIG_PROC_CHILDREN is off, or no descriptor is left: one at a time, the head first
             children = [first]
         return [pid for pid in children if pid not in known and _peek(os.P_PID, pid) is not None]
 

@@ -91,7 +91,7 @@ def _spawn(supervisor: Supervisor, ident: int, args: dict[str, Any], fds: list[i
     process, pid_file = _text(args, "process", "", MAX_KEY), _text(args, "pid_file", "")
     if len(supervisor.reaper.calls) >= MAX_CALLS:
         raise RequestError(f"{MAX_CALLS} calls are running or wait to be forgotten", errno.EAGAIN)
-    if process and (process in supervisor.reaper.processes or process in supervisor.exits.records):
+    if process and (supervisor.reaper.is_claimed(process) or process in supervisor.exits.records):
         raise RequestError(f"process {process} exists already")
     timeout = args.get("timeout", 60.0)
     if not isinstance(timeout, (int, float)) or not 0 < timeout <= MAX_CALL_SECONDS:

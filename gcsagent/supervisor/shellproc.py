@@ -19,7 +19,7 @@ from gcsagent.listening import listen_unix, listen_vsock
 from gcsagent.supervisor.backoff import delay_after
 from gcsagent.supervisor.log import LEVELS, log
 from gcsagent.supervisor.reaper import Reaper
-from gcsagent.supervisor.spawn import spawn
+from gcsagent.supervisor.spawn import spawn_watched
 
 TYPE_CHECKING = False  # typing itself is half a megabyte
 if TYPE_CHECKING:
@@ -75,33 +75,32 @@ class ShellProcess:
 
     def _start(self) -> None:
         self._loop.forget(self._listener.fileno())
-        ours, theirs = channel.pair()
-        env = {**self._env, "GCS_GENERATION": str(self._generation + 1)}
-        fds = {1: 2, 2: 2, LISTENER_FD: self._listener.fileno(), CHANNEL_FD: theirs.fileno()}
         try:
-            pid = spawn([sys.executable, "-P", "-m", "gcsagent.shell"], env, fds)
+            ours = self._spawn()
         except OSError as error:
-            ours.close()
             log("error", "the debug shell cannot be started", error=str(error))
             self._wait_and_retry()
             return
-        finally:
-            theirs.close()
-        try:
-            self._pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            os.kill(pid, signal.SIGKILL)  # its end would go unseen; as an orphan it is reaped
-            ours.close()
-            log("error", "the debug shell cannot be watched", error=str(error))
-            self._wait_and_retry()
-            return
         self._generation += 1
-        self.pid = pid
-        self._reaper.own.add(pid)
+        self._reaper.own.add(self.pid)
         self._loop.watch(self._pidfd, lambda _events: self._on_exit())
         ours.setblocking(False)
         self._channel = ours
         self._loop.watch(ours.fileno(), lambda _events: self._take_lines())
+
+    def _spawn(self) -> socket.socket:
+        """Starts the process; our end of its channel. Raises OSError."""
+        ours, theirs = channel.pair()
+        env = {**self._env, "GCS_GENERATION": str(self._generation + 1)}
+        fds = {1: 2, 2: 2, LISTENER_FD: self._listener.fileno(), CHANNEL_FD: theirs.fileno()}
+        try:
+            self.pid, self._pidfd = spawn_watched([sys.executable, "-P", "-m", "gcsagent.shell"], env, fds)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        return ours
 
     def _on_exit(self) -> None:
         self._take_lines(MAX_LAST_LINES)

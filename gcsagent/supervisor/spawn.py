@@ -42,3 +42,13 @@ def spawn(argv: list[str], env: dict[str, str], fds: dict[int, int]) -> int:
     finally:
         for fd in moved:
             os.close(fd)
+
+
+def spawn_watched(argv: list[str], env: dict[str, str], fds: dict[int, int]) -> tuple[int, int]:
+    """Likewise; returns the pid and a pidfd. Raises OSError, and leaves nothing but an orphan to reap."""
+    pid = spawn(argv, env, fds)
+    try:
+        return pid, os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)  # its end would go unseen
+        raise

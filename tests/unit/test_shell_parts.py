@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from gcsagent.shell import containers, server
 from gcsagent.shell.journal import MAX_TEXT, Journal
 from gcsagent.shell.server import Server
 from gcsagent.supervisor import shellproc
+from gcsagent.supervisor.exits import ExitRecords
+from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.shellproc import ShellProcess
 from protocol.errors import Code, RpcError
 
@@ -230,8 +233,10 @@ class Watched:
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(program))
-        self.loop, self.own = Loop(), set[int]()
-        reaper: Any = self
+        self.loop = Loop()
+        exits = ExitRecords(self.loop, str(tmp_path / "exits"))
+        reaper = Reaper(self.loop, exits, lambda _call: None, lambda _key, _record: None)
+        self.own = reaper.own
         self.process = ShellProcess(
             self.loop, reaper, {"PATH": os.environ["PATH"]}, f"unix:{self.path}", self.loop.stop
         )
@@ -294,5 +299,23 @@ def test_a_server_that_cannot_be_started_is_tried_again(
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with watched.connect():
         watched.run_until(lambda: watched.process._failures == 2)
+    watched.process.stop()
+    assert "the debug shell cannot be started" in capfd.readouterr().err
+
+
+def test_a_server_there_are_no_descriptors_for_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is PID 1 that has run out of them, and PID 1 must not end of that."""
+    watched = Watched(tmp_path, "exit 0", monkeypatch)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with watched.connect():
+        lowest = os.open("/dev/null", os.O_RDONLY)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            watched.run_until(lambda: watched.process._failures == 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     watched.process.stop()
     assert "the debug shell cannot be started" in capfd.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -294,6 +295,40 @@ def test_a_pid_file_cannot_name_the_agent_another_process_or_the_supervisor(
     signal.pidfd_send_signal(fds[0], signal.SIGKILL)
     os.close(fds[0])
     assert puppet.note("exit")["process"] == "c/p"
+
+
+def test_two_calls_cannot_claim_one_process(supervised: Supervised, puppet: Puppet, lines: Lines) -> None:
+    first = supervised.spawn(puppet, "hang", call="1", **lines.sent())
+    lines.next()
+    with pytest.raises(Refused, match="c/p exists already"):
+        puppet.answer(supervised.spawn(puppet, "live", call="2"))
+    puppet.ask("cancel", {"call": "1"})
+    result, (pidfd,) = puppet.answer(first)
+    assert puppet.ask("list", {"kind": "processes"}) == [["c/p", result["pid"]]]
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    os.close(pidfd)
+    puppet.note("exit")
+    with pytest.raises(Refused, match="c/p exists already"):
+        puppet.answer(supervised.spawn(puppet, "live", call="2"))
+
+
+def test_orphans_are_reaped_without_a_descriptor_to_spare(
+    supervised: Supervised, puppet: Puppet, lines: Lines
+) -> None:
+    """And PID 1 does not end of that."""
+    script = "setsid sleep 100000 >/dev/null & echo orphan $!"
+    argv = ["/bin/sh", "-c", script]
+    puppet.ask("spawn", {"call": "x", "argv": argv, "fds": {"1": 0}}, (lines.write_end,))
+    _, orphan = lines.next()
+    supervisor = supervised.process.pid
+    used = {int(name) for name in os.listdir(f"/proc/{supervisor}/fd")}
+    lowest = min(set(range(len(used) + 1)) - used)
+    soft, hard = resource.prlimit(supervisor, resource.RLIMIT_NOFILE)
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (lowest, hard))
+    os.kill(int(orphan), signal.SIGKILL)
+    eventually(lambda: state_of(int(orphan)) == "", "the orphan is reaped")
+    resource.prlimit(supervisor, resource.RLIMIT_NOFILE, (soft, hard))
+    assert puppet.ask("list", {"kind": "processes"}) == []
 
 
 # -- calls ------------------------------------------------------------------------------------------
