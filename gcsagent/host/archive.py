@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+from gcsagent.host.caller import answer_limit
 from gcsagent.host.client import Client
 from gcsagent.host.dialogue import Dialogue, answer, decode_result, despite_losses, greet
 from gcsagent.host.errors import AgentSilent, HostError
@@ -50,15 +52,31 @@ async def put_archive(
     """Sends the archive that ``source`` gives; ``digest``: the guest compares its SHA-256.
 
     Cancelled, or when ``source`` raises, the connection is closed, and what is not whole in the guest is
-    dropped there. Raises RpcError, ConnectionLost, RemoteProtocolError.
+    dropped there. Raises RpcError (AgentSilent some seconds behind the deadline), ConnectionLost,
+    RemoteProtocolError.
     """
-    dialogue, first = await _begin(client, "archive.put", params, deadline)
+    async with _bounded("archive.put", deadline):
+        dialogue, first = await _begin(client, "archive.put", params, deadline)
+        try:
+            if isinstance(first, Response):
+                return _result("archive.put", first)
+            return await _carry(dialogue, source, digest)
+        finally:
+            dialogue.close()
+
+
+@asynccontextmanager
+async def _bounded(method: str, deadline: float | None) -> AsyncIterator[None]:
+    """Raises AgentSilent: the deadline has passed, and the agent has not said so."""
+    seconds = answer_limit(method, deadline)
+    limit = asyncio.timeout(seconds)
     try:
-        if isinstance(first, Response):
-            return _result("archive.put", first)
-        return await _carry(dialogue, source, digest)
-    finally:
-        dialogue.close()
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise AgentSilent(method, seconds or 0) from None
 
 
 async def _begin(
@@ -130,8 +148,19 @@ async def get_archive(
 ) -> Archived:
     """Gives ``sink`` the archive as it comes.
 
-    Raises RpcError, ConnectionLost, RemoteProtocolError; ArchiveBroken: it is not what the guest has sent.
+    Raises RpcError (AgentSilent some seconds behind the deadline), ConnectionLost, RemoteProtocolError;
+    ArchiveBroken: it is not what the guest has sent.
     """
+    async with _bounded("archive.get", deadline):
+        return await _get(client, params, sink, deadline)
+
+
+async def _get(
+    client: Client,
+    params: GetArchive,
+    sink: Callable[[bytes], Awaitable[None]],
+    deadline: float | None,
+) -> Archived:
     total, size = hashlib.sha256(), 0
     dialogue, message = await _begin(client, "archive.get", params, deadline)
     try:

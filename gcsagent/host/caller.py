@@ -109,7 +109,7 @@ class Caller(Closing):
             # An agent that was restarted must not carry out the same request twice.
             request_id = secrets.token_hex(8)
         wire = encode_params(method, params, deadline=deadline, request_id=request_id)
-        limit = _limit(method, deadline)
+        limit = answer_limit(method, deadline)
         try:
             async with asyncio.timeout(limit):
                 async for attempt in despite_losses(self._generation):
@@ -162,7 +162,7 @@ class Caller(Closing):
             raise RpcError(Code.UNIMPLEMENTED, f"the agent at {self.address} has no {feature}: upgrade it")
 
 
-def _limit(method: str, deadline: float | None) -> float | None:
+def answer_limit(method: str, deadline: float | None) -> float | None:
     """Seconds the host waits for an answer, or None for ever."""
     if deadline is not None:
         return deadline + GRACE_SECONDS

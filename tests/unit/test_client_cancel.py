@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gcsagent.host import caller
+from gcsagent.host.archive import get_archive, put_archive
 from gcsagent.host.client import Client
+from gcsagent.host.errors import AgentSilent
 from gcsagent.host.forward import ForwardStream
 from gcsagent.host.streams import Stream
 from protocol.families.agent import Pong
+from protocol.families.archive import GetArchive, PutArchive
 from protocol.families.container import CreateContainer
 from protocol.families.forward import ForwardOpened
 from tests.fakes.fake_agent import FakeAgent, with_client
@@ -76,5 +81,35 @@ def test_a_cancelled_read_of_a_forward_still_learns_of_its_end(tmp_path: Path) -
             said.set()
             async with asyncio.timeout(5):
                 assert await remote.read() == b""
+
+    with_client(tmp_path, body)
+
+
+@pytest.mark.parametrize("way", ["archive.put", "archive.get"])
+def test_an_archive_has_its_deadline_though_the_agent_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(caller, "GRACE_SECONDS", 0.1)
+
+    async def nothing_comes() -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
+
+    async def sink(data: bytes) -> None:
+        raise AssertionError(data)
+
+    async def hang(params: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def body(agent: FakeAgent, client: Client) -> None:
+        agent.handlers["archive.get"] = hang
+        work = (
+            put_archive(client, PutArchive(path="/x"), nothing_comes(), deadline=0.1)
+            if way == "archive.put"
+            else get_archive(client, GetArchive("/x"), sink, deadline=0.1)
+        )
+        async with asyncio.timeout(10):
+            with pytest.raises(AgentSilent, match=f"no answer to {way} in 0.2 s"):
+                await work
 
     with_client(tmp_path, body)
