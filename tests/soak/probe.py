@@ -5,6 +5,7 @@ The guest's python3 gets this file's source; it must not import anything of ours
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,8 +14,11 @@ import sys
 def children(pid: int) -> list[int]:
     found = []
     for task in os.listdir(f"/proc/{pid}/task"):
-        with open(f"/proc/{pid}/task/{task}/children") as file:
-            found += [int(word) for word in file.read().split()]
+        with (
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
+            open(f"/proc/{pid}/task/{task}/children") as file,
+        ):
+            found += [int(word) for word in file.read().split()]  # a thread that closes a pipe is soon gone
     return found
 
 
