@@ -63,8 +63,8 @@ class FakeVmm:
         finally:
             for way in ways:
                 way.cancel()
+            outer.close()  # before anything that the end of the fake could cancel
             await asyncio.gather(*ways, return_exceptions=True)
-            outer.close()
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
