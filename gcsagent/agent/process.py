@@ -62,16 +62,19 @@ class Process:
         return await asyncio.shield(self._exited)
 
     def signal(self, number: int) -> None:
-        """Raises FAILED_PRECONDITION when it has ended already."""
+        """Raises FAILED_PRECONDITION when it has ended already, or is not there yet."""
         try:
             if self.pidfd < 0:
                 raise ProcessLookupError
             signal.pidfd_send_signal(self.pidfd, number)
             self.killed = self.killed or number == signal.SIGKILL
         except ProcessLookupError as error:
+            creating = self.status is Status.CREATING
             raise RpcError(
                 Code.FAILED_PRECONDITION,
-                f"process {self.ident} of container {self.container} has already ended",
+                f"process {self.ident} of container {self.container}"
+                f" {'is still being created' if creating else 'has already ended'}",
+                status=(Status.CREATING if creating else Status.STOPPED).value,
             ) from error
 
     def kill(self) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from gcsagent.agent.container import ALLOWED, REQUESTS
 from gcsagent.host.client import Client
+from gcsagent.host.spec import exec_spec
 from protocol.errors import Code, RpcError
 from protocol.families.archive import GetArchive, PutArchive
 from protocol.families.checkpoint import MakeCheckpoint
@@ -129,3 +130,28 @@ async def _carried_out(
 @pytest.mark.parametrize("status", Status)
 def test_every_request_in_this_status(slow: Slow, status: Status) -> None:
     asyncio.run(_every_request(slow, status))
+
+
+def test_a_signal_to_an_exec_that_is_not_there_yet_or_no_more(slow: Slow) -> None:
+    async def kill(client: Client, box: str, message: str) -> str:
+        with pytest.raises(
+            RpcError, match=f"^FAILED_PRECONDITION: process p of container {box} {message}$"
+        ) as caught:
+            await client.kill_process(box, "p", "KILL")
+        return str(caught.value.details["status"])
+
+    async def body() -> None:
+        async with (
+            await connect(slow.target) as client,
+            asyncio.timeout(60),
+            _in_status(slow, client, Status.RUNNING) as box,
+        ):
+            (slow.directory / "slow").write_text("exec")
+            launching = asyncio.ensure_future(client.exec_process(Exec(box, "p", exec_spec(args=("true",)))))
+            async with slow.held():
+                assert await kill(client, box, "is still being created") == Status.CREATING
+            await launching
+            await client.wait_process(box, "p")
+            assert await kill(client, box, "has already ended") == Status.STOPPED
+
+    asyncio.run(body())
