@@ -26,7 +26,7 @@ from tenacity.stop import stop_base
 
 from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectFailed, ConnectionBroken, NotReady
 from gcsagent.host.text import printable
-from gcsagent.host.transport import Address, dial
+from gcsagent.host.transport import Address, dial, receive
 from protocol import PROTOCOL_MAX, PROTOCOL_MIN
 from protocol.connection import Connection, Role, State
 from protocol.errors import Code, RemoteProtocolError, RpcError
@@ -87,7 +87,10 @@ def answer(response: Response) -> Any:
 
 @dataclass(slots=True)
 class Dialogue:
-    """Owns a connected non-blocking socket. Not to be used by two tasks at once."""
+    """Owns a connected non-blocking socket. Not to be used by two tasks at once.
+
+    Reading may be cancelled and gone on with: no byte is lost.
+    """
 
     sock: socket.socket
     connection: Connection = field(default_factory=lambda: Connection(Role.CLIENT))
@@ -166,7 +169,7 @@ class Dialogue:
             self.connection.receive(b"")  # raises what was wrong behind the last good message
             raise ClosedByUs("the connection was closed by this side")
         try:
-            data = await asyncio.get_running_loop().sock_recv(self.sock, _CHUNK)
+            data = await receive(self.sock, _CHUNK)
         except OSError as error:
             raise ConnectionBroken(f"the connection to the agent broke: {error.strerror}") from error
         if not data:

@@ -35,7 +35,8 @@ class EventStream(Closing):
 
     Iterating raises ConnectFailed when the agent does not come back, RemoteProtocolError when it breaks the
     contract, ClosedByUs as soon as :meth:`aclose` is called. With ``strict`` it raises EventsMissed, once for
-    each gap and before what is behind it; iterating again goes on there.
+    each gap and before what is behind it; iterating again goes on there. A wait for the next event may be
+    cancelled, by ``asyncio.timeout`` for instance: none is lost by that.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from gcsagent.host.dialogue import Dialogue, despite_losses, encode_params, greet
 from gcsagent.host.errors import AgentSilent, ClosedByPeer, ClosedByUs, ConnectionBroken, OutputTruncated
-from gcsagent.host.transport import Address
+from gcsagent.host.transport import Address, bell
 from protocol.errors import Code, RpcError
 from protocol.families.stream import Attach, Attached
 from protocol.methods import ATTACH
@@ -154,7 +154,7 @@ class Stream:
     async def _readable(self) -> None:
         """Until there is something to read, or :meth:`finish_at` or :meth:`close` changes what is wanted."""
         loop = asyncio.get_running_loop()
-        ready, self._wake_reader = _bell()
+        ready, self._wake_reader = bell()
         fd = self._sock.fileno()  # of a socket the selector would have its repr, and so its addresses
         loop.add_reader(fd, self._wake_reader)
         try:
@@ -192,7 +192,7 @@ class Stream:
 
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
-        ready, self._wake_writer = _bell()
+        ready, self._wake_writer = bell()
         fd = self._sock.fileno()
         loop.add_writer(fd, self._wake_writer)
         try:
@@ -250,17 +250,6 @@ async def _ask_early(dialogue: Dialogue, wanted: Attach, launching: asyncio.Futu
         if error.code is not Code.NOT_FOUND or launching.cancelled() or launching.exception() is not None:
             raise
     return None
-
-
-def _bell() -> tuple[asyncio.Future[None], Callable[[], None]]:
-    """Something to wait for, and what ends the wait (any number of times)."""
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def ring() -> None:
-        if not future.done():
-            future.set_result(None)
-
-    return future, ring
 
 
 def _nobody() -> None:

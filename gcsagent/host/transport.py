@@ -9,6 +9,7 @@ import asyncio
 import errno
 import re
 import socket
+from collections.abc import Callable
 
 from gcsagent.host.errors import ConnectFailed, HandshakeFailed, NotReady
 from gcsagent.host.text import printable
@@ -64,6 +65,37 @@ async def dial(address: Address, *, handshake_timeout: float = HANDSHAKE_SECONDS
             raise _cannot(address, error) from error
         raise
     return sock
+
+
+async def receive(sock: socket.socket, size: int) -> bytes:
+    """Some bytes, b"" at the end. Raises OSError.
+
+    Cancelled it has taken nothing: ``loop.sock_recv`` loses what came in the moment of the cancellation.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return sock.recv(size)
+        except (BlockingIOError, InterruptedError):
+            pass
+        ready, ring = bell()
+        fd = sock.fileno()  # of a socket the selector would have its repr, and so its addresses
+        loop.add_reader(fd, ring)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(fd)
+
+
+def bell() -> tuple[asyncio.Future[None], Callable[[], None]]:
+    """Something to wait for, and what ends the wait (any number of times)."""
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def ring() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    return future, ring
 
 
 def _dial_unix(path: str) -> socket.socket:

@@ -95,6 +95,23 @@ def test_closing_ends_a_wait_for_an_agent_to_come_back(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_cancelled_wait_loses_nothing_that_came_just_then(tmp_path: Path) -> None:
+    async def body(ring: Ring, client: Client) -> None:
+        async with await client.events() as events:
+            waiting = await waiting_for_the_next(events)
+            ring.happen()
+            # The loop finds the socket readable, wakes the waiting task, and cancels it before it runs.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(lambda: loop.call_soon(waiting.cancel))
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert (await anext(events)).seq == 1
+            ring.happen()
+            assert (await anext(events)).seq == 2
+
+    with_ring(tmp_path, body)
+
+
 def test_a_strict_one_tells_once_of_what_the_ring_has_lost(tmp_path: Path) -> None:
     async def body(ring: Ring, client: Client) -> None:
         async with await client.events(strict=True) as events:
