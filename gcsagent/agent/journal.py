@@ -133,7 +133,7 @@ class Journal:
     def _trim(self) -> None:
         with os.scandir(self._directory) as entries:
             oldest = sorted((entry.stat().st_mtime_ns, entry.path) for entry in entries)
-        for _, path in oldest[: len(oldest) - MAX_STORED // 2]:
+        for _, path in oldest[: max(0, len(oldest) - MAX_STORED // 2)]:
             os.unlink(path)
         self._stored = min(len(oldest), MAX_STORED // 2)
 

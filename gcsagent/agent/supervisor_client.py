@@ -110,11 +110,21 @@ class SupervisorClient:
             self.tell("release", {"names": names})
 
     async def everything(self, kind: str) -> list[Any]:
-        """All of one kind that the supervisor keeps: names, calls, processes or exits."""
+        """All of one kind that the supervisor keeps: names, calls, processes or exits.
+
+        A page begins with the last item of the one before. Where that has changed, one before it has gone
+        meanwhile and the rest moved up: one of them might be missed.
+        """
         items: list[Any] = []
-        while page := await self.call("list", {"kind": kind, "start": len(items)}):
-            items += page
-        return items
+        while True:
+            page = await self.call("list", {"kind": kind, "start": max(0, len(items) - 1)})
+            if items and [_key(item) for item in page[:1]] != [_key(items[-1])]:
+                items = []
+                continue
+            more = page[1:] if items else page
+            if not more:
+                return items
+            items += more
 
     def _send(self, packet: bytes, fds: tuple[int, ...]) -> None:
         self._tell_released()
@@ -186,3 +196,8 @@ class SupervisorClient:
 def _close_received(future: asyncio.Future[tuple[Any, list[int]]]) -> None:
     if not future.cancelled() and future.exception() is None:
         channel.close_all(future.result()[1])
+
+
+def _key(item: Any) -> str:
+    """Of a listed item: a name, or a key and what belongs to it."""
+    return str(item if isinstance(item, str) else item[0])

@@ -235,7 +235,7 @@ def test_an_agent_without_a_supervisor_is_told_to_end(way: str) -> None:
 def test_everything_is_asked_for_page_by_page() -> None:
     async def body(supervisor: FakeSupervisor, _caller: Caller) -> None:
         task = asyncio.get_running_loop().create_task(supervisor.client.everything("names"))
-        for start, page in ((0, ["a", "b"]), (2, ["c"]), (3, [])):
+        for start, page in ((0, ["a", "b"]), (1, ["b", "c"]), (2, ["c"])):
             ident, arguments = await supervisor.asked("list")
             assert arguments == {"kind": "names", "start": start}
             supervisor.answer(ident, page)
@@ -271,3 +271,27 @@ def test_a_refusal_of_what_nobody_waits_for_is_logged(caplog: pytest.LogCaptureF
 
     scenario(body)
     assert [record.__dict__["error"] for record in caplog.records] == ["note: no"]
+
+
+@pytest.mark.parametrize("gone", [None, 0, 2, 3, 4])
+def test_what_is_listed_page_by_page_is_all_there_even_if_some_of_it_goes_meanwhile(gone: int | None) -> None:
+    async def body(supervisor: FakeSupervisor, _caller: Caller) -> None:
+        there = [[name, number] for number, name in enumerate("abcde")]
+        asking = asyncio.create_task(supervisor.client.everything("processes"))
+        pages = 0
+        while not asking.done():
+            asked = asyncio.create_task(supervisor.asked("list"))
+            await asyncio.wait([asked, asking], return_when=asyncio.FIRST_COMPLETED)
+            if not asked.done():
+                asked.cancel()
+                break
+            ident, arguments = asked.result()
+            supervisor.answer(ident, there[arguments["start"] : arguments["start"] + 3])
+            pages += 1
+            if gone is not None and pages == 1:
+                del there[gone]
+        found = await asking
+        assert [item for item in found if item in there] == there
+        assert len(found) <= 5
+
+    scenario(body)

@@ -280,6 +280,27 @@ class KilledOver(BaseException):
     """What an agent that is killed leaves behind: nothing but files."""
 
 
+def test_requests_that_leave_no_answer_push_none_out(tmp_path: Path) -> None:
+    """A signal to somebody who has gone is written down before it is sent, and struck out again."""
+
+    async def scenario() -> None:
+        journal = Journal(str(tmp_path))
+        kept = MAX_STORED // 2 - 100
+        for number in range(kept):
+            mark = RequestMark(f"kept{number}", "digest")
+            journal.begin(mark)
+            journal.finish(mark, Created(number))
+        for number in range(MAX_STORED - kept + 1):
+            mark = RequestMark(f"failed{number}", "digest")
+            journal.begin(mark)
+            journal.begun(mark)
+            journal.finish(mark, RpcError(Code.NOT_FOUND, "gone"))
+        missing = [number for number in range(kept) if journal.find(f"kept{number}") is None]
+        assert missing == []
+
+    watched_loop.run(scenario())
+
+
 def test_the_store_is_bounded_and_survives_broken_files(tmp_path: Path) -> None:
     async def scenario() -> None:
         journal = Journal(str(tmp_path))
