@@ -339,7 +339,6 @@ class Lifecycle:
     async def undo_exec(self, container: Container, process: Process) -> None:
         if process.pid and process.early_exit is None:
             process.kill()
-        self._registry.keeper.supervisor.tell("forget_process", {"process": process.key})
         kill_strays(container, process)
         self._release_terminal(process)
         self._registry.forget_process(container, process)

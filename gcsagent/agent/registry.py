@@ -287,7 +287,7 @@ class Registry:
         with contextlib.suppress(OSError):  # a full disk: after a kill just now it is merely listed again
             doomed = container.directory.doom(process.ident, place)
         self.journal.record(mark, answer)
-        _drop(container, process)
+        self._drop(container, process)
         if doomed:
             remove_process(doomed)
         else:
@@ -303,8 +303,14 @@ class Registry:
     def forget_process(self, container: Container, process: Process) -> None:
         """Removes an exec that has ended, or never began."""
         self._remove_fifos(container, process)
-        _drop(container, process)
+        self._drop(container, process)
         container.directory.discard(process.ident, process.pid)
+
+    def _drop(self, container: Container, process: Process) -> None:
+        process.close()
+        container.processes.pop(process.ident, None)
+        # One that ended while its container was being deleted has not been retired.
+        self.keeper.supervisor.tell("forget_process", {"process": process.key})
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Runs ``work`` on its own; what it raises is logged."""
@@ -322,8 +328,3 @@ class Registry:
         self._background.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("work in the background failed", exc_info=task.exception())
-
-
-def _drop(container: Container, process: Process) -> None:
-    process.close()
-    container.processes.pop(process.ident, None)

@@ -13,7 +13,19 @@ from protocol.errors import RpcError
 from protocol.families.process import Exec
 from tests.cases.agents import RunningAgent, stopped_clean
 from tests.cases.spine import close_box, open_box
-from tests.cases.target import OUTPUT, PIPES, Target, connect, creation, name, run, running, terminal
+from tests.cases.target import (
+    OUTPUT,
+    PIPES,
+    Target,
+    connect,
+    creation,
+    executing,
+    expect,
+    name,
+    run,
+    running,
+    terminal,
+)
 
 pytestmark = pytest.mark.timeout(180)
 SECONDS = 150.0
@@ -114,6 +126,39 @@ def test_fifty_execs_that_fail(quiet_agent: RunningAgent, target: Target) -> Non
         await forget_whatever_became_of_it(client, params)
 
     repeat(quiet_agent, target, 50, work)
+
+
+PIPE_FOR_PASSWD = """
+rm /etc/passwd; mkfifo /etc/passwd
+echo ready
+exec 3>/etc/passwd
+echo asked
+exec sleep 100000
+"""
+
+
+def test_an_exec_that_the_workload_keeps_waiting_while_its_container_goes(
+    quiet_agent: RunningAgent, target: Target
+) -> None:
+    """The runtime reads the container's /etc/passwd, and is over that when both are killed."""
+
+    async def scene() -> None:
+        async with (
+            asyncio.timeout(SECONDS),
+            await connect(target) as client,
+            running(target, client) as init,
+            executing(client, init.container, "sh", "-c", PIPE_FOR_PASSWD) as shell,
+        ):
+            await expect(shell.streams["stdout"], b"ready\n")
+            waiting = asyncio.create_task(run(client, init.container, "true"))
+            await expect(shell.streams["stdout"], b"asked\n")
+            await client.delete_container(init.container, force=True)
+            with contextlib.suppress(RpcError):
+                await waiting
+
+    held = quiet_agent.holdings()
+    asyncio.run(scene())
+    quiet_agent.assert_holds(held)
 
 
 async def forget_whatever_became_of_it(client: Client, params: Exec) -> None:
