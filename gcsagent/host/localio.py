@@ -27,14 +27,17 @@ class LocalReader:
 
     async def read(self, size: int = CHUNK) -> bytes:
         """Some bytes, b"" at the end. A terminal that was hung up, or no descriptor at all, is at its end."""
-        try:
-            loop = asyncio.get_running_loop()
-            await _until(self._fd, loop.add_reader, loop.remove_reader)
-            return os.read(self._fd, size)
-        except OSError as error:
-            if error.errno in (errno.EIO, errno.EBADF):
-                return b""
-            raise
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await _until(self._fd, loop.add_reader, loop.remove_reader)
+                return os.read(self._fd, size)
+            except BlockingIOError:  # of somebody else's making, who was also faster
+                continue
+            except OSError as error:
+                if error.errno in (errno.EIO, errno.EBADF):
+                    return b""
+                raise
 
 
 class LocalWriter:

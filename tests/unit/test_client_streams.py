@@ -14,6 +14,7 @@ import pytest
 from gcsagent.host.bridge import LocalStdio, bridge
 from gcsagent.host.client import Client
 from gcsagent.host.errors import ClosedByPeer, ClosedByUs, ConnectionBroken, OutputTooLarge, OutputTruncated
+from gcsagent.host.localio import LocalReader
 from gcsagent.host.process import Completed, RemoteProcess
 from gcsagent.host.streams import Stream
 from protocol.errors import Code, RpcError
@@ -461,6 +462,24 @@ def test_the_shells_descriptor_stays_blocking(tmp_path: Path) -> None:
             os.close(write_end)
 
     with_client(tmp_path, body)
+
+
+def test_input_that_somebody_else_has_taken_is_waited_for() -> None:
+    """Two that share a pipe that one of them has made non-blocking."""
+
+    async def scenario() -> None:
+        reading, writing = os.pipe2(os.O_NONBLOCK)
+        ours, theirs = os.dup(reading), os.dup(reading)
+        both = {asyncio.create_task(LocalReader(fd).read()) for fd in (ours, theirs)}
+        for word in (b"one", b"two"):
+            await asyncio.sleep(0.01)
+            os.write(writing, word)
+            done, both = await asyncio.wait(both, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result() for task in done] == [word]
+        for fd in (reading, writing, ours, theirs):
+            os.close(fd)
+
+    asyncio.run(scenario())
 
 
 def test_broken_local_output_ends_the_process_as_at_home(tmp_path: Path) -> None:

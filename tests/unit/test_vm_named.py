@@ -159,6 +159,25 @@ def test_sigterm_while_starting_leaves_nothing(host: FakeHost) -> None:
     assert host.processes() == []
 
 
+def test_a_start_is_told_that_somebody_has_stopped_its_vm(host: FakeHost) -> None:
+    told, tell = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            start("web", "hang")
+        except VmError as error:
+            os.write(tell, str(error).encode())
+        os._exit(0)
+    os.close(tell)
+    assert eventually(lambda: [each.state for each in VmStore().list()]) == ["starting"]
+    vm("stop", "web")
+    with open(told, encoding="utf-8") as words:
+        assert words.read() == "it was stopped before it was ready"
+    os.waitpid(process, 0)
+    assert host.leftovers() == []
+    assert host.processes() == []
+
+
 def test_a_crashed_vm_keeps_its_console_until_it_is_stopped(
     host: FakeHost, capsys: pytest.CaptureFixture[str]
 ) -> None:

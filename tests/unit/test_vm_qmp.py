@@ -100,6 +100,7 @@ def test_silence_ends_at_the_deadline_and_a_late_answer_harms_nobody() -> None:
     [
         (b"close", "QEMU closed its monitor"),
         (b"nonsense\n", "not JSON"),
+        (b"[" * 500_000 + b"\n", "not JSON"),
         (b"[1]\n", "not an object"),
         (b"x" * (2 << 20), "more than 1048576 bytes"),
     ],
@@ -112,6 +113,13 @@ def test_a_broken_monitor_fails_what_is_in_flight_and_what_follows(reply: bytes,
             await client.execute("query")
 
     talk(lambda command: reply, body)
+
+
+def test_an_answer_to_what_nobody_can_have_asked_harms_nobody() -> None:
+    async def body(client: QmpClient, events: list[QmpEvent]) -> None:
+        assert await client.execute("query", timeout=5) == "yes"
+
+    talk(lambda command: b'{"return": {}, "id": [1]}\n' + answered(command, "yes"), body)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from gcsagent.host.errors import HostError
 from gcsagent.host.forwards import Listening, Wanted, kept, listening
 from gcsagent.host.vm import control, tools
 from gcsagent.host.vm.config import VmConfig, VmExit
-from gcsagent.host.vm.errors import BootError, VmError
+from gcsagent.host.vm.errors import BootError, LaunchError, VmError
 from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.named import PULL_PLUG, NamedVm, boot_id, read_record, remove, write_record
 from gcsagent.host.vm.process import start_time
@@ -65,6 +65,7 @@ class Keeper:
             return 1
         if ended is None:
             remove(self._directory)
+            report({"error": describe(LaunchError("it was stopped before it was ready"))})
         else:
             self._record_end(ended)
         return 0

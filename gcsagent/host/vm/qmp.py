@@ -159,7 +159,7 @@ class QmpClient:
             raise QmpClosed("QEMU closed its monitor")
         try:
             message = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise QmpError(f"QEMU sent something that is not JSON: {line[:80]!r}") from error
         if not isinstance(message, dict):
             raise QmpError(f"QEMU sent something that is not an object: {line[:80]!r}")
@@ -170,7 +170,8 @@ class QmpClient:
             data = message.get("data")
             self._on_event(QmpEvent(message["event"], data if isinstance(data, dict) else {}))
             return
-        answer = self._pending.get(message.get("id", 0))
+        ident = message.get("id")
+        answer = self._pending.get(ident) if isinstance(ident, int) else None
         # An answer that nobody waits for any more belongs to a command whose deadline has passed.
         if answer is None or answer.done():
             return
