@@ -4,7 +4,8 @@ While a request runs it is *pending*: the same one joins it. When it has succeed
 ``<state>/requests/``; when it failed it has changed nothing and is forgotten. Launches carry their
 ``request_id`` in their process document as well, so that one which was under way when the agent was killed
 is found by the next agent and its repeat is answered from what became of it (:mod:`gcsagent.agent.reload`).
-A signal leaves no such trace: that it is about to be sent is written down where its answer will be.
+A signal leaves no such trace, nor does an interface that is removed: that this is about to be done is written
+down where its answer will be.
 """
 
 from __future__ import annotations

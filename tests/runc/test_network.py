@@ -301,6 +301,33 @@ def test_an_address_an_agent_was_killed_over_is_taken(
     asyncio.run(asyncio.wait_for(work(), 60))
 
 
+def test_an_agent_killed_over_a_removal_that_has_happened(
+    equipped: RunningAgent, toolbox: Toolbox, tmp_path: Path, rootfs: str
+) -> None:
+    """The client asks again, under the same request_id, and hears that it is done."""
+    target = Target(equipped.address, rootfs, box="", pace=1.0, execs=1)
+    begun, fifo = tmp_path / "begun", tmp_path / "go"
+    os.mkfifo(fifo)
+    hold = f"[ -e {begun} ] || {{ echo >{begun}; read x <{fifo}; }}"
+    script = f"""case "$*" in
+        *batch*) said=$(cat); echo "$said" | $REAL "$@"; case "$said" in *"link del"*) {hold} ;; esac ;;
+        *) exec $REAL "$@" ;;
+    esac"""
+
+    async def work() -> None:
+        async with await connect(target) as client:
+            await network.apply(client, ApplyNetwork(interfaces=(Interface("br8", bridge=True),)))
+            with toolbox.replaced("ip", script):
+                removing = asyncio.ensure_future(network.remove(client, "br8"))
+                assert await asyncio.to_thread(eventually, begun.exists)
+                os.kill(equipped.agent_pid, signal.SIGKILL)
+                await asyncio.to_thread(fifo.write_text, "go\n")
+                await removing
+            assert await names_become(client, "lo") == ["lo"]
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
 def test_masquerading_that_cannot_be_looked_at_is_not_replaced(
     equipped: RunningAgent, toolbox: Toolbox, tmp_path: Path, rootfs: str
 ) -> None:

@@ -80,7 +80,10 @@ class NetworkService:
             async with self.changing(guest) as changes:
                 target.check_lives()
                 links = await kernel.links(self.tools, target, LOOK_SECONDS)
+                if call.begun_before and name not in links:
+                    return Empty()  # an agent was killed over this very request, when that had happened
                 step = _removal(name, links, target)
+                self.registry.journal.begun(call.mark)
                 masquerade = await self._without(links[name], target)
                 if masquerade is not None:
                     await self._masquerade(changes, target, masquerade, call.timeout)
