@@ -24,13 +24,13 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.checkpoints_dir import CheckpointDir, CheckpointStore, Saved
 from gcsagent.agent.container import Container
 from gcsagent.agent.journal import UNDONE, RequestMark
-from gcsagent.agent.lifecycle import bounded
 from gcsagent.agent.logs import context
 from gcsagent.agent.overlay import lower_of
 from gcsagent.agent.pods.pod import ALONE
 from gcsagent.agent.process_dir import write_json
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import CriuOptions, RuntimeFailure, change_call, checkpoint_call
+from gcsagent.agent.undoing import Held, bounded
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
 from protocol.families.checkpoint import Checkpoint, CheckpointList, CheckpointRef, MakeCheckpoint
@@ -71,7 +71,7 @@ class CheckpointService:
 
     async def checkpoint(self, params: MakeCheckpoint, call: Call) -> Checkpoint:
         container = self._registry.get(params.container)
-        async with container.changing:
+        async with Held(container.changing) as held:
             container.check("checkpoint")
             _check_pod(container)
             _check_processes(container)
@@ -81,7 +81,7 @@ class CheckpointService:
                 await self._save(container, plan, call)
                 about = await self._complete(container, plan)
             except BaseException:
-                await bounded(self._undo(container, plan))
+                await bounded(self._undo(container, plan), held)
                 raise
         self._registry.check_auto_delete(container, container.init)
         return about

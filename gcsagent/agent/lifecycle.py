@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import json
 import logging
 import os
 import time
-from collections.abc import Coroutine
 from typing import Any
 
 from gcsagent.agent import bundle, fifos, overlay, sidecar, stdio
 from gcsagent.agent.attachable import Attachable
-from gcsagent.agent.call import CLEANUP_SECONDS, Call
+from gcsagent.agent.call import Call
 from gcsagent.agent.container import Container
 from gcsagent.agent.failures import explain_launch, to_rpc_error
 from gcsagent.agent.logs import context
@@ -27,6 +25,7 @@ from gcsagent.agent.registry import DELETE_SECONDS, Registry
 from gcsagent.agent.runtime import Launched, RuntimeFailure, launch_call, start_call
 from gcsagent.agent.strays import kill_strays
 from gcsagent.agent.turns import ASKED_BY
+from gcsagent.agent.undoing import bounded
 from gcsagent.common.files import write_new
 from protocol.checks import INIT
 from protocol.errors import Code, RpcError
@@ -360,24 +359,3 @@ def failure_of(error: BaseException, call: Call) -> RpcError:
     if isinstance(error, asyncio.CancelledError):
         return call.aborted or RpcError(Code.CANCELLED, f"{call.method} was given up")
     return to_rpc_error(error)
-
-
-async def bounded(cleanup: Coroutine[Any, Any, None]) -> None:
-    """Runs an undo to its end even if its caller is cancelled again, but not for ever.
-
-    It is the agent's own work, and waits for no turn.
-    """
-    context = contextvars.copy_context()
-    context.run(ASKED_BY.set, 0)
-    task = asyncio.get_running_loop().create_task(cleanup, context=context)
-    task.add_done_callback(_log_failure)
-    try:
-        await asyncio.wait([task], timeout=CLEANUP_SECONDS)
-    except asyncio.CancelledError:
-        await asyncio.wait([task], timeout=CLEANUP_SECONDS)
-        raise
-
-
-def _log_failure(task: asyncio.Task[None]) -> None:
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("undoing a request failed", exc_info=task.exception())

@@ -18,13 +18,14 @@ from gcsagent.agent.call import Call
 from gcsagent.agent.checkpoint import TAR_OPTIONS, criu_options
 from gcsagent.agent.checkpoints_dir import CheckpointDir, CheckpointStore, Saved
 from gcsagent.agent.container import Container
-from gcsagent.agent.lifecycle import Lifecycle, bounded, failure_of
+from gcsagent.agent.lifecycle import Lifecycle, failure_of
 from gcsagent.agent.oci.check_namespaces import mapped_root
 from gcsagent.agent.process import Process
 from gcsagent.agent.registry import Registry
 from gcsagent.agent.runtime import RuntimeFailure, launch_call
 from gcsagent.agent.stdio import PreparedStdio
 from gcsagent.agent.streams import InputStream
+from gcsagent.agent.undoing import bounded
 from protocol.checks import INIT
 from protocol.dataclass import replace
 from protocol.errors import Code, RpcError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from gcsagent.agent import lifecycle, mountinfo
+from gcsagent.agent import mountinfo, undoing
 from gcsagent.agent.call import Call
 from gcsagent.agent.calls import Caller, Outcome
 from gcsagent.agent.journal import RequestMark
@@ -434,7 +434,7 @@ def test_a_mount_whose_undoing_takes_long_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Longer than its request is: whoever asks for the same meanwhile neither joins it nor spins."""
-    monkeypatch.setattr(lifecycle, "CLEANUP_SECONDS", 0.01)
+    monkeypatch.setattr(undoing, "CLEANUP_SECONDS", 0.01)
 
     async def scenario() -> None:
         mounter = Stubborn(fails=1)

@@ -24,9 +24,9 @@ from gcsagent.agent.guest import entropy
 from gcsagent.agent.guest.clock import step
 from gcsagent.agent.guest.hold import Hold, HoldFile
 from gcsagent.agent.guest.only import refuse_outside
-from gcsagent.agent.lifecycle import bounded
 from gcsagent.agent.storage.freezer import THAW_SECONDS
 from gcsagent.agent.storage.table import Entry, boot_time_ns
+from gcsagent.agent.undoing import Held, bounded
 from protocol.errors import Code, RpcError
 from protocol.families.guest import SetTime
 from protocol.families.snapshot import PrepareSnapshot, ResumeSnapshot, SnapshotHeld, SnapshotResumed
@@ -55,7 +55,7 @@ class SnapshotService:
     # -- holding --------------------------------------------------------------------------------
 
     async def prepare(self, params: PrepareSnapshot, call: Call) -> SnapshotHeld:
-        async with self._changing:
+        async with Held(self._changing) as held:
             self._check_is(params.snapshot)
             before, hold = self._hold, self._hold or Hold(params.snapshot, 0, ())
             self._owed = None
@@ -78,7 +78,7 @@ class SnapshotService:
                 self._file.write(hold)
             except BaseException:
                 if before is None:
-                    await bounded(self._undo(hold))
+                    await bounded(self._undo(hold), held)
                 raise
             call.commit()
             self._keep(hold)

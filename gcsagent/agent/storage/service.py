@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from gcsagent.agent import mountinfo
 from gcsagent.agent.call import Call
-from gcsagent.agent.lifecycle import bounded
 from gcsagent.agent.storage import users, wanted
 from gcsagent.agent.storage.freezer import THAW_SECONDS, Freezer
 from gcsagent.agent.storage.mounter import UNDO_SECONDS, Mounter
 from gcsagent.agent.storage.table import Entry, Table, same
 from gcsagent.agent.storage.tools import Tools
+from gcsagent.agent.undoing import Held, bounded
 from protocol.errors import Code, RpcError
 from protocol.families.storage import (
     FreezeStorage,
@@ -81,25 +81,17 @@ class StorageService:
                 pass  # whoever is at it has ended: look again
         self._check_hides_nothing(asked)
         entry = self.table.begin(asked)
-        await entry.changing.acquire()  # nobody has it yet
-        try:
-            await self.mounter.make(entry, call.timeout)
-            entry.status = MountStatus.MOUNTED
-            self.table.save(entry)
-        except BaseException:
-            entry.status = MountStatus.MOUNTING
-            await bounded(self._give_back(entry))
-            raise
-        call.commit()
-        entry.changing.release()
+        async with Held(entry.changing) as held:  # at once: nobody has it yet
+            try:
+                await self.mounter.make(entry, call.timeout)
+                entry.status = MountStatus.MOUNTED
+                self.table.save(entry)
+            except BaseException:
+                entry.status = MountStatus.MOUNTING
+                await bounded(self.take_back(entry), held)
+                raise
+            call.commit()
         return entry.state(asked.mount)
-
-    async def _give_back(self, entry: Entry) -> None:
-        """It is nobody else's until it has been undone, which may take longer than its request waits."""
-        try:
-            await self.take_back(entry)
-        finally:
-            entry.changing.release()
 
     def _hold(self, entry: Entry, ident: str, call: Call) -> MountState:
         if ident not in entry.holders:
