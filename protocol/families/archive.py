@@ -25,7 +25,7 @@ class PutArchive:
     """The archive is one file or directory of this name: it goes into `path` if that is a directory, else
     it becomes `path`."""
     directory: bool = False
-    """With `copy`: it is a directory."""
+    """With `copy`: it is a directory, which is refused before it is sent where it cannot go."""
     special: bool = False
     """Devices and fifos may be made; without, an archive that has one is refused."""
     max_entries: Annotated[int, _COUNT] | None = None
