@@ -298,7 +298,7 @@ def test_requests_that_leave_no_answer_push_none_out(tmp_path: Path) -> None:
         missing = [number for number in range(kept) if journal.find(f"kept{number}") is None]
         assert missing == []
 
-    watched_loop.run(scenario())
+    asyncio.run(scenario())  # thousands of files in one go, as below
 
 
 def test_the_store_is_bounded_and_survives_broken_files(tmp_path: Path) -> None:
