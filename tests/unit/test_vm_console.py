@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gcsagent.host.vm import consolelog
 from gcsagent.host.vm.console import STAGES, BootFailure, ConsoleMonitor, LineSplitter, sanitize, scan
 from gcsagent.host.vm.consolelog import ConsoleLog, follow, previous, read_log
 
@@ -175,6 +178,26 @@ def test_following_a_log_through_its_rotations(tmp_path: Path) -> None:
     log.close()
     assert previous(path).exists()
     assert seen.split() == [b"before", *(b"%d" % number for number in range(50))]
+
+
+def test_a_log_that_cannot_be_rotated_costs_log_not_the_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ConsoleLog(tmp_path / "console.log", limit=100)
+    log.write(b"x" * 90)
+
+    def refuse(path: Path) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(consolelog, "_create", refuse)
+        log.write(b"y" * 20)
+    with (tmp_path / "another").open("wb"):
+        log.write(b"z" * 20)
+    assert (tmp_path / "another").read_bytes() == b"", "its descriptor was not the log's"
+    shutil.rmtree(tmp_path)
+    log.write(b"y" * 200)
+    log.close()
 
 
 def test_a_full_disk_costs_log_not_the_vm(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ class ConsoleLog:
 
     def write(self, data: bytes) -> None:
         """Appends console bytes."""
-        if self._size + len(data) > self._limit:
-            self._rotate()
         try:
+            if self._size + len(data) > self._limit:
+                self._rotate()
             self._size += os.write(self._fd, data)
         except OSError:
             return
@@ -44,9 +44,10 @@ class ConsoleLog:
 
     def _rotate(self) -> None:
         os.replace(self.path, previous(self.path))
+        # Made first: of a descriptor that is closed the number may soon be somebody else's.
+        fresh = _create(self.path)
         os.close(self._fd)
-        self._fd = _create(self.path)
-        self._size = 0
+        self._fd, self._size = fresh, 0
 
 
 def previous(path: Path) -> Path:
