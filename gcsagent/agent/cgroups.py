@@ -42,7 +42,8 @@ class CgroupMounts:
         self._v2: list[str] = []
         self._has: dict[str, frozenset[str]] = {}  # v1: controllers by mount point
         seen: set[tuple[int, int]] = set()
-        with open(mounts_file, encoding="utf-8") as file:
+        # Whatever others have mounted and called; a carriage return ends no line.
+        with open(mounts_file, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             for line in file:
                 _, point, kind, options, *_ = line.split(" ")
                 if kind in ("cgroup", "cgroup2") and _is_new(point, seen):

@@ -34,7 +34,8 @@ class Mounted:
 
 def read(path: str = "/proc/self/mountinfo") -> list[Mounted]:
     """Every mount; of those on one directory the last is on top."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    # A carriage return is part of a name like any other character.
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         return [parse(line) for line in file]
 
 

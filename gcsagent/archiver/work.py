@@ -85,7 +85,7 @@ def get(job: Job, peer: Peer, params: GetArchive) -> Archived:
     choice = pack.Choice(
         uids=job.uids,
         gids=job.gids,
-        made_up=pack.made_up(Path(job.mountinfo).read_text(errors="surrogateescape")),
+        made_up=pack.made_up(Path(job.mountinfo).read_bytes().decode(errors="surrogateescape")),
         max_entries=params.max_entries or unpack.MAX_ENTRIES,
         max_bytes=params.max_bytes,
     )

@@ -124,7 +124,7 @@ def _pack(source: str, name: str, manner: Manner, writing: int) -> None:
 
 
 def _made_up() -> frozenset[int]:
-    with open("/proc/self/mountinfo", errors="surrogateescape") as file:
+    with open("/proc/self/mountinfo", errors="surrogateescape", newline="\n") as file:
         return pack.made_up(file.read())
 
 

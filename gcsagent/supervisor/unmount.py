@@ -57,7 +57,7 @@ _ESCAPE = re.compile(rb"\\([0-7]{3})")
 def mounted(mountinfo: str = MOUNTINFO) -> list[str]:
     """What has something behind it, in the order to unmount it in (proc_pid_mountinfo(5))."""
     with open(mountinfo, "rb") as file:
-        lines = [line.split() for line in file]
+        lines = [line.rstrip(b"\n").split(b" ") for line in file]
     points = [
         _ESCAPE.sub(lambda octal: bytes([int(octal[1], 8)]), fields[4])
         for fields in lines

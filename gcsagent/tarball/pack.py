@@ -79,7 +79,7 @@ class Choice:
 def made_up(mountinfo: str) -> frozenset[int]:
     """Those among the mounts of a proc_pid_mountinfo(5) file."""
     found = set()
-    for line in mountinfo.splitlines():
+    for line in mountinfo.split("\n"):
         before, _, after = line.partition(" - ")
         if after.split(" ", 1)[0] in MADE_UP:
             major, _, minor = before.split()[2].partition(":")

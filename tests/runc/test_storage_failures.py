@@ -649,3 +649,19 @@ def test_a_mount_that_resists_does_not_hold_up_the_end(toolbox: Toolbox) -> None
         assert eventually(lambda: "jammed" in agent.log_tail())
     finally:
         agent.destroy()
+
+
+def test_a_place_whose_name_has_a_carriage_return(place: Place) -> None:
+    """The kernel shows it as it is in its tables of mounts, where it ends no line."""
+
+    async def story(client: Client) -> None:
+        target = place.directory / "a\rb\x0bc\u2028d\x85e"
+        state = await storage.mount(client, tmpfs(name("m"), target=str(target)))
+        other = await storage.mount(client, tmpfs(name("m")))
+        os.kill(place.agent.agent_pid, signal.SIGKILL)
+        assert await storage.list_mounts(client) == (state, other)
+        for each in (other, state):
+            await storage.unmount(client, each.mount)
+        assert not target.exists()
+
+    told(place.agent, story)

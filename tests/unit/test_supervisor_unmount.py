@@ -41,6 +41,12 @@ def test_last_mounted_first_unmounted_and_nothing_of_the_kernels_own(mountinfo: 
     ]
 
 
+def test_nothing_but_a_space_ends_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "mountinfo"
+    path.write_text("36 1 0:51 / /odd\rna\x0bme rw - virtiofs odd rw\n")
+    assert unmount.mounted(str(path)) == ["/odd\rna\x0bme"]
+
+
 def busybox(tmp_path: Path, body: str) -> str:
     """A shell that does ``body`` and then what the real one is asked to, with our umount, mount and sync."""
     path = tmp_path / "busybox"

@@ -434,4 +434,5 @@ def test_the_names_of_entries_follow_the_path_asked_for(world: Path) -> None:
 
 def test_made_up_file_systems_are_known_by_their_mounts() -> None:
     lines = "22 28 0:21 / /proc rw,nosuid shared:5 - proc proc rw\n31 28 8:1 / / rw - ext4 /dev/sda1 rw\n"
-    assert made_up(lines) == {os.makedev(0, 21)}
+    lines += "32 28 0:22 / /odd\rna\x0bme\u2028 rw - sysfs sysfs rw\n"
+    assert made_up(lines) == {os.makedev(0, 21), os.makedev(0, 22)}
