@@ -22,7 +22,8 @@ from tests.cases.agents import RunningAgent, stopped_clean
 from tests.cases.target import OUTPUT, PIPES, Target, creation, expect, run
 from tests.fakes import pipe_holder
 
-SECONDS = 40.0
+pytestmark = pytest.mark.timeout(180)
+SECONDS = 90.0
 
 
 @pytest.fixture
