@@ -277,9 +277,7 @@ class TtyStream(Attachable):
         try:
             eof.type(self._fd)
         except BlockingIOError:
-            if (
-                self._input is None or not self._input.waits_for_sink
-            ):  # else that comes here when it has moved
+            if self._input is None or not self._input.waits_for_sink:  # else it comes here when it has moved
                 self._loop.add_writer(self._fd, self._on_room)
         except OSError:
             return  # hung up: there is nobody to tell
