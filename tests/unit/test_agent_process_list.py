@@ -76,6 +76,7 @@ def test_readers_that_hang_are_bounded_and_keep_nobody_else_waiting(monkeypatch:
         assert gate.wait(30)
         return ProcessList(left_out=1)
 
+    monkeypatch.setattr(process_list, "TURN_SECONDS", 0.05)
     monkeypatch.setattr(process_list, "read_page", hang)
     monkeypatch.setattr(process_list, "scope_of", lambda container: scope())
     container = SimpleNamespace(check=lambda action: None)
@@ -97,6 +98,20 @@ def test_readers_that_hang_are_bounded_and_keep_nobody_else_waiting(monkeypatch:
         assert [found.left_out for found in await asyncio.gather(*hanging[1:])] == [1] * (MAX_STUCK - 1)
         await asyncio.to_thread(_join_readers)  # the cancelled one's, too
         assert (await ask()).left_out == 1
+
+    asyncio.run(body())
+
+
+def test_a_crowd_of_readers_is_served_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_list, "read_page", lambda *_: ProcessList(left_out=1))
+    monkeypatch.setattr(process_list, "scope_of", lambda container: scope())
+    container = SimpleNamespace(check=lambda action: None)
+    service_registry = SimpleNamespace(get=lambda ident: container)
+
+    async def body() -> None:
+        service = ProcessListService(cast(Any, service_registry))
+        asked = (service.processes(ListProcesses("c"), cast(Any, None)) for _ in range(5 * MAX_STUCK))
+        assert [found.left_out for found in await asyncio.gather(*asked)] == [1] * 5 * MAX_STUCK
 
     asyncio.run(body())
 
