@@ -264,12 +264,12 @@ def stopped_clean(running: RunningAgent) -> Generator[RunningAgent]:
 
 
 def children(pid: int) -> list[int]:
-    """Of all threads; zombies count."""
-    return [
-        int(child)
-        for task in Path(f"/proc/{pid}/task").iterdir()
-        for child in (task / "children").read_text().split()
-    ]
+    """Of all threads, of which PID 1 has some for a moment; zombies count."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 def walk(top: Path) -> list[Path]:
