@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from gcsagent.agent import seccomp
+from gcsagent.agent import seccomp, seccomp_splice
 from gcsagent.agent.oci import guest_devices, users
 from gcsagent.agent.oci.capabilities import expand_all
 from gcsagent.agent.oci.check import check_spec
@@ -46,7 +46,7 @@ def load(params: CreateContainer, adapt: Callable[[dict[str, Any]], None] | None
     expand_all(spec["process"])
     _set_domainname(spec)
     guest_devices.fill_in(spec)
-    return spec if params.allow_vsock else seccomp.deny_vsock(spec)
+    return spec if params.allow_vsock else seccomp_splice.spare_pipes(seccomp.deny_vsock(spec))
 
 
 def finish(spec: dict[str, Any], stdio: Stdio, cgroups_path: str) -> dict[str, Any]:

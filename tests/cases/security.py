@@ -160,6 +160,37 @@ async def what_is_allowed_vsock_is_not_filtered(target: Target) -> None:
                 assert done.stdout.split() == [b"Seccomp:", mode]
 
 
+SPLICES = """
+import errno, os, socket
+reading, writing = socket.socketpair()
+spare = os.dup(1)
+writing.send(b"kept ")
+try:
+    os.splice(reading.fileno(), 1, 5)
+except OSError as error:
+    os.write(1, errno.errorcode[error.errno].encode() + b" ")
+assert os.splice(reading.fileno(), 1, 5, flags=os.SPLICE_F_NONBLOCK) == 5
+writing.send(b"elsewhere")
+assert os.splice(reading.fileno(), spare, 9) == 9
+"""
+
+
+@case
+async def a_splice_that_may_wait_keeps_no_standard_output_from_the_agent(target: Target) -> None:
+    """With a profile of its own, too. Such a call would wait with the pipe's lock in its hands."""
+    everything = {"names": ["splice", "socket"], "action": "SCMP_ACT_ALLOW"}
+
+    def allows_by_rule(spec: dict[str, Any]) -> None:
+        spec["linux"]["seccomp"] = {"defaultAction": "SCMP_ACT_LOG", "syscalls": [everything]}
+
+    async with await connect(target) as client:
+        for change in (None, allows_by_rule):
+            args = ("python3", "-c", SPLICES)
+            async with running(target, client, *args, stdio=OUTPUT, spec=change) as init:
+                done = await init.communicate()
+                assert (done.stdout, done.stderr) == (b"EINVAL kept elsewhere", b"")
+
+
 @case
 async def a_tracer_that_does_not_let_go_of_the_dead_keeps_nobody_else_waiting(target: Target) -> None:
     """It sees the end of what it traces before the supervisor may, and takes as long as it likes."""
