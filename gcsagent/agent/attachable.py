@@ -24,7 +24,7 @@ from gcsagent.agent.relay import MiddlePipe
 from gcsagent.agent.supervisor_client import SupervisorClient
 from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
-from protocol.types import StreamMode, StreamState
+from protocol.types import StreamState
 
 REPLY_SIZE = 65_536
 """Bytes of a reply at the most: what a pipe holds."""
@@ -104,60 +104,6 @@ class Stream(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-class Unattachable:
-    """A stream nobody can attach to, and what is the same for all of that kind."""
-
-    refusal = ""
-    """What whoever tries is told."""
-
-    def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
-        raise RpcError(Code.FAILED_PRECONDITION, self.refusal)
-
-    def attach(
-        self,
-        connection: socket.socket,
-        take: bool,
-        reply: bytes,
-        offset: int = 0,
-        refusal: bytes = b"",
-        passive: bool = False,
-    ) -> None:
-        self.check_attachable(take)
-
-    def settled(self) -> bool:
-        return True
-
-    def idle_since(self) -> float | None:
-        return None
-
-    def closing_at(self) -> int | None:
-        return None
-
-    def load(self) -> Load:
-        return Load()
-
-
-class NullStream(Unattachable):
-    """/dev/null."""
-
-    refusal = "this stream is null; ask for mode 'stream' when creating"
-
-    def close_input(self, offset: int | None) -> None:
-        return  # it reads end of file already
-
-    def state(self) -> StreamState:
-        return StreamState(mode=StreamMode.NULL, ended=True)
-
-    def produced(self) -> int:
-        return 0
-
-    def process_ended(self) -> None:
-        return
-
-    def close(self) -> None:
-        return
 
 
 class Attachable(ABC):

@@ -23,7 +23,8 @@ import os
 import stat
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Keeper, Unattachable
+from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.unattachable import Unattachable
 from protocol.dataclass import dataclass
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamState

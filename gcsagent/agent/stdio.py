@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Keeper, NullStream, Stream
+from gcsagent.agent.attachable import Keeper, Stream
 from gcsagent.agent.calls import TAIL
 from gcsagent.agent.fifo import FifoStream, open_ends
 from gcsagent.agent.runtime import Launch
@@ -17,6 +17,7 @@ from gcsagent.agent.spool_stream import SpoolStream
 from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import DiscardedTty, TtyStream
+from gcsagent.agent.unattachable import NullStream
 from protocol.dataclass import dataclass, field
 from protocol.errors import Code, RpcError
 from protocol.types import Stdio, StreamMode, StreamSpec, WhenFull

@@ -10,9 +10,10 @@ import termios
 from collections.abc import Callable
 from typing import Any
 
-from gcsagent.agent.attachable import Attachable, Keeper, Load, NullStream, Unattachable, drained, pipe_of
+from gcsagent.agent.attachable import Attachable, Keeper, Load, drained, pipe_of
 from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
+from gcsagent.agent.unattachable import NullStream, Unattachable
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
 

@@ -37,7 +37,7 @@ machine_facts methods oci oci.cgroup_path oci.look oom pods pods.join pods.pod p
 processes quiet reach registry relay reload ring roots room runc runc_argv runtime runtime_facts runtimes
 seeing seeing.logring seeing.traffic server services session signals spool spool_index spool_reader
 spool_stream stdio stdlib stopwatch streams streams_attach subscription supervisor_client takeover terminal
-turns upgrade wire
+turns unattachable upgrade wire
 """
 
 CONTRACT = """

@@ -15,11 +15,12 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from gcsagent.agent import attachable
-from gcsagent.agent.attachable import Keeper, NullStream
+from gcsagent.agent.attachable import Keeper
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import TtyStream
+from gcsagent.agent.unattachable import NullStream
 from protocol.errors import Code, RpcError
 from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor, pair
