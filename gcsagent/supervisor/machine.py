@@ -12,6 +12,10 @@ from gcsagent.common.loop import Loop
 from gcsagent.supervisor.log import log
 from gcsagent.supervisor.unmount import kill_all, unmount_all
 
+BALLOON = "/sys/bus/virtio/drivers/virtio_balloon"
+"""The end of the machine breaks the queues of its virtio devices, while this driver may still be reporting
+free pages: Linux 6.12 then warns, with a trace, of what can mean nothing any more."""
+
 _EVENT = struct.Struct("llHHi")  # struct input_event, linux/input.h, 64-bit
 _EV_KEY, _KEY_POWER = 1, 116
 
@@ -54,6 +58,7 @@ def end(action: str) -> None:
     """
     kill_all()
     unmount_all()
+    _unbind(BALLOON)
     program = "reboot" if action == "reboot" else "poweroff"
     try:
         # -f: reboot(2) at once; there is no init system to tell, we are it. -n: a second sync could hang
@@ -62,3 +67,16 @@ def end(action: str) -> None:
     except OSError as error:
         boot.failed("shutdown", f"cannot {program}: {error}")
         raise
+
+
+def _unbind(driver: str) -> None:
+    """Takes all its devices from a driver, which ends what it does in the background."""
+    for device in glob.glob(f"{driver}/virtio*"):
+        try:
+            fd = os.open(f"{driver}/unbind", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, os.path.basename(device).encode())
+            finally:
+                os.close(fd)
+        except OSError as error:
+            log("warning", "a device stays with its driver", device=device, error=str(error))

@@ -401,6 +401,22 @@ def test_a_boot_stage_is_one_line_even_if_the_reason_has_several(capfd: pytest.C
     assert capfd.readouterr().err == "gcs-boot: FAILED agent: it said no\n"
 
 
+# -- the end of the machine ---------------------------------------------------------------------------
+
+
+def test_a_driver_that_works_in_the_background_loses_its_devices(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "virtio3").mkdir()
+    (tmp_path / "module").mkdir()
+    machine._unbind(str(tmp_path))
+    assert "a device stays with its driver" in capfd.readouterr().err
+    (tmp_path / "unbind").touch()
+    machine._unbind(str(tmp_path))
+    assert (tmp_path / "unbind").read_text() == "virtio3"
+    assert capfd.readouterr().err == ""
+
+
 # -- power button -----------------------------------------------------------------------------------
 
 EVENT = struct.Struct("llHHi")
