@@ -88,8 +88,9 @@ def test_a_disk_is_plugged_formatted_mounted_and_found_again(vm: Booted, tmp_pat
     async def story(machine: VirtualMachine, target: Target, client: Client) -> None:
         wanted = block("data", "data0", format=Format.ON_FIRST_USE, options=("noatime",))
         mounting = asyncio.create_task(storage.mount(client, wanted))
-        await client.ping()
-        assert (await storage.list_mounts(client))[0].status is MountStatus.MOUNTING
+        while not (listed := await storage.list_mounts(client)):
+            pass  # answered before what came with it had begun: each question is a round trip, not a spin
+        assert listed[0].status is MountStatus.MOUNTING
         await machine.plug_disk(disk, "data0")
         state = await mounting
         assert (state.fstype, state.formatted, state.target) == ("ext4", True, "/run/gcs/mounts/data")
