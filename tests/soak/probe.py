@@ -34,9 +34,12 @@ def _state(pid: int) -> str:
         return ""
 
 
-def _pss(pid: int) -> int:
+def _memory(pid: int) -> int:
+    """Of PSS what is anonymous or shared memory (proc_pid_smaps_rollup): pages of files come and go with
+    whatever else of Python runs on the machine."""
+    wanted = ("Pss_Anon:", "Pss_Shmem:")
     return sum(
-        int(line.split()[1]) for line in _lines(f"/proc/{pid}/smaps_rollup") if line.startswith("Pss:")
+        int(line.split()[1]) for line in _lines(f"/proc/{pid}/smaps_rollup") if line.startswith(wanted)
     )
 
 
@@ -60,10 +63,10 @@ def agent_of(supervisor: int) -> int:
 
 
 def sample(supervisor: int, state: str, cgroups: list[str]) -> dict[str, int]:
-    """Raises OSError while the agent is being replaced. Memory is PSS, in KiB."""
+    """Raises OSError while the agent is being replaced. Memory is in KiB."""
     agent, found = agent_of(supervisor), {}
     for name, pid in (("supervisor", supervisor), ("agent", agent)):
-        found[f"{name}_kib"] = _pss(pid)
+        found[f"{name}_kib"] = _memory(pid)
         found[f"{name}_fds"] = len(os.listdir(f"/proc/{pid}/fd"))
         found[f"{name}_threads"] = len(os.listdir(f"/proc/{pid}/task"))
     found["zombies"] = sum(_state(pid) == "Z" for pid in children(supervisor))

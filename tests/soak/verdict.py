@@ -15,7 +15,7 @@ DRIFT_KIB = {"supervisor_kib": 512, "agent_kib": 2048}
 full in both: it is the load's own noise."""
 
 GROWTH_KIB = {"supervisor_kib": 4096, "agent_kib": 12288}
-"""What PSS may be above the beginning, at rest: the rings of events and of the log fill up to their bounds
+"""What memory may be above the beginning, at rest: the rings of events and of the log fill up to their bounds
 (1.5 MiB, which nobody has touched at first), and allocators keep what the load's busiest moment has taken."""
 
 
