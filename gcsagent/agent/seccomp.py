@@ -77,11 +77,11 @@ def _denials(profile: Json) -> Iterator[Json]:
     default = profile["defaultAction"], profile.get("defaultErrnoRet", errno.EPERM)
     denied = errno.ENOSYS if default == ("SCMP_ACT_ERRNO", errno.EPERM) else errno.EPERM
     family = _condition(_INT, AF_VSOCK)
-    yield _errno(["socket"], errno.EAFNOSUPPORT, args=[family])
-    yield _errno(list(WAYS_AROUND), denied)
+    yield errno_rule(["socket"], errno.EAFNOSUPPORT, args=[family])
+    yield errno_rule(list(WAYS_AROUND), denied)
 
 
-def _errno(names: list[str], number: int, **more: Any) -> Json:
+def errno_rule(names: list[str], number: int, **more: Any) -> Json:
     return {"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": number, **more}
 
 

@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from gcsagent.agent.seccomp import DENYING
+from gcsagent.agent.seccomp import DENYING, errno_rule
 
 Json = dict[str, Any]
 
@@ -46,7 +46,7 @@ def spare_pipes(spec: Json) -> Json:
 
 def _denials() -> Iterator[Json]:
     for args in _into_standard(waiting=True):
-        yield {"names": ["splice"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.EINVAL, "args": args}
+        yield errno_rule(["splice"], errno.EINVAL, args=args)
 
 
 def _narrowed(rule: Json) -> Iterator[Json]:
@@ -62,9 +62,9 @@ def _narrowed(rule: Json) -> Iterator[Json]:
 
 def _into_standard(*, waiting: bool) -> list[list[Json]]:
     flags = 0 if waiting else os.SPLICE_F_NONBLOCK
-    how = {**_compare(_FLAGS, "MASKED_EQ", os.SPLICE_F_NONBLOCK), "valueTwo": flags}
+    how = _compare(_FLAGS, "MASKED_EQ", os.SPLICE_F_NONBLOCK, flags)
     return [[_compare(_FD_OUT, "EQ", number), how] for number in _STANDARD]
 
 
-def _compare(index: int, operator: str, value: int) -> Json:
-    return {"index": index, "value": value, "valueTwo": 0, "op": f"SCMP_CMP_{operator}"}
+def _compare(index: int, operator: str, value: int, second: int = 0) -> Json:
+    return {"index": index, "value": value, "valueTwo": second, "op": f"SCMP_CMP_{operator}"}

@@ -261,9 +261,8 @@ class Reaper:
         try:
             with open("/proc/thread-self/children", encoding="ascii") as file:
                 children = [int(word) for word in file.read().split()]
-        except (
-            OSError
-        ):  # CONFIG_PROC_CHILDREN is off, or no descriptor is left: one at a time, the head first
+        except OSError:
+            # CONFIG_PROC_CHILDREN is off, or no descriptor is left: one at a time, the head first.
             children = [first]
         return [pid for pid in children if pid not in known and _peek(os.P_PID, pid) is not None]
 
