@@ -72,18 +72,27 @@ class Load:
     blocked: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A client that wants a stream: its connection, and what is sent there."""
+
+    connection: socket.socket
+    reply: bytes
+    """The answer to the request to attach, ahead of the stream's own bytes."""
+    refusal: bytes = b""
+    """Instead of the answer, when the supervisor cannot hold what this takes."""
+    take: bool = False
+    """Whoever is attached makes room."""
+    offset: int = 0
+    """Where to begin: what :meth:`Stream.check_attachable` has found."""
+    passive: bool = False
+    """A reader that a spool with ``tee`` does not wait for."""
+
+
 class Stream(Protocol):
     """What the method table sees of a stream."""
 
-    def attach(
-        self,
-        connection: socket.socket,
-        take: bool,
-        reply: bytes,
-        offset: int = 0,
-        refusal: bytes = b"",
-        passive: bool = False,
-    ) -> None: ...
+    def attach(self, client: Attachment) -> None: ...
     def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int: ...
     def close_input(self, offset: int | None) -> None: ...
     def closing_at(self) -> int | None: ...
@@ -152,53 +161,42 @@ class Attachable(ABC):
     def idle_since(self) -> float | None:
         return None if self.attached else self._idle_since
 
-    def attach(
-        self,
-        connection: socket.socket,
-        take: bool,
-        reply: bytes,
-        offset: int = 0,
-        refusal: bytes = b"",
-        passive: bool = False,
-    ) -> None:
-        """Sends ``reply``, the answer to the request to attach, and from then on the stream's own bytes.
+    def attach(self, client: Attachment) -> None:
+        """Sends the reply, and from then on the stream's own bytes.
 
         Not before the supervisor has said that it holds all that this takes: else the agent's death would be
-        the client's loss. When it does not, the client gets ``refusal``, an error, instead.
+        the client's loss. When it does not, the client gets the refusal, an error, instead.
 
         The reply goes through a pipe that the supervisor holds together with the connection: an agent
         that takes over finds in it what has not been sent. Without that, a client might be answered twice,
         or never, when the agent is killed right here. Raises OSError, and leaves the connection the caller's.
         """
-        self.check_attachable(take)
+        self.check_attachable(client.take)
         self.detach()
-        read_end = pipe_of(reply)
+        read_end = pipe_of(client.reply)
         try:
             more = self._to_hold()
         except OSError:
             os.close(read_end)
             raise
-        self._connection, self._reply = connection, read_end
-        fds = {f"{self._name}.conn": connection.fileno(), f"{self._name}.reply": read_end, **more}
+        self._connection, self._reply = client.connection, read_end
+        fds = {f"{self._name}.conn": client.connection.fileno(), f"{self._name}.reply": read_end, **more}
         holding = self._keeper.supervisor.request(
             "hold", {"hold": {name: index for index, name in enumerate(fds)}}, tuple(fds.values())
         )
-        holding.add_done_callback(functools.partial(self._on_held, connection, refusal, bool(more)))
+        holding.add_done_callback(functools.partial(self._on_held, client, bool(more)))
 
     def _on_held(
-        self,
-        connection: socket.socket,
-        refusal: bytes,
-        made: bool,
-        holding: asyncio.Future[tuple[Any, list[int]]],
+        self, client: Attachment, made: bool, holding: asyncio.Future[tuple[Any, list[int]]]
     ) -> None:
         """``made``: there is more in it than the connection and the reply."""
+        connection = client.connection
         error = None if holding.cancelled() else holding.exception()
         if holding.cancelled() or error is not None:
             _log.error("a connection cannot be held", extra={"stream": self._name, "error": str(error)})
             if self._connection is connection:
                 with contextlib.suppress(OSError):
-                    connection.send(refusal)
+                    connection.send(client.refusal)
             if made or self._connection is connection:
                 self.detach()
             if made:

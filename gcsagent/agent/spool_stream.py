@@ -13,11 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable
 
-from gcsagent.agent.attachable import Keeper, Load
+from gcsagent.agent.attachable import Attachment, Keeper, Load
 from gcsagent.agent.counters import queued
 from gcsagent.agent.relay import enlarge
 from gcsagent.agent.spool import GRANULE, Spool
@@ -110,25 +109,17 @@ class SpoolStream:
             )
         return offset
 
-    def attach(
-        self,
-        connection: socket.socket,
-        take: bool,
-        reply: bytes,
-        offset: int = 0,
-        refusal: bytes = b"",
-        passive: bool = False,
-    ) -> None:
-        """Sends ``reply`` and then the bytes from ``offset`` on, which :meth:`check_attachable` has found."""
+    def attach(self, client: Attachment) -> None:
+        """Sends the reply and then the bytes from the client's offset on."""
         if not self._drops:
             self._detach_all()
-        leads = self._tees and not passive
+        leads = self._tees and not client.passive
         if leads and self._leader is not None:
             self._leader.detach()
         self._last_reader += 1
-        reader = self._reader(self._last_reader, self.spool.reader(offset), leads)
+        reader = self._reader(self._last_reader, self.spool.reader(client.offset), leads)
         try:
-            reader.attach(connection, take, reply, refusal=refusal)
+            reader.attach(client)
         except OSError:
             reader.give_up()
             raise

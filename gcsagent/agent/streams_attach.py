@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from gcsagent.agent.attachable import Stream
+from gcsagent.agent.attachable import Attachment, Stream
 from gcsagent.agent.registry import Registry
 from protocol.errors import Code, RpcError
 from protocol.families.stream import Attach, Attached
@@ -25,7 +25,9 @@ class AttachStream:
 
     def take(self, connection: socket.socket, reply: bytes, refusal: bytes) -> None:
         wanted = self._params
-        self._stream().attach(connection, wanted.take, reply, self._offset, refusal, wanted.passive)
+        self._stream().attach(
+            Attachment(connection, reply, refusal, wanted.take, self._offset, wanted.passive)
+        )
 
     def drop(self) -> None:
         return

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-
-from gcsagent.agent.attachable import Load
+from gcsagent.agent.attachable import Attachment, Load
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamState
 
@@ -18,16 +16,8 @@ class Unattachable:
     def check_attachable(self, take: bool, offset: int | None = None, passive: bool = False) -> int:
         raise RpcError(Code.FAILED_PRECONDITION, self.refusal)
 
-    def attach(
-        self,
-        connection: socket.socket,
-        take: bool,
-        reply: bytes,
-        offset: int = 0,
-        refusal: bytes = b"",
-        passive: bool = False,
-    ) -> None:
-        self.check_attachable(take)
+    def attach(self, client: Attachment) -> None:
+        self.check_attachable(client.take)
 
     def settled(self) -> bool:
         return True

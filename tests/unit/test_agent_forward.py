@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 
 from gcsagent.agent import attachable
+from gcsagent.agent.attachable import Attachment
 from gcsagent.agent.forwarding.forward import HELD, Forward, Identity
 from gcsagent.agent.forwarding.hangups import Hangups
 from gcsagent.agent.forwarding.service import Forwards, split
@@ -43,7 +44,7 @@ class Scene:
         self.target.setblocking(False)
         self.connection, self.host = pair()
         self.forward = self.make(ours.detach())
-        self.forward.attach(self.connection, False, REPLY, 0, b"<refusal>")
+        self.forward.attach(Attachment(self.connection, REPLY, b"<refusal>"))
 
     def make(self, fd: int) -> Forward:
         return Forward(self.bench.keeper, self.identity, fd, self.hangups, self.gone.append)

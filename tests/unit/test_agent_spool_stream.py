@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from gcsagent.agent import attachable, spool_stream
-from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.attachable import Attachment, Keeper
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.spool import Spool, make_file
 from gcsagent.agent.spool_index import SpoolIndex
@@ -96,7 +96,7 @@ class Bench:
         """As the session does; the client's end."""
         start = self.stream.check_attachable(False, offset)
         ours, theirs = pair()
-        self.stream.attach(ours, False, REPLY, start)
+        self.stream.attach(Attachment(ours, REPLY, offset=start))
         return theirs
 
     async def write(self, data: bytes) -> None:
@@ -230,7 +230,7 @@ def test_one_client_at_a_time_unless_it_is_taken(tmp_path: Path) -> None:
                 bench.stream.check_attachable(False)
             assert bench.stream.check_attachable(True, 2) == 2
             ours, second = pair()
-            bench.stream.attach(ours, True, REPLY, 2)
+            bench.stream.attach(Attachment(ours, REPLY, take=True, offset=2))
             assert await to_the_end(first) == b""
             assert await read(second, 10) == REPLY + b"llo"
             second.close()
@@ -249,7 +249,7 @@ def test_an_attach_without_descriptors_leaves_no_reader(
         ours, theirs = pair()
         monkeypatch.setattr(os, "pipe2", fail)
         with pytest.raises(OSError, match="too many"):
-            bench.stream.attach(ours, False, REPLY, 0)
+            bench.stream.attach(Attachment(ours, REPLY))
         monkeypatch.undo()
         ours.close()
         theirs.close()
@@ -332,10 +332,10 @@ def test_a_tee_waits_for_its_leader_and_for_nobody_else(tmp_path: Path) -> None:
         await bench.restart()
         ours, leader = pair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        bench.stream.attach(ours, False, REPLY, 0)
+        bench.stream.attach(Attachment(ours, REPLY))
         await settle()
         along, passive = pair()
-        bench.stream.attach(along, False, REPLY, 0, passive=True)
+        bench.stream.attach(Attachment(along, REPLY, passive=True))
         passive.close()
         with pytest.raises(RpcError):
             bench.stream.check_attachable(False)
@@ -413,7 +413,7 @@ def test_what_was_sent_to_a_slow_client_is_not_sent_again(tmp_path: Path) -> Non
         ours, client = pair()
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         await bench.write(data)
-        bench.stream.attach(ours, False, REPLY, 0)
+        bench.stream.attach(Attachment(ours, REPLY))
         received = b""
         while len(received) < LIMIT + 7:
             received += await read(client, min(3000, LIMIT + 7 - len(received)))
@@ -450,7 +450,7 @@ def test_killed_at_any_step_of_attach_and_detach(
         ours, theirs = pair()
         monkeypatch.setattr(bench.supervisor.client, "request", request)
         with contextlib.suppress(Killed):
-            bench.stream.attach(ours, False, REPLY, 10)
+            bench.stream.attach(Attachment(ours, REPLY, offset=10))
             for reader in list(bench.stream._readers):
                 reader.detach()
         monkeypatch.undo()

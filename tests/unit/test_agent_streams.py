@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 import pytest
 
 from gcsagent.agent import attachable
-from gcsagent.agent.attachable import Keeper
+from gcsagent.agent.attachable import Attachment, Keeper
 from gcsagent.agent.counters import CounterSlots
 from gcsagent.agent.streams import InputStream, OutputStream
 from gcsagent.agent.supervisor_client import SupervisorError
@@ -139,14 +139,14 @@ def test_output_follows_the_reply_and_is_counted_over_attachments() -> None:
         assert (stream.produced(), stream.state().bytes) == (6, 0)
         ours, theirs = pair()
         assert stream.check_attachable(False) == 0
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         assert await read(theirs, 13) == b"<reply>before"
         theirs.close()
         await bench.until(lambda: not stream.attached)
         os.write(process, b"between")
         ours, theirs = pair()
         assert stream.check_attachable(False) == 6
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         assert await read(theirs, 14) == b"<reply>between"
         os.close(process)
         await bench.until(lambda: bench.ends == [13])
@@ -166,7 +166,7 @@ def test_a_client_whose_connection_cannot_be_held_is_refused(kind: str) -> None:
         held = set(bench.supervisor.held)
         bench.supervisor.full = True
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY, refusal=b"<no>")
+        stream.attach(Attachment(ours, REPLY, refusal=b"<no>"))
         assert stream.attached, "nobody else may come between"
         with pytest.raises(BlockingIOError):
             theirs.recv(1)  # nothing is said before the supervisor has answered
@@ -178,7 +178,7 @@ def test_a_client_whose_connection_cannot_be_held_is_refused(kind: str) -> None:
         assert set(bench.supervisor.held) == held
         bench.supervisor.full = False
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         assert await read(theirs, len(REPLY)) == REPLY
         theirs.close()
         os.close(process)
@@ -214,10 +214,10 @@ def test_a_client_there_are_no_descriptors_for_is_nobodys_and_the_next_is_served
         ours, theirs = pair()
         none = contextlib.nullcontext() if left >= needs else pytest.raises(OSError, match="Too many")
         with none, descriptors_left(left):
-            stream.attach(ours, False, REPLY)
+            stream.attach(Attachment(ours, REPLY))
         assert stream.attached is (left >= needs)
         if not stream.attached:
-            stream.attach(ours, False, REPLY)
+            stream.attach(Attachment(ours, REPLY))
         assert await read(theirs, len(REPLY)) == REPLY
         theirs.close()
         os.close(process)
@@ -230,15 +230,15 @@ def test_a_second_client_is_refused_unless_it_takes_over() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.output()
         first, its_peer = pair()
-        stream.attach(first, False, REPLY)
+        stream.attach(Attachment(first, REPLY))
         os.write(process, b"one")
         assert await read(its_peer, 10) == b"<reply>one"
         second, other_peer = pair()
         with pytest.raises(RpcError, match="take") as caught:
-            stream.attach(second, False, REPLY)
+            stream.attach(Attachment(second, REPLY))
         assert caught.value.code is Code.FAILED_PRECONDITION
         assert stream.check_attachable(True) == 3
-        stream.attach(second, True, REPLY)
+        stream.attach(Attachment(second, REPLY, take=True))
         await closed(its_peer)
         os.write(process, b"two")
         assert await read(other_peer, 10) == b"<reply>two"
@@ -255,7 +255,7 @@ def test_what_a_client_sends_to_an_output_is_dropped() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.output()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         theirs.send(b"not for anybody" * 100)
         os.write(process, b"on it goes")
         assert await read(theirs, 17) == b"<reply>on it goes"
@@ -273,7 +273,7 @@ def test_a_client_that_stays_after_the_end_is_let_go_after_a_while(monkeypatch: 
     async def body(bench: Bench) -> None:
         stream, process = bench.output()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         os.write(process, b"x")
         os.close(process)
         await bench.until(lambda: bench.ends == [1])
@@ -282,7 +282,7 @@ def test_a_client_that_stays_after_the_end_is_let_go_after_a_while(monkeypatch: 
         assert not stream.attached
         theirs.close()
         late, its_peer = pair()
-        stream.attach(late, False, REPLY)
+        stream.attach(Attachment(late, REPLY))
         assert await read(its_peer, 7) == REPLY
         await closed(its_peer)
         its_peer.close()
@@ -296,7 +296,7 @@ def test_a_client_that_does_not_read_stops_the_process_and_nothing_else() -> Non
     async def body(bench: Bench) -> None:
         stream, process = bench.output()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         os.set_blocking(process, False)
         written, full = 0, 0
         while full < 3:
@@ -338,7 +338,7 @@ def test_input_ends_where_it_was_told_to_before_the_bytes_came() -> None:
         stream.close_input(8)
         assert stream.closing_at() == 8
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         theirs.send(b"1234")
         await bench.until(lambda: stream.state().bytes == 4)
         assert not stream.ended
@@ -361,7 +361,7 @@ def test_input_ends_at_once_when_the_bytes_have_come_already(offset: int | None)
     async def body(bench: Bench) -> None:
         stream, process = bench.input()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         theirs.send(b"1234")
         await bench.until(lambda: stream.state().bytes == 4)
         stream.close_input(offset)
@@ -379,7 +379,7 @@ def test_input_larger_than_the_pipe_ends_when_the_last_of_it_is_taken() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.input()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         data = os.urandom(700_000)
         stream.close_input(len(data))
         sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(theirs, data))
@@ -405,7 +405,7 @@ def test_a_client_that_leaves_ends_input_only_if_asked_for(once: bool) -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.input(once)
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         await read(theirs, len(REPLY))
         theirs.send(b"bye")
         theirs.close()
@@ -418,7 +418,7 @@ def test_a_client_that_leaves_ends_input_only_if_asked_for(once: bool) -> None:
             assert take(process) == b"bye"
             again, other = pair()
             assert stream.check_attachable(False) == 3
-            stream.attach(again, False, REPLY)
+            stream.attach(Attachment(again, REPLY))
             other.send(b"!")
             await bench.until(lambda: take(process) == b"!")
             other.close()
@@ -432,7 +432,7 @@ def test_a_process_that_closes_its_stdin_or_ends_lets_the_client_go() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.input()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         os.close(process)
         theirs.send(b"x")
         await bench.until(lambda: bench.ends == [0])
@@ -448,7 +448,7 @@ def test_what_the_process_left_unread_when_it_ended_is_not_waited_for() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.input()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         theirs.send(b"x" * 100)
         await bench.until(lambda: stream.produced() == 100)
         stream.process_ended()
@@ -468,7 +468,7 @@ def test_a_terminal_goes_both_ways_on_one_connection_until_it_hangs_up() -> None
     async def body(bench: Bench) -> None:
         stream, process = bench.terminal()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         os.write(process, b"$ ")
         assert await read(theirs, 9) == b"<reply>$ "
         theirs.send(b"ls\r")
@@ -497,7 +497,7 @@ def test_a_terminal_is_resized_and_told_where_input_ends() -> None:
         stream.resize(11, 22)
         assert termios.tcgetwinsize(process) == (11, 22)
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         stream.type_end(3)
         theirs.send(b"abc")
         typed = b""
@@ -560,7 +560,7 @@ def test_an_end_asked_for_while_the_terminal_is_full_is_typed_and_so_is_the_rest
     async def body(bench: Bench) -> None:
         stream, process = bench.terminal()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         await read(theirs, len(REPLY))
         count = await full(bench, stream, theirs)
         stream.type_end(None)
@@ -585,7 +585,7 @@ def test_an_end_that_waits_for_room_goes_with_the_terminal() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.terminal()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         await full(bench, stream, theirs)
         stream.detach()
         theirs.close()
@@ -604,7 +604,7 @@ def test_a_successor_types_an_end_that_has_not_been_typed_and_no_other(before: b
         counters = bench.keeper.counters
         dead, process = bench.terminal()
         ours, theirs = pair()
-        dead.attach(ours, False, REPLY)
+        dead.attach(Attachment(ours, REPLY))
         dead.type_end(3, "asked")
         theirs.send(b"abc" if before else b"ab")
         assert await typed(bench, process, 4 if before else 2) == (b"abc\x04" if before else b"ab")
@@ -645,7 +645,7 @@ def test_the_end_that_is_typed_is_what_the_terminal_has_for_it_then() -> None:
     async def body(bench: Bench) -> None:
         stream, process = bench.terminal()
         ours, theirs = pair()
-        stream.attach(ours, False, REPLY)
+        stream.attach(Attachment(ours, REPLY))
         stream.type_end(1)
         await bench.settle()
         settings = termios.tcgetattr(process)
@@ -687,7 +687,7 @@ def test_a_terminals_client_comes_and_goes_and_the_program_stays() -> None:
         for text in (b"one", b"three", b"five"):
             ours, theirs = pair()
             assert stream.check_attachable(False) == offset
-            stream.attach(ours, False, REPLY)
+            stream.attach(Attachment(ours, REPLY))
             os.write(process, text)
             assert await read(theirs, 7 + len(text)) == REPLY + text
             offset += len(text)

@@ -6,6 +6,7 @@ import itertools
 import logging
 import socket
 
+from gcsagent.agent.attachable import Attachment
 from gcsagent.agent.call import Call
 from gcsagent.agent.container import Container
 from gcsagent.agent.forwarding import connecting
@@ -148,7 +149,7 @@ class _Opened:
         return ForwardOpened(self._forward.identity.ident, self._to)
 
     def take(self, connection: socket.socket, reply: bytes, refusal: bytes) -> None:
-        self._forward.attach(connection, False, reply, 0, refusal)
+        self._forward.attach(Attachment(connection, reply, refusal))
 
     def drop(self) -> None:
         self._forward.abort()
