@@ -38,7 +38,12 @@ class ConsoleSocket:
     def _accept(self, _events: int) -> None:
         try:
             connection, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
         except OSError:
+            # No descriptor is to be had: the connection waits in the backlog, and watched it would wake us
+            # over and over. :meth:`finish` looks once more.
+            self._loop.forget(self._listener.fileno())
             return
         if self._connection is not None:
             connection.close()

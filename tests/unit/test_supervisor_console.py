@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,13 +22,23 @@ def _garbage_is_gone() -> None:
     gc.collect()
 
 
+class Counted(ConsoleSocket):
+    """Knows how often it was woken to accept."""
+
+    wakeups = 0
+
+    def _accept(self, events: int) -> None:
+        self.wakeups += 1
+        super()._accept(events)
+
+
 class Receiver:
     """A console socket, and what it has received."""
 
     def __init__(self, path: str) -> None:
         self.loop, self.path = Loop(), path
         self.fds: list[int] = []
-        self.console = ConsoleSocket(self.loop, path, self._received)
+        self.console = Counted(self.loop, path, self._received)
 
     def _received(self, fd: int) -> None:
         self.fds.append(fd)
@@ -89,6 +101,31 @@ def test_a_runtime_that_sends_nothing_or_never_connects_leaves_nothing(receiver:
     with receiver.connect():
         receiver.console.finish()
     assert receiver.fds == []
+
+
+def test_without_a_descriptor_to_accept_with_it_looks_again_at_the_end(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiver.connect() as sock:
+        slave, _ = send_terminal(sock)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, limits[1]))
+        filling = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    filling.append(os.dup(0))
+            receiver.loop.after(0.05, receiver.loop.stop)
+            receiver.loop.run()
+        finally:
+            for fd in filling:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert (receiver.console.wakeups, receiver.fds) == (1, [])
+        receiver.console.finish()
+        assert len(receiver.fds) == 1
+        os.close(slave)
 
 
 def test_bytes_without_a_descriptor_are_no_terminal_and_the_next_connection_may_bring_it(

@@ -17,9 +17,18 @@ import pytest
 from gcsagent.host.vm import accel, tools, vsockdev
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.disk import Disk, detect_fstype
-from gcsagent.host.vm.errors import DiskError, InvalidVmConfig, LaunchError, ToolMissing, UnsuitableTool
+from gcsagent.host.vm.errors import (
+    DiskError,
+    InvalidVmConfig,
+    LaunchError,
+    ToolMissing,
+    UnsuitableTool,
+    VmError,
+)
 from gcsagent.host.vm.nic import Nic
+from gcsagent.host.vm.process import Child
 from gcsagent.host.vm.qemu import QemuConfig, kernel_cmdline, qemu_argv
+from gcsagent.host.vm.rundir import PrivateDirectory
 from gcsagent.host.vm.share import Share
 from tests.fakes.vm import script
 
@@ -359,3 +368,32 @@ def test_a_qemu_that_does_not_run_is_quoted(tmp_path: Path) -> None:
         tools.qemu_version(qemu)
     with pytest.raises(UnsuitableTool, match=r"does not run"):
         tools.qemu_version(tmp_path)
+
+
+def test_a_child_that_cannot_be_watched_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    def refuse(pid: int) -> int:
+        started.append(pid)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with pytest.raises(LaunchError, match=r"^cannot watch sleep: .*too many open files$"):
+        Child.spawn("sleep", ["sleep", "60"])
+    assert len(started) == 1
+    with pytest.raises(ProcessLookupError):
+        os.kill(started[0], 0)
+
+
+def test_a_directory_that_cannot_be_locked_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(VmError, match=r"^cannot lock .*/gcs-vm-.*: .*no locks available$"):
+        PrivateDirectory.create(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert set(os.listdir("/proc/self/fd")) == before

@@ -56,7 +56,7 @@ class Child:
         """Starts `argv`; standard streams are /dev/null unless given as descriptors.
 
         Raises:
-            LaunchError: it cannot be executed.
+            LaunchError: it cannot be executed, or not watched: then it has been killed.
         """
         try:
             popen = subprocess.Popen(
@@ -70,7 +70,13 @@ class Child:
             )
         except (OSError, subprocess.SubprocessError) as error:
             raise LaunchError(f"cannot start {name}: {error}") from error
-        return cls(name, popen, os.pidfd_open(popen.pid))
+        try:
+            pidfd = os.pidfd_open(popen.pid)
+        except OSError as error:
+            popen.kill()
+            popen.wait(_REAP_SECONDS)
+            raise LaunchError(f"cannot watch {name}: {error}") from error
+        return cls(name, popen, pidfd)
 
     @property
     def returncode(self) -> int | None:

@@ -39,13 +39,18 @@ class PrivateDirectory:
         try:
             parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            lock = os.open(path / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            raise VmError(f"cannot make a directory for the VM in {parent}: {error}") from error
+        made = cls(path, -1)
+        try:
+            made._lock = os.open(path / f"{_LOCK}.new", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(made._lock, fcntl.LOCK_EX)
             # Named only once locked: a sweep in another process must never find it free.
             os.rename(path / f"{_LOCK}.new", path / _LOCK)
         except OSError as error:
-            raise VmError(f"cannot make a directory for the VM in {parent}: {error}") from error
-        return cls(path, lock)
+            made.remove()
+            raise VmError(f"cannot lock {path}: {error}") from error
+        return made
 
     def remove(self) -> None:
         """Deletes the directory with all that is in it and gives up the lock."""
