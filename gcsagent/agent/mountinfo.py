@@ -12,13 +12,19 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 @dataclass(frozen=True, slots=True)
 class Mounted:
     ident: int
-    """Unique among the mounts there are now; used again later."""
+    """Unique among the mounts there are now; the kernel gives it to another as soon as this one is gone."""
     device: str
+    root: str
+    """The directory, or file, of its file system that is to be seen."""
     point: str
     fstype: str
     source: str
     options: tuple[str, ...]
     """Of the mount and of its file system."""
+
+    def what(self) -> list[str]:
+        """What is mounted, wherever that is."""
+        return [self.device, self.root, self.fstype]
 
     def layers(self) -> list[str]:
         """The directories an overlay is made of."""
@@ -41,10 +47,10 @@ def read(path: str = "/proc/self/mountinfo") -> list[Mounted]:
 
 def parse(line: str) -> Mounted:
     mount, _, filesystem = line.rstrip("\n").partition(" - ")
-    ident, _, device, _, point, options, *_ = mount.split(" ")
+    ident, _, device, root, point, options, *_ = mount.split(" ")
     fstype, source, more = filesystem.split(" ", 2)
     both = (*options.split(","), *_unescaped(more).split(","))
-    return Mounted(int(ident), device, _unescaped(point), fstype, _unescaped(source), both)
+    return Mounted(int(ident), device, _unescaped(root), _unescaped(point), fstype, _unescaped(source), both)
 
 
 def at(point: str, mounts: list[Mounted]) -> list[Mounted]:

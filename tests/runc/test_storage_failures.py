@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from gcsagent.agent import mountinfo
 from gcsagent.host import storage
 from gcsagent.host.client import Client
 from protocol.errors import Code, RpcError
@@ -630,6 +631,38 @@ def test_an_agent_that_is_killed_over_tools_that_fail_leaves_no_riddle(place: Pl
         assert await storage.unmount(client, base.mount) == (base.mount,)
 
     told(place.agent, story)
+
+
+def test_an_agent_that_is_killed_behind_an_unmount_leaves_others_mounts_alone(place: Place) -> None:
+    """The kernel gives the number of the mount that is gone to the next one, which is somebody else's."""
+    fifo, begun, others = place.directory / "go", place.directory / "begun", place.directory / "others"
+    os.mkfifo(fifo)
+    others.mkdir()
+
+    def taken(number: int) -> bool:
+        """Mounts something else, and whether that has this number now."""
+        point = others / str(next(_numbers))
+        point.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "other", point], check=True, timeout=60)
+        return mountinfo.at(str(point), mountinfo.read())[-1].ident == number
+
+    async def story(client: Client) -> None:
+        base = await storage.mount(client, tmpfs(name("m")))
+        number = mountinfo.at(base.target, mountinfo.read())[-1].ident
+        with place.tools.replaced("umount", f'"$REAL" "$@"; echo >{begun}; read x <{fifo}'):
+            asking = asyncio.ensure_future(storage.unmount(client, base.mount))
+            assert await asyncio.to_thread(eventually, begun.exists)
+            assert await asyncio.to_thread(eventually, lambda: taken(number))
+            os.kill(place.agent.agent_pid, signal.SIGKILL)
+            await asyncio.to_thread(fifo.write_text, "go\n")
+            assert await asking == (base.mount,)
+        assert [mount.point for mount in mountinfo.read() if mount.ident == number] != []
+
+    try:
+        told(place.agent, story)
+    finally:
+        for point in others.iterdir():
+            subprocess.run(["umount", point], check=True, timeout=60)
 
 
 def test_a_mount_that_resists_does_not_hold_up_the_end(toolbox: Toolbox) -> None:

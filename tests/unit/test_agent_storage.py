@@ -62,7 +62,8 @@ def block(**more: Any) -> MountStorage:
 
 def test_a_line_of_mountinfo() -> None:
     mount = mountinfo.parse(LINE + "\n")
-    assert (mount.ident, mount.device, mount.point, mount.fstype) == (531, "0:52", "/a b", "overlay")
+    assert (mount.ident, mount.point) == (531, "/a b")
+    assert mount.what() == ["0:52", "/", "overlay"]
     assert mount.options[:3] == ("rw", "nosuid", "ro")
 
 
@@ -294,6 +295,7 @@ def test_a_table_is_read_again(tmp_path: Path) -> None:
     entry = table.begin(block(target="/t", verity=Verity("ab" * 32), options=("noatime",)))
     entry.status, entry.holders, entry.mount_id = MountStatus.MOUNTED, ["m", "n"], 77
     entry.made, entry.before, entry.formatted = ["/t"], [1, 2], True
+    entry.what, entry.leaves = ["0:52", "/", "overlay"], "/t"
     entry.dropped = RequestMark("r", "d")
     table.save(entry)
     table.forget(table.begin(tmpfs("gone", "/g")))
@@ -408,6 +410,9 @@ class Stubborn:
         self.made += 1
         if self.made <= self.fails:
             raise RpcError(Code.INTERNAL, "no such luck")
+
+    def place(self, entry: Entry) -> str:
+        return entry.target
 
     async def undo(self, _entry: Entry, _seconds: float = 0.0) -> None:
         self.undoing.set()

@@ -100,7 +100,7 @@ class Mounter:
         ours = self._ours(entry)
         if not ours:
             raise RpcError(Code.INTERNAL, f"cannot {what}: it is not there; was {target} moved meanwhile?")
-        entry.mount_id, entry.fstype = ours[-1].ident, ours[-1].fstype
+        entry.mount_id, entry.what, entry.fstype = ours[-1].ident, ours[-1].what(), ours[-1].fstype
         entry.read_only = "ro" in ours[-1].options
 
     async def _swap_on(self, entry: Entry, seconds: float) -> None:
@@ -193,6 +193,11 @@ class Mounter:
 
     # -- taking back ----------------------------------------------------------------------------
 
+    def place(self, entry: Entry) -> str:
+        """Where it is mounted, which is not its target when that has been moved; "" when it is not."""
+        ours = self._ours(entry)
+        return ours[-1].point if ours else ""
+
     async def undo(self, entry: Entry, seconds: float = UNDO_SECONDS) -> None:
         """Leaves nothing of it but its file in the table. Raises RpcError when something resists."""
         if entry.asked.kind is MountKind.SWAP:
@@ -222,7 +227,13 @@ class Mounter:
         """What of it is mounted now: what was not there before, or the very mount, wherever it is now."""
         everything = mountinfo.read()
         if entry.mount_id:
-            return [mount for mount in everything if mount.ident == entry.mount_id]
+            return [
+                mount
+                for mount in everything
+                if mount.ident == entry.mount_id
+                and entry.what in ([], mount.what())
+                and entry.leaves in ("", mount.point)
+            ]
         if not entry.source:
             return []  # it had not come to mounting
         return [mount for mount in mountinfo.at(entry.target, everything) if mount.ident not in entry.before]

@@ -49,7 +49,7 @@ async def _finish(registry: Registry, storage: StorageService, entry: Entry) -> 
             storage.table.forget(entry)
         except (RpcError, OSError) as error:
             _log.error("a mount resists", extra={"mount": entry.ident, "error": str(error)})
-            entry.status, entry.leaving, result = MountStatus.MOUNTED, None, UNDONE
+            entry.status, entry.leaving, entry.leaves, result = MountStatus.MOUNTED, None, "", UNDONE
             storage.table.note(entry)
         if mark is not None:
             registry.journal.finish(mark, result)

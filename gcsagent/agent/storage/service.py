@@ -197,6 +197,7 @@ class StorageService:
     async def leave(self, entry: Entry, call: Call | None, seconds: float = UNDO_SECONDS) -> None:
         """Unmounts it, whoever holds it. Raises RpcError; it is MOUNTED then, or FAILED if it was."""
         before = entry.status
+        entry.leaves = self.mounter.place(entry)
         entry.status, entry.leaving = MountStatus.UNMOUNTING, call.mark if call is not None else None
         self.table.note(entry)
         try:
@@ -204,7 +205,7 @@ class StorageService:
                 await self.freezer.thaw(entry, THAW_SECONDS, sure=False)
             await self.mounter.undo(entry, seconds)
         except (RpcError, OSError) as error:
-            entry.status, entry.leaving = before, None
+            entry.status, entry.leaving, entry.leaves = before, None, ""
             self.table.note(entry)
             if "busy" in str(error).lower():
                 raise _in_use(entry, f"a process in the guest has files open on it ({error})") from error

@@ -46,6 +46,11 @@ class Entry:
     fstype: str = ""
     read_only: bool = False
     mount_id: int = 0
+    what: list[str] = field(default_factory=list)
+    """What the mount of that number has to be (:meth:`Mounted.what`), or it is another's that has the number
+    now."""
+    leaves: str = ""
+    """Where it was when it was to be unmounted: elsewhere its number is another's."""
     before: list[int] = field(default_factory=list)
     """Mounts that were there on the same directory: what else is there is ours."""
     made: list[str] = field(default_factory=list)
@@ -117,6 +122,8 @@ class Entry:
             "fstype": self.fstype,
             "read_only": self.read_only,
             "mount_id": self.mount_id,
+            "what": self.what,
+            "leaves": self.leaves,
             "before": self.before,
             "made": self.made,
             "formatting": self.formatting,
@@ -250,6 +257,8 @@ def _read(number: int, document: dict[str, Any]) -> Entry:
     for name in ("source", "device", "fstype", "formatting", "problem"):
         setattr(entry, name, str(document[name]))
     entry.mount_id, entry.frozen_until_ns = int(document["mount_id"]), int(document["frozen_until_ns"])
+    # An agent before this one may not have known of them.
+    entry.what, entry.leaves = list(map(str, document.get("what", []))), str(document.get("leaves", ""))
     entry.before, entry.made = list(map(int, document["before"])), list(map(str, document["made"]))
     entry.formatted, entry.read_only = bool(document["formatted"]), bool(document["read_only"])
     entry.leaving, entry.dropped = _mark(document["leaving"]), _mark(document["dropped"])
