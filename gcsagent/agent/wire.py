@@ -24,7 +24,7 @@ READ_SIZE = 65_536
 MAX_UNREAD = 256 * 1024
 """Bytes of answers a host may leave unread before its next requests are left unread, too."""
 
-TURN, TURN_SECONDS = 16, 0.005
+TURN, TURN_SECONDS = 64, 0.005
 """Messages handled before others have their turn, and for how long at the most (and one message more)."""
 
 
