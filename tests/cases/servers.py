@@ -25,7 +25,7 @@ class Load:
 
 
 FULL = Load(clients=50, requests=6_000, reconnecting=500, large=500)
-UNDER_EMULATION = Load(clients=50, requests=3_000, reconnecting=60, large=100)
+UNDER_EMULATION = Load(clients=50, requests=1_500, reconnecting=60, large=100)
 
 
 async def redis_under_load(target: Target, rootfs: str, load: Load) -> str:

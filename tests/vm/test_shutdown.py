@@ -8,6 +8,7 @@ import struct
 import subprocess
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,32 +101,62 @@ async def ping_for_ever(client: Client) -> None:
         await client.call("agent.ping", Empty(), deadline=1.0)
 
 
-def vm_config(image: Path, rootfs: Path, tmp_path: Path, *words: str) -> VmConfig:
-    return VmConfig(
-        name="ending", image=image, rootfs=rootfs, console_log=tmp_path / "console", cmdline=words
-    )
+def vm_config(image: Path, rootfs: Path, folder: Path, *words: str) -> VmConfig:
+    return VmConfig(name="ending", image=image, rootfs=rootfs, console_log=folder / "console", cmdline=words)
 
 
-def test_containers_have_their_grace_and_a_reboot_is_seen(
-    built_image: Path, rootfs_image: Path, tmp_path: Path
-) -> None:
-    disk = tmp_path / "disk"
+async def rebooted(image: Path, rootfs: Path, folder: Path) -> tuple[VmExit, float]:
+    """How it ended, and how many seconds that took."""
+    async with machine_with(vm_config(image, rootfs, folder), folder / "disk") as (machine, target, client):
+        with pytest.raises(NoShell, match="is not allowed there"):
+            await shell.connect(shell.shell_address(machine.address), "tests")
+        await start(client, target, "deaf", DEAF)
+        await start(client, target, "tidy", TIDY)
+        await written(client, "deaf", "deaf")
+        await written(client, "tidy", "up")
+        begun = time.monotonic()
+        done = await gcsctl(target.address, "shutdown", "--reboot", "--grace", str(GRACE))
+        assert done == {"action": "reboot", "grace_ms": int(GRACE * 1000)}
+        return await machine.wait(), time.monotonic() - begun
 
-    async def story() -> tuple[VmExit, float]:
-        config = vm_config(built_image, rootfs_image, tmp_path)
-        async with machine_with(config, disk) as (machine, target, client):
-            with pytest.raises(NoShell, match="is not allowed there"):
-                await shell.connect(shell.shell_address(machine.address), "tests")
-            await start(client, target, "deaf", DEAF)
-            await start(client, target, "tidy", TIDY)
-            await written(client, "deaf", "deaf")
-            await written(client, "tidy", "up")
-            begun = time.monotonic()
-            done = await gcsctl(target.address, "shutdown", "--reboot", "--grace", str(GRACE))
-            assert done == {"action": "reboot", "grace_ms": int(GRACE * 1000)}
-            return await machine.wait(), time.monotonic() - begun
 
-    ended, took = asyncio.run(story())
+async def powered_off(image: Path, rootfs: Path, folder: Path) -> VmExit:
+    """Without a watchdog, and with its agent stopped."""
+    config = vm_config(image, rootfs, folder, "gcs.watchdog=off")
+    async with machine_with(config, folder / "disk") as (machine, target, client):
+        await start(client, target, "hand", "sleep 100000")
+        agent = (await client.info()).agent_pid
+        stop = f"echo late > /data/late; (sleep 1; kill -STOP {agent}) & exit 0"
+        await run(client, "hand", "sh", "-c", stop)
+        with pytest.raises(AgentSilent):
+            await ping_for_ever(client)
+        return await machine.powerdown(150)
+
+
+@dataclass(frozen=True)
+class Endings:
+    """Two VMs' last minutes, side by side: the second one's are spent on waiting."""
+
+    reboot: tuple[VmExit, float]
+    button: VmExit
+    folders: tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def endings(built_image: Path, rootfs_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Endings:
+    folders = tmp_path_factory.mktemp("reboot"), tmp_path_factory.mktemp("button")
+
+    async def both() -> tuple[tuple[VmExit, float], VmExit]:
+        async with asyncio.TaskGroup() as stories:
+            reboot = stories.create_task(rebooted(built_image, rootfs_image, folders[0]))
+            button = stories.create_task(powered_off(built_image, rootfs_image, folders[1]))
+        return reboot.result(), button.result()
+
+    return Endings(*asyncio.run(both()), folders)
+
+
+def test_containers_have_their_grace_and_a_reboot_is_seen(endings: Endings) -> None:
+    (ended, took), disk = endings.reboot, endings.folders[0] / "disk"
     assert (ended.clean, ended.findings) == (True, ())
     assert "rebooted" in ended.reason
     assert GRACE <= took < SECONDS / 2
@@ -133,26 +164,10 @@ def test_containers_have_their_grace_and_a_reboot_is_seen(
     assert {"deaf", "tidy", "up"} <= files(disk)
 
 
-def test_the_power_button_works_though_the_agent_stands_still(
-    built_image: Path, rootfs_image: Path, tmp_path: Path
-) -> None:
+def test_the_power_button_works_though_the_agent_stands_still(endings: Endings) -> None:
     """No watchdog: it is the supervisor's own time that runs out, and it unmounts what nobody else has."""
-    disk = tmp_path / "disk"
-
-    async def story() -> VmExit:
-        config = vm_config(built_image, rootfs_image, tmp_path, "gcs.watchdog=off")
-        async with machine_with(config, disk) as (machine, target, client):
-            await start(client, target, "hand", "sleep 100000")
-            agent = (await client.info()).agent_pid
-            stop = f"echo late > /data/late; (sleep 1; kill -STOP {agent}) & exit 0"
-            await run(client, "hand", "sh", "-c", stop)
-            with pytest.raises(AgentSilent):
-                await ping_for_ever(client)
-            return await machine.powerdown(150)
-
-    ended = asyncio.run(story())
+    ended, folder = endings.button, endings.folders[1]
     assert (ended.clean, ended.reason, ended.findings) == (True, "the guest powered off", ())
-    console = (tmp_path / "console").read_text(errors="replace")
-    assert '"unmounting what is left"' in console
-    assert not needs_recovery(disk)
-    assert "late" in files(disk)
+    assert '"unmounting what is left"' in (folder / "console").read_text(errors="replace")
+    assert not needs_recovery(folder / "disk")
+    assert "late" in files(folder / "disk")
