@@ -8,8 +8,10 @@ import pytest
 
 pytest.register_assert_rewrite("tests.cases")
 
-# A shell starts what it puts into the background with SIGINT ignored, and gcsctl would inherit that.
+# A shell starts what it puts into the background with SIGINT ignored, and nohup(1) with SIGHUP, which gcsctl
+# would inherit, and respect.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

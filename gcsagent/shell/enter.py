@@ -33,9 +33,9 @@ EXIT_FAILED = 127
 DESCRIPTORS = 1024
 """The usual soft limit: programs close each descriptor there might be."""
 
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGCHLD)
 _TERMINALS = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 """What a terminal sends to all of its foreground process group."""
+_RESET = (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGCHLD, *_TERMINALS)
 
 
 class Plan(NamedTuple):

@@ -13,8 +13,10 @@ import signal
 _FIRST_SAFE_FD = 64
 """Sources are moved to here or above first, so that no dup2 overwrites one that is still needed."""
 
-_RESET = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Ignored by the interpreter at its start; a program that is started expects the default."""
+_RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+"""A program that is started expects the default of all of them. The interpreter ignores two at its start, and
+whoever started us may have had others ignored (nohup(1), a script's job in the background), which a container
+would inherit: to a shell a signal that is ignored at its start stays so (sh(1), trap)."""
 
 
 def spawn(argv: list[str], env: dict[str, str], fds: dict[int, int]) -> int:

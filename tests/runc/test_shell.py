@@ -202,7 +202,7 @@ def test_it_gets_into_a_paused_container_and_one_in_a_user_namespace(shelled: Sh
 def test_the_time_limit_hangs_up_and_then_kills(shelled: Shelled) -> None:
     async def scene() -> None:
         words = "trap 'echo goodbye; exit 9' HUP; while :; do sleep 100000 & wait; done"
-        async with await shelled.open("sh", "-c", words, timeout_ms=1000) as shell:
+        async with await shelled.open("sh", "-c", words, timeout_ms=300) as shell:
             out, record = await output_of(shell)
         assert (out, record.exit_code, record.reason) == (b"goodbye\r\n", 9, ShellEnd.TIMEOUT)
         deaf = "trap '' HUP; sleep 100000 & echo $!; while :; do wait; done"

@@ -157,10 +157,13 @@ def test_one_descriptor_may_go_to_several_numbers(report: int) -> None:
 
 
 def test_ignored_signals_are_back_to_default_in_the_child() -> None:
-    for number in (signal.SIGPIPE, signal.SIGXFSZ):
-        assert signal.getsignal(number) == signal.SIG_IGN  # the interpreter's doing
+    """Two are the interpreter's doing, others that of whoever started it."""
+    assert signal.getsignal(signal.SIGPIPE) == signal.getsignal(signal.SIGXFSZ) == signal.SIG_IGN
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        before = signal.signal(number, signal.SIG_IGN)
         pid = spawn(["sh", "-c", f"kill -{int(number)} $$; exit 0"], ENV, {})
         _, status = os.waitpid(pid, 0)
+        signal.signal(number, before)
         assert os.waitstatus_to_exitcode(status) == -number
 
 
