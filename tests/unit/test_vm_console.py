@@ -78,6 +78,7 @@ def test_any_split_gives_the_same_stages(cuts: list[int]) -> None:
         ("warning", "WARNING: CPU: 0 PID: 1 at kernel/fork.c:1 foo+0x1/0x2"),
         ("trace", "Call Trace:"),
         ("disk", "I/O error, dev vda, sector 0 op 0x0:(READ)"),
+        ("disk", "erofs: (device vda): z_erofs_read_folio: read error -5 @ 355 of nid 1108929"),
         ("initramfs", "Initramfs unpacking failed: ZSTD-compressed data is truncated"),
         ("memory", "System is deadlocked on memory"),
     ],
@@ -96,6 +97,7 @@ def test_kernel_trouble_is_found(kind: str, line: str) -> None:
         "amd_pstate: the _CPC object is not present in SBIOS or ACPI disabled",
         '{"level": "warning", "message": "the agent ended"}',
         "BUGS are not insects",
+        "erofs: (device vda): z_erofs_read_folio: read error -12 @ 355 of nid 1108929",
     ],
 )
 def test_what_a_container_does_is_no_kernel_trouble(line: str) -> None:

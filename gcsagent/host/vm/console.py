@@ -61,7 +61,8 @@ _TROUBLE = tuple(
             r"(?:Initramfs unpacking failed|Unpacking initramfs failed|junk (?:at the end|within))",
         ),
         ("init", r"Failed to execute /init|No working init found|Requested init .* failed"),
-        ("disk", r"I/O error, dev |Buffer I/O error|(?:EXT4-fs|erofs|SQUASHFS)[ :].*\berror\b"),
+        # Error 12 (ENOMEM) is that of a read that found no memory: the disk is well.
+        ("disk", r"I/O error, dev |Buffer I/O error|(?:EXT4-fs|erofs|SQUASHFS)[ :].*\berror\b(?! -12\b)"),
         ("trace", r"Call Trace:"),
     )
 )
