@@ -6,6 +6,7 @@ Nothing is read beyond what the transport itself needs, so that the socket's nex
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import re
 import socket
@@ -19,6 +20,11 @@ Address = UnixAddress | VsockAddress | HybridAddress
 
 HANDSHAKE_SECONDS = 5.0
 """A VMM forwards CONNECT to a guest that may still be booting and can leave it unanswered."""
+
+_LATE_SECONDS = 60.0
+"""How long a CONNECT that nobody waits for any more may still be answered."""
+
+_leaving: set[asyncio.Task[None]] = set()
 
 _MAX_OK_LINE = 32
 _OK_LINE = re.compile(rb"OK [0-9]{1,10}\r?\n\Z")
@@ -57,14 +63,31 @@ async def dial(address: Address, *, handshake_timeout: float = HANDSHAKE_SECONDS
     try:
         async with asyncio.timeout(handshake_timeout):
             await _hybrid_handshake(sock, address)
-    except BaseException as error:
-        sock.close()
+    except (TimeoutError, asyncio.CancelledError) as error:
+        _leave(sock)
         if isinstance(error, TimeoutError):
             raise NotReady(f"{address}: CONNECT is not answered in {handshake_timeout:g} s") from error
+        raise
+    except BaseException as error:
+        sock.close()
         if isinstance(error, OSError):
             raise _cannot(address, error) from error
         raise
     return sock
+
+
+def _leave(sock: socket.socket) -> None:
+    """Closes it once CONNECT has been answered: vhost-device-vsock 0.3.0 serves nobody any more when it
+    cannot write OK (EPIPE)."""
+    task = asyncio.get_running_loop().create_task(_until_answered(sock))
+    _leaving.add(task)
+    task.add_done_callback(_leaving.discard)
+
+
+async def _until_answered(sock: socket.socket) -> None:
+    with contextlib.closing(sock), contextlib.suppress(OSError):
+        async with asyncio.timeout(_LATE_SECONDS):
+            await receive(sock, _MAX_OK_LINE)
 
 
 async def receive(sock: socket.socket, size: int) -> bytes:

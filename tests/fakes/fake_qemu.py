@@ -107,11 +107,13 @@ class Slot:
         self.chardevs = {"vsock0": -1}
         self.fds: dict[str, int] = {}
         self.freeing = False
+        self.status = "internal-error"
         found = re.search(r"socket,id=vsock0,fd=(\d+)", " ".join(sys.argv))
         self.daemon = int(found[1]) if found else -1
 
     def execute(self, name: str, arguments: dict[str, Any], fds: list[int]) -> object:
-        say(f"qmp: {name} {arguments.get('id') or arguments.get('fdname') or ''}\n")
+        if name != "x-query-virtio-status":  # asked again and again
+            say(f"qmp: {name} {arguments.get('id') or arguments.get('fdname') or ''}\n")
         handler = getattr(self, name.replace("-", "_"), None)
         if handler is None:
             raise Refused(f"The command {name} has not been found")
@@ -120,6 +122,24 @@ class Slot:
     def qom_list(self, arguments: dict[str, Any], fds: list[int]) -> object:
         assert arguments["path"] == "/machine/peripheral"
         return [{"name": "type", "type": "string"}, *({"name": name} for name in self.devices)]
+
+    def x_query_virtio_status(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        if self.mode == "cannot-tell":
+            raise Refused("The command x-query-virtio-status has not been found")
+        assert arguments["path"] == "/machine/peripheral/vsock/virtio-backend"
+        bits = ["VIRTIO_CONFIG_S_ACKNOWLEDGE: Valid virtio device found"]
+        if self.mode != "slow-driver" or Path(os.environ["FAKE_DRIVER"]).exists():
+            bits.append("VIRTIO_CONFIG_S_DRIVER_OK: Driver setup and ready")
+        return {"name": "vhost-vsock", "status": {"statuses": bits}}
+
+    def stop(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        self.status = "paused"
+        event(self.monitor, "STOP")
+        return {}
+
+    def cont(self, arguments: dict[str, Any], fds: list[int]) -> object:
+        event(self.monitor, "RESUME")
+        return {}
 
     def query_pci(self, arguments: dict[str, Any], fds: list[int]) -> object:
         return [
@@ -236,7 +256,7 @@ def serve(mode: str, monitor: socket.socket) -> None:
         name = command["execute"]
         answer: dict[str, object] = {"return": {}}
         if name == "query-status":
-            answer = {"return": {"status": "internal-error"}}
+            answer = {"return": {"status": slot.status}}
         elif name not in ("qmp_capabilities", "system_powerdown"):
             try:
                 answer = {"return": slot.execute(name, command["arguments"], fds)}

@@ -1,10 +1,13 @@
 """Stands in for vhost-device-vsock: makes the two sockets its `--vm` argument names and takes one connection.
 
 Behind the hybrid one an agent answers every hello. With FAKE_VSOCK=refuse it complains and exits; with
-FAKE_VSOCK=die it exits once QEMU has connected; with FAKE_VSOCK=deaf no port of the guest answers.
+FAKE_VSOCK=die it exits once QEMU has connected; with FAKE_VSOCK=deaf no port of the guest answers. The real
+one can lose the thread that serves hosts: SIGUSR1 has it do so with a word, and SIGUSR2 without.
 """
 
+import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
@@ -17,6 +20,31 @@ from protocol.connection import Connection, Role
 from protocol.families.agent import Welcome
 from protocol.framing import Request
 from protocol.schema import to_wire
+
+PANIC = b"""
+thread 'vring_worker' (42) panicked at src/vsock_conn.rs:238:64:
+called `Result::unwrap()` on an `Err` value: Os { code: 32, kind: BrokenPipe }
+"""
+
+
+class Worker:
+    """Does nothing but live."""
+
+    def __init__(self, lost: Path) -> None:
+        self.lost = lost
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self.work, daemon=True)
+        self.thread.start()
+
+    def work(self) -> None:
+        ctypes.CDLL(None).prctl(15, b"vring_worker")  # PR_SET_NAME
+        self.ending.wait()
+
+    def lose(self, word: bytes) -> None:
+        os.write(2, word)
+        self.ending.set()
+        self.thread.join()
+        self.lost.touch()
 
 
 def greet(host: socket.socket) -> None:
@@ -40,6 +68,9 @@ def answer(hybrid: socket.socket) -> None:
 def main() -> None:
     options = dict(word.split("=", 1) for word in sys.argv[sys.argv.index("--vm") + 1].split(","))
     mode = os.environ.get("FAKE_VSOCK", "")
+    worker = Worker(Path(options["socket"]).with_name("lost"))
+    signal.signal(signal.SIGUSR1, lambda *_: worker.lose(PANIC))
+    signal.signal(signal.SIGUSR2, lambda *_: worker.lose(b""))
     if mode == "refuse":
         sys.exit("vhost-device-vsock: no such thing")
     with (

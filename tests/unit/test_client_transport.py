@@ -137,6 +137,38 @@ def test_a_late_answer_is_not_waited_for(tmp_path: Path) -> None:
         asyncio.run(handshake(tmp_path, [b"OK 1\n"], pause=5, timeout=0.1))
 
 
+@pytest.mark.parametrize("how", [NotReady, asyncio.CancelledError])
+def test_who_gives_up_does_not_hang_up_before_the_answer(tmp_path: Path, how: type[BaseException]) -> None:
+    """A VMM may not survive it."""
+
+    async def scenario() -> None:
+        asked, given_up, hung_up = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def vmm(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
+            asked.set()
+            await given_up.wait()
+            assert not reader.at_eof()
+            writer.write(b"OK 1\n")
+            await writer.drain()
+            assert await reader.read() == b""
+            hung_up.set()
+
+        async with raw_server(tmp_path / "s", vmm) as path:
+            limit = 0.05 if how is NotReady else 60
+            dialling = asyncio.create_task(dial(HybridAddress(path), handshake_timeout=limit))
+            await asked.wait()
+            if how is asyncio.CancelledError:
+                dialling.cancel()
+            with pytest.raises(how):
+                await dialling
+            given_up.set()
+            async with asyncio.timeout(5):
+                await hung_up.wait()
+
+    asyncio.run(scenario())
+
+
 def test_a_client_over_hybrid_vsock_retries_until_the_guest_listens(tmp_path: Path) -> None:
     attempts = 0
 

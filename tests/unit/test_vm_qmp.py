@@ -179,24 +179,48 @@ def test_a_descriptor_goes_with_its_command() -> None:
     greeted(body)
 
 
-def test_a_descriptor_waits_for_what_was_to_be_sent_before_it() -> None:
+def test_a_command_that_could_go_in_part_is_refused() -> None:
     async def body(client: QmpClient, ours: socket.socket, theirs: socket.socket) -> None:
-        large = asyncio.create_task(client.execute("first", {"filler": "x" * (1 << 20)}))
-        await asyncio.sleep(0)
-        with pytest.raises(QmpError, match=r"^QEMU did not answer getfd within 0.05 s$"):
-            await client.execute("getfd", fd=0, timeout=0.05)
-        large.cancel()
-        await asyncio.gather(large, return_exceptions=True)
+        with pytest.raises(QmpError, match=r"^a command of \d+ bytes is too long for QEMU's monitor$"):
+            await client.execute("first", {"filler": "x" * 40_000})
+        theirs.sendall(answered({"id": 3}))
+        await client.execute("second")
 
     greeted(body)
 
 
-def test_a_monitor_that_takes_no_descriptor_is_named() -> None:
+def test_what_was_said_before_a_reset_is_not_lost() -> None:
+    """QEMU says why it ends, and exits with a command unread."""
+    heard: list[QmpEvent] = []
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(GREETING + answered({"id": 1}))
+        client = await QmpClient.open(ours, heard.append, timeout=5)
+        theirs.recv(65536)
+        unread = asyncio.create_task(client.execute("unread"))
+        await asyncio.sleep(0)
+        theirs.sendall(b'{"event": "SHUTDOWN", "data": {"reason": "guest-shutdown"}}\n')
+        theirs.close()
+        # One that meets the closed socket.
+        with pytest.raises(QmpClosed):
+            await client.execute("late")
+        with pytest.raises(QmpClosed):
+            await unread
+        await client.finished(5)
+        client.close()
+
+    asyncio.run(scenario())
+    assert [event.name for event in heard] == ["SHUTDOWN"]
+
+
+def test_a_monitor_that_takes_no_more_is_named() -> None:
     async def body(client: QmpClient, ours: socket.socket, theirs: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
             while True:
                 ours.send(bytes(65536))
-        with pytest.raises(QmpError, match=r"^QEMU does not read its monitor$"):
-            await client.execute("getfd", fd=0)
+        for fd in (0, None):
+            with pytest.raises(QmpError, match=r"^QEMU does not read its monitor$"):
+                await client.execute("getfd", fd=fd)
 
     greeted(body)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gcsagent.host.vm import vsockplug
+from gcsagent.host.dialogue import greet
+from gcsagent.host.vm import guest, vsockdev, vsockplug
 from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.errors import ReplugError
 from gcsagent.host.vm.inotify import DirectoryWatch
 from gcsagent.host.vm.launcher import VirtualMachine
+from protocol.address import parse_dial
 from tests.fakes.vm import FakeHost, fake_host
 
 LONG, SHORT = 20.0, 0.2
@@ -45,6 +49,11 @@ async def end_by_daemon(vm: VirtualMachine) -> None:
     assert (await vm.wait()).reason == "vhost-device-vsock exited -9: no output"
 
 
+async def answers(vm: VirtualMachine) -> None:
+    dialogue, _ = await greet(parse_dial(vm.address), timeout=LONG, client_name="tests")
+    dialogue.close()
+
+
 def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -52,8 +61,10 @@ def descriptors() -> int:
 def test_a_fresh_daemon_behind_the_same_address(host: FakeHost) -> None:
     async def scenario() -> None:
         async with await launch() as vm:
+            await answers(vm)
             address, daemon, before = vm.address, vm.daemon_pid, descriptors()
             await vm.replug_vsock()
+            await answers(vm)
             assert (vm.address, descriptors()) == (address, before)
             assert vm.daemon_pid != daemon
             assert set(host.processes()) == {vm.pid, vm.daemon_pid}
@@ -72,6 +83,150 @@ def test_a_fresh_daemon_behind_the_same_address(host: FakeHost) -> None:
     asyncio.run(scenario())
     assert host.leftovers() == []
     assert host.processes() == []
+
+
+def test_hosts_may_dial_as_soon_as_the_guests_driver_runs(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Who dials before may have the daemon serve nobody any more."""
+    driver = tmp_path / "driver"
+    driver.touch()
+    monkeypatch.setenv("FAKE_DRIVER", str(driver))
+    asked: list[str] = []
+
+    async def scenario() -> None:
+        async with await launch("slow-driver") as vm:
+            path = Path(vm.address.split(":")[1])
+            driver.unlink()
+            await vm.replug_vsock()
+            execute = vm.monitor.execute
+
+            async def counted(command: str, *args: Any, **more: Any) -> Any:
+                assert not path.exists()
+                asked.append(command)
+                if len(asked) == 3:
+                    driver.touch()
+                return await execute(command, *args, **more)
+
+            monkeypatch.setattr(vm.monitor, "execute", counted)
+            with DirectoryWatch(path.parent) as watch:
+                while not path.exists():
+                    await watch.changed()
+
+    asyncio.run(scenario())
+    assert asked == ["x-query-virtio-status"] * 4
+
+
+def test_where_qemu_cannot_tell_hosts_may_dial_at_once(host: FakeHost) -> None:
+    async def scenario() -> None:
+        async with await launch("cannot-tell") as vm:
+            await vm.replug_vsock()
+            await answers(vm)
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def mends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest, "_MEND_SECONDS", 0.01)
+    monkeypatch.setattr(guest, "_MEND_UNPLUG_SECONDS", SHORT)
+
+
+@contextlib.asynccontextmanager
+async def replugging(vm: VirtualMachine) -> AsyncIterator[None]:
+    """Is over when the VM has been replugged, or could not be."""
+    replugged = asyncio.Event()
+    vm.guest.on_replugged = replugged.set
+    yield
+    async with asyncio.timeout(LONG):
+        await replugged.wait()
+
+
+def lose_worker(vm: VirtualMachine, signum: int = signal.SIGUSR2) -> None:
+    """Its daemon lives on and serves nobody."""
+    assert vm.daemon_pid is not None
+    os.kill(vm.daemon_pid, signum)
+
+
+@pytest.fixture(params=["thread-pidfd", "before-linux-6.9"])
+def any_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "before-linux-6.9":
+        monkeypatch.setattr(vsockdev, "_PIDFD_THREAD", 1 << 30)
+
+
+@pytest.mark.usefixtures("mends_at_once", "any_kernel")
+def test_a_daemon_that_panics_is_replaced(host: FakeHost, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with await launch() as vm:
+            daemons = {vm.daemon_pid}
+            for _ in range(2):
+                await answers(vm)
+                async with replugging(vm):
+                    lose_worker(vm, signal.SIGUSR1)
+                daemons.add(vm.daemon_pid)
+            await answers(vm)
+            assert len(daemons) == 3
+            assert set(host.processes()) == {vm.pid, vm.daemon_pid}
+
+    asyncio.run(scenario())
+    said = "called `Result::unwrap()` on an `Err` value: Os { code: 32, kind: BrokenPipe }"
+    assert [record.message for record in caplog.records] == [
+        f"vhost-device-vsock serves nobody any more ({said}) and is replaced"
+    ] * 2
+
+
+@pytest.mark.usefixtures("mends_at_once")
+def test_a_daemon_that_serves_nobody_any_more_without_a_word_is_replaced(host: FakeHost) -> None:
+    async def scenario() -> None:
+        async with await launch() as vm:
+            await answers(vm)
+            async with replugging(vm):
+                lose_worker(vm)
+            await answers(vm)
+
+    asyncio.run(scenario())
+    assert host.processes() == []
+
+
+@pytest.mark.usefixtures("mends_at_once", "any_kernel")
+def test_of_a_vm_that_is_paused_it_is_replaced_once_that_goes_on(host: FakeHost) -> None:
+    async def scenario() -> None:
+        async with await launch() as vm:
+            await answers(vm)
+            await vm.pause()
+            lost = Path(vm.address.split(":")[1]).with_name("lost")
+            async with replugging(vm):
+                with DirectoryWatch(lost.parent) as watch:
+                    lose_worker(vm)
+                    while not lost.exists():
+                        await watch.changed()
+                await vm.resume()
+            await answers(vm)
+            asked = await end(vm)
+            assert asked.index("stop") < asked.index("cont") < asked.index("device_del vsock")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("mends_at_once")
+def test_one_that_cannot_be_replaced_is_told_and_kept(
+    host: FakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with await launch("keeps-device") as vm:
+            await answers(vm)
+            daemon = vm.daemon_pid
+            async with replugging(vm):
+                lose_worker(vm)
+            assert vm.daemon_pid == daemon
+            # What is told comes in the turn of the loop that it has waited for.
+            await vm.monitor.execute("qom-list", {"path": "/machine/peripheral"})
+
+    asyncio.run(scenario())
+    assert caplog.records[1].message == (
+        "the guest is out of reach: cannot replug the vsock device:"
+        " the guest did not let go of it within 0.2 s (it is still plugged)"
+    )
 
 
 def test_the_fresh_daemons_death_ends_the_vm_as_the_first_ones_does(host: FakeHost) -> None:
@@ -166,6 +321,7 @@ def test_a_daemon_that_does_not_start_leaves_the_vm_to_try_again(
 ) -> None:
     async def scenario() -> None:
         async with await launch() as vm:
+            await answers(vm)
             before = descriptors()
             monkeypatch.setenv("FAKE_VSOCK", "refuse")
             with pytest.raises(
@@ -177,6 +333,7 @@ def test_a_daemon_that_does_not_start_leaves_the_vm_to_try_again(
             monkeypatch.setenv("FAKE_VSOCK", "")
             await vm.replug_vsock()
             assert set(host.processes()) == {vm.pid, vm.daemon_pid}
+            await answers(vm)
             assert descriptors() == before
             assert (await end(vm))[-1] == "left ['vsock1'] []"
 

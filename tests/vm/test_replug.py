@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import signal
+import socket
+import struct
+import termios
 import time
 from pathlib import Path
 
@@ -15,6 +19,7 @@ from gcsagent.host.client import Client
 from gcsagent.host.process import RemoteProcess
 from gcsagent.host.spool import SpoolStream
 from gcsagent.host.vm.launcher import VirtualMachine
+from protocol.address import HybridAddress, parse_dial
 from protocol.types import Stdio, StreamMode, StreamSpec
 from tests.cases import pattern
 from tests.cases.machines import Booted
@@ -88,6 +93,54 @@ async def _replug(machine: VirtualMachine, client: Client, *, hung: bool) -> flo
         assert not Path(f"/proc/{daemon}").exists()
     print(f"replugged in {plugged:.2f} s, answered after {answered:.2f} s, load {os.getloadavg()[0]}")
     return answered
+
+
+def _hang_up(machine: VirtualMachine, *, paused: bool) -> None:
+    """A host dials and is gone before the guest can answer. A paused VM's daemon does not get to CONNECT."""
+    address = parse_dial(machine.address)
+    assert isinstance(address, HybridAddress)
+    with socket.socket(socket.AF_UNIX) as host:
+        host.connect(address.path)
+        if not paused:
+            host.send(b"CONNECT %d\n" % address.port)
+            until = time.monotonic() + 5
+            while _unread(host) and time.monotonic() < until:
+                pass
+
+
+def _unread(sock: socket.socket) -> int:
+    (size,) = struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))
+    assert isinstance(size, int)
+    return size
+
+
+async def _lose_daemon(machine: VirtualMachine, target: Target, *, paused: bool) -> None:
+    replugged = asyncio.Event()
+    machine.guest.on_replugged = replugged.set
+    async with await connect(target) as client, running(target, client, "sh", "-c", STEADY) as steady:
+        generation = (await client.ping()).generation
+        daemon = machine.daemon_pid
+        if paused:
+            await machine.pause()
+        _hang_up(machine, paused=paused)
+        if paused:
+            await machine.resume()
+            await replugged.wait()
+        while not replugged.is_set():  # the guest was faster
+            await client.ping()
+            _hang_up(machine, paused=False)
+        assert machine.daemon_pid not in (None, daemon)
+        assert (await client.ping()).generation == generation
+        answered = await run(client, steady.container, "echo", "over")
+        assert answered.stdout == b"over\n"
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_a_host_that_hangs_up_does_not_keep_the_others_out(vm: Booted, paused: bool) -> None:
+    """vhost-device-vsock goes deaf of it (0.3.0); the kernel's vhost-vsock does not."""
+    if vm.machine.daemon_pid is not None:
+        target = Target(vm.machine.address, ROOTFS, box="", pace=vm.pace, execs=1)
+        vm.runner.run(asyncio.wait_for(_lose_daemon(vm.machine, target, paused=paused), 10 * vm.pace))
 
 
 def test_a_fresh_daemon_behind_the_same_address(vm: Booted) -> None:

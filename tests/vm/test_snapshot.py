@@ -38,7 +38,7 @@ from tests.vm.test_storage import block, plugged, within
 # The first test boots the VM, and may build its image.
 pytestmark = pytest.mark.timeout(1300)
 ROOTFS = "/run/gcs/disks/rootfs"
-COUNTING = "i=0; while :; do i=$((i + 1)); echo $i >/data/count; echo $i; sleep 0.1; done"
+COUNTING = "i=0; cd /data; while :; do i=$((i + 1)); echo $i >new; mv new count; echo $i; sleep 0.1; done"
 SPOOL = Stdio(stdout=StreamSpec(StreamMode.SPOOL, 256 << 10))
 
 
@@ -136,12 +136,13 @@ def test_saved_it_goes_on_here_and_twice_elsewhere(vm: Booted, tmp_path: Path) -
             assert (await event(events, "guest.resumed", "")).data["expired"] is False
             await reader.read_to(reader.last + 20)
 
-            drew = await asyncio.gather(
-                drawn(client, counter.container),
-                _go_on_elsewhere(directory, "one", counter.container, last, where),
-                _go_on_by_name(Gcsctl(root), directory, counter.container),
-            )
-            assert len(set(drew)) == 3
+            async with asyncio.TaskGroup() as group:
+                drawing = (
+                    group.create_task(drawn(client, counter.container)),
+                    group.create_task(_go_on_elsewhere(directory, "one", counter.container, last, where)),
+                    group.create_task(_go_on_by_name(Gcsctl(root), directory, counter.container)),
+                )
+            assert len({each.result() for each in drawing}) == 3
             await reader.read_to(reader.last + 5)
 
     within(vm, story)

@@ -9,6 +9,7 @@ console and the monitor have been read to their ends.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -19,7 +20,7 @@ from gcsagent.host.vm.booting import Boot, OnStage
 from gcsagent.host.vm.config import VmExit
 from gcsagent.host.vm.console import sanitize
 from gcsagent.host.vm.diagnosis import Circumstances
-from gcsagent.host.vm.errors import LaunchError, QmpError
+from gcsagent.host.vm.errors import LaunchError, QmpError, ReplugError
 from gcsagent.host.vm.hotplug import HotPlug
 from gcsagent.host.vm.migration import Migration
 from gcsagent.host.vm.process import Child, PipeReader, Tail
@@ -35,15 +36,28 @@ _DRAIN_SECONDS = 2.0
 # What QEMU may take to exit once one of its daemons has.
 _EXIT_SECONDS = 2.0
 
+# A vsock daemon that has gone deaf is replaced, this often at most; the guest may take this long to let go of
+# its device.
+_MEND_SECONDS, _MEND_UNPLUG_SECONDS = 1.0, 60.0
+
+# What a daemon that ends may take between its first thread's end and its own.
+_AFTER_SECONDS = 0.2
+
 # QEMU's RunState values (qapi/run-state.json) that no guest comes back from by itself.
 _DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
 
 # QEMU's ShutdownCause values that mean the guest ended itself in order.
 _ORDERLY = {"guest-shutdown": "the guest powered off", "guest-reset": "the guest rebooted, which ends a VM"}
 
+_logger = logging.getLogger(__name__)
+
 
 class Guest:
-    """One attempt at running a guest. `start`, then `boot.finished`, then `exited`; `destroy` at any time."""
+    """One attempt at running a guest. `start`, then `boot.finished`, then `exited`; `destroy` at any time.
+
+    Attributes:
+        on_replugged: told of every vsock device that has been plugged in since the start.
+    """
 
     def __init__(
         self,
@@ -54,6 +68,8 @@ class Guest:
         on_stage: OnStage,
     ) -> None:
         self.device = device
+        self.device.on_deaf = self._on_deaf_daemon
+        self.on_replugged: Callable[[], None] = lambda: None
         self.shares = shares
         self.shares.on_lost = self._on_lost_share
         self.boot = Boot(circumstances, on_stage)
@@ -69,7 +85,10 @@ class Guest:
         self._ports: HotPlug | None = None
         self._migration: Migration | None = None
         self._replugging = asyncio.Lock()
-        self._daemon_watch: asyncio.Task[None] | None = None
+        self._mended = -_MEND_SECONDS
+        self._going = asyncio.Event()
+        self._going.set()
+        self._vsock_tasks: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._shutdown = ""
         self._blame = ""
@@ -157,12 +176,14 @@ class Guest:
     async def _changing_vsock(self) -> AsyncIterator[VsockPlug]:
         assert self._plug is not None
         async with self._replugging:
-            self._unwatch_daemon()
+            self._leave_vsock()
             try:
                 yield self._plug
             finally:
                 if self._plug.plugged:
                     self._watch_daemon()
+                    self._publish(self._plug)
+                    self.on_replugged()
 
     async def why(self, reason: str) -> str:
         """`reason`, and how QEMU ended if that is behind it."""
@@ -232,7 +253,6 @@ class Guest:
             self.boot.happened_elsewhere()
         else:
             self.device.handed_over()
-            self.device.publish()
             self.shares.handed_over()
             self._watch_daemon()
         self._run(self._watch(self._qemu))
@@ -243,6 +263,8 @@ class Guest:
         except QmpError as error:
             ours.close()
             raise LaunchError(f"QEMU did not start: {await self._why_no_monitor(error)}") from error
+        if not config.incoming:
+            self._publish(self._plug)
 
     async def _why_no_monitor(self, error: QmpError) -> str:
         # A QEMU that dislikes its command line closes the monitor, then exits: its own words are the
@@ -256,7 +278,7 @@ class Guest:
 
     async def _watch(self, qemu: Child) -> None:
         await qemu.wait()
-        self._unwatch_daemon()
+        self._leave_vsock()
         await asyncio.gather(
             self._console_pipe.drained(_DRAIN_SECONDS),
             self._stderr.drained(_DRAIN_SECONDS),
@@ -272,15 +294,42 @@ class Guest:
 
     def _watch_daemon(self) -> None:
         if self.device.daemon is not None:
-            self._daemon_watch = self._run(self._kill_without(self.device.daemon))
+            self._vsock_tasks.append(self._run(self._kill_without(self.device.daemon)))
 
-    def _unwatch_daemon(self) -> None:
-        if self._daemon_watch is not None:
-            self._daemon_watch.cancel()
+    def _publish(self, plug: VsockPlug) -> None:
+        self._vsock_tasks.append(self._run(plug.publish()))
+
+    def _leave_vsock(self) -> None:
+        for task in self._vsock_tasks:
+            task.cancel()
+        self._vsock_tasks.clear()
 
     async def _kill_without(self, daemon: Child) -> None:
         status = await daemon.wait()
         await self._end_without(status, f"vhost-device-vsock exited {status}: {self.device.complaints()}")
+
+    def _on_deaf_daemon(self) -> None:
+        self._run(self._mend_vsock())
+
+    async def _mend_vsock(self) -> None:
+        """Gives the guest a fresh daemon for one that serves nobody any more."""
+        daemon, complaint = self.device.daemon, self.device.complaints()
+        if daemon is None or await _ends(daemon):
+            return  # that ends the VM
+        # A guest that stands still does not let go of its device.
+        await self._going.wait()
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._mended + _MEND_SECONDS - loop.time())
+        self._mended = loop.time()
+        try:
+            async with self._changing_vsock() as plug:
+                # Else it was replugged meanwhile, or is unplugged for a snapshot.
+                if plug.plugged and self.device.daemon is daemon:
+                    why = sanitize(complaint)
+                    _logger.warning("vhost-device-vsock serves nobody any more (%s) and is replaced", why)
+                    await plug.replug(_MEND_UNPLUG_SECONDS)
+        except ReplugError as error:
+            _logger.error("the guest is out of reach: %s", sanitize(str(error)))
 
     def _on_lost_share(self, status: int, how: str) -> None:
         self._run(self._end_without(status, how))
@@ -342,7 +391,11 @@ class Guest:
         if event.name == "SHUTDOWN":
             self._shutdown = str(event.data.get("reason", ""))
         elif event.name == "STOP":
+            self._going.clear()
             self._run(self._ask_why_stopped())
+        elif event.name == "RESUME":
+            self._going.set()
+            self.device.check()
 
     async def _ask_why_stopped(self) -> None:
         assert self._qmp is not None
@@ -362,6 +415,13 @@ class Guest:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _ends(daemon: Child) -> bool:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_AFTER_SECONDS):
+            await daemon.wait()
+    return daemon.returncode is not None
 
 
 def _signal_name(number: int) -> str:

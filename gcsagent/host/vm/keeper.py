@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ class Keeper:
             kept(vm.address, sockets) as self._forwards,
         ):
             report({"ready": self._record_running(vm).to_json()})
+            vm.guest.on_replugged = lambda: self._record_replugged(vm)
             detach()
             return await self._until_end(vm)
 
@@ -100,6 +102,11 @@ class Keeper:
             down.cancel()
             await vm.kill()
         return await ending
+
+    def _record_replugged(self, vm: VirtualMachine) -> None:
+        # Its daemon has another process id. A record that is gone is not worth a replug.
+        with suppress(VmError, OSError):
+            self._record_running(vm)
 
     def _record_running(self, vm: VirtualMachine) -> NamedVm:
         record = self._record()

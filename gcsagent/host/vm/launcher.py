@@ -177,6 +177,9 @@ class VirtualMachine(Plugging):
     async def pause(self) -> None:
         """Stops the guest's CPUs and clocks between two instructions, until `resume`.
 
+        Hosts should be quiet meanwhile: what one sends to a paused guest may break all connections (over
+        vhost-device-vsock, which is replaced then as soon as the guest goes on).
+
         Raises:
             QmpError: QEMU did not do it.
         """

@@ -20,6 +20,9 @@ from gcsagent.host.vm.errors import QmpClosed, QmpError
 
 _MAX_MESSAGE_BYTES = 1 << 20
 
+# What a UNIX socket takes as a whole or not at all, with much to spare.
+_MAX_COMMAND_BYTES = 1 << 15
+
 
 @dataclass(frozen=True, slots=True)
 class QmpEvent:
@@ -29,6 +32,14 @@ class QmpEvent:
     data: Mapping[str, Any]
 
 
+class _Reader(asyncio.StreamReader):
+    """Ends like at end of file where the connection is reset: a QEMU that exits with a command unread does
+    that, and what it said before, such as why, must not be lost."""
+
+    def set_exception(self, exc: BaseException) -> None:
+        self.feed_eof()
+
+
 class QmpClient:
     """One monitor connection. Commands may overlap; each has a deadline."""
 
@@ -36,12 +47,12 @@ class QmpClient:
         self,
         sock: socket.socket,
         reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        transport: asyncio.BaseTransport,
         on_event: Callable[[QmpEvent], None],
     ) -> None:
         self._sock = sock
         self._reader = reader
-        self._writer = writer
+        self._transport = transport
         self._on_event = on_event
         self._ids = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Any]] = {}
@@ -57,10 +68,11 @@ class QmpClient:
         Raises:
             QmpError: no or a wrong greeting within `timeout` seconds.
         """
-        reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_MAX_MESSAGE_BYTES)
-        # drain() then means that nothing is left to send.
-        writer.transport.set_write_buffer_limits(0)
-        client = cls(sock, reader, writer, on_event)
+        loop = asyncio.get_running_loop()
+        reader = _Reader(limit=_MAX_MESSAGE_BYTES, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.create_unix_connection(lambda: protocol, sock=sock)
+        client = cls(sock, reader, transport, on_event)
         try:
             async with asyncio.timeout(timeout):
                 greeting = await client._receive()
@@ -102,7 +114,7 @@ class QmpClient:
         message = {"execute": command, "arguments": dict(arguments or {}), "id": number}
         try:
             async with asyncio.timeout(timeout):
-                await self._send(json.dumps(message).encode() + b"\n", fd)
+                self._send(json.dumps(message).encode() + b"\n", fd)
                 return await answer
         except TimeoutError:
             raise QmpError(f"QEMU did not answer {command} within {timeout:g} s") from None
@@ -111,17 +123,16 @@ class QmpClient:
         finally:
             del self._pending[number]
 
-    async def _send(self, line: bytes, fd: int | None) -> None:
-        if fd is None:
-            self._writer.write(line)
-            await self._writer.drain()
-            return
-        # asyncio cannot send descriptors: past its buffer, which must be empty to keep the order.
-        while self._writer.transport.get_write_buffer_size():
-            await self._writer.drain()
+    def _send(self, line: bytes, fd: int | None) -> None:
+        if len(line) > _MAX_COMMAND_BYTES:
+            raise QmpError(f"a command of {len(line)} bytes is too long for QEMU's monitor")
+        # Not by the transport: one that cannot write stops reading, too, and so loses what QEMU said of its
+        # end; nor can it send descriptors.
         try:
-            # A line this short goes as a whole or not at all.
-            socket.send_fds(self._sock, [line], [fd])
+            if fd is None:
+                self._sock.send(line)
+            else:
+                socket.send_fds(self._sock, [line], [fd])
         except BlockingIOError:
             raise QmpError("QEMU does not read its monitor") from None
 
@@ -187,7 +198,7 @@ class QmpClient:
             if not answer.done():
                 answer.set_exception(error)
         with contextlib.suppress(RuntimeError):
-            self._writer.close()
+            self._transport.close()
 
 
 def _description(error: object) -> str:

@@ -53,6 +53,13 @@ _TX_BUFFER_SIZE = 28672
 
 _DAEMON_DEADLINE = 15.0
 
+# The daemon's thread that serves every host (vhost-user-backend, handler.rs), whose end is not the daemon's;
+# and what it says if it panics.
+_WORKER, _PANIC = "vring_worker", "thread 'vring_worker' "
+
+# linux/pidfd.h, since Linux 6.9: a pidfd of one thread.
+_PIDFD_THREAD = os.O_EXCL
+
 # The daemon's sockets: QEMU's, and the one that hosts dial.
 _CONTROL, _HYBRID, _UNPUBLISHED = "vhost-user", "vsock", "vsock.new"
 
@@ -99,6 +106,7 @@ class VsockDevice:
         fd: goes to QEMU: the opened vhost device, or the connected vhost-user socket.
         cid: the guest's CID.
         daemon: the vhost-device-vsock process, if there is one.
+        on_deaf: told, once of each daemon, that it lives and serves nobody any more.
     """
 
     def __init__(self, choice: VsockChoice, address: str, cid: int, directory: Path) -> None:
@@ -107,9 +115,13 @@ class VsockDevice:
         self.fd = -1
         self.cid = cid
         self.daemon: Child | None = None
+        self.on_deaf: Callable[[], None] = lambda: None
+        self._loop = asyncio.get_running_loop()
         self._directory = directory
         self._complaints = Tail()
         self._stderr: PipeReader | None = None
+        self._worker: Path | None = None
+        self._worker_pidfd = -1
 
     @classmethod
     async def create(
@@ -153,7 +165,10 @@ class VsockDevice:
 
     def complaints(self) -> str:
         """The last thing the daemon said, on one line."""
-        return self._complaints.last_line() or "no output"
+        lines = [line for line in self._complaints.text().splitlines() if line.strip()]
+        # How Rust ends what it says of a panic, where it was asked for a trace.
+        told = [line for line in lines if not line.startswith(("note: ", "stack backtrace:"))]
+        return told[-1] if told else "no output"
 
     def handed_over(self) -> None:
         """QEMU has its copy of the descriptor: ours would keep the CID or the daemon's session alive."""
@@ -162,9 +177,22 @@ class VsockDevice:
             self.fd = -1
 
     def publish(self) -> None:
-        """QEMU has the device: from now on hosts may dial. The daemon would take their calls before that."""
+        """From now on hosts may dial. The daemon would take their calls before that."""
         if self.daemon is not None:
-            (self._directory / _UNPUBLISHED).rename(self._directory / _HYBRID)
+            # A daemon that ends takes its socket with it.
+            with contextlib.suppress(FileNotFoundError):
+                (self._directory / _UNPUBLISHED).rename(self._directory / _HYBRID)
+            self._watch_worker()
+
+    def check(self) -> None:
+        """Looks whether the daemon still serves hosts, once these may dial.
+
+        vhost-device-vsock 0.3.0 loses the thread that does, and goes on without, when a host hangs up between
+        CONNECT and OK (EPIPE at writing OK), and when one dials or writes while the queues are stopped: as
+        the guest's driver starts, and as long as the VM is paused.
+        """
+        if self._worker is not None and not self._worker.exists():
+            self._deaf()
 
     def kill_daemon(self) -> None:
         """Kills the daemon, if there is one, and leaves it to whoever waits for it."""
@@ -174,6 +202,7 @@ class VsockDevice:
     def close(self) -> None:
         """Ends the daemon and frees everything; may be called again."""
         self.handed_over()
+        self._leave_worker()
         if self.daemon is not None:
             self.daemon.destroy()
             self.daemon = None
@@ -183,7 +212,7 @@ class VsockDevice:
     async def _start_daemon(self, program: Path) -> None:
         directory, control = self._directory, self._directory / _CONTROL
         self._complaints = Tail()
-        self._stderr = PipeReader(self._complaints.feed)
+        self._stderr = PipeReader(self._on_stderr)
         with DirectoryWatch(directory) as watch:
             self.daemon = Child.spawn(
                 VHOST_DEVICE_VSOCK,
@@ -193,6 +222,35 @@ class VsockDevice:
             )
             self._stderr.close_write_end()
             self.fd = await self._connect(watch, self.daemon, control)
+
+    def _on_stderr(self, chunk: bytes) -> None:
+        self._complaints.feed(chunk)
+        # Said before the thread ends, and all that tells of it before Linux 6.9.
+        if self._worker is not None and _PANIC in self._complaints.text():
+            self._deaf()
+
+    def _watch_worker(self) -> None:
+        assert self.daemon is not None
+        self._leave_worker()
+        threads = Path(f"/proc/{self.daemon.pid}/task").glob("*/comm")
+        self._worker = next((thread.parent for thread in threads if _comm(thread) == _WORKER), None)
+        if self._worker is None:
+            return
+        # Before Linux 6.9 what it says and `check` must do.
+        with contextlib.suppress(OSError):
+            self._worker_pidfd = os.pidfd_open(int(self._worker.name), _PIDFD_THREAD)
+            self._loop.add_reader(self._worker_pidfd, self.check)
+
+    def _deaf(self) -> None:
+        self._leave_worker()
+        self.on_deaf()
+
+    def _leave_worker(self) -> None:
+        self._worker = None
+        if self._worker_pidfd >= 0:
+            self._loop.remove_reader(self._worker_pidfd)
+            os.close(self._worker_pidfd)
+            self._worker_pidfd = -1
 
     async def _connect(self, watch: DirectoryWatch, daemon: Child, control: Path) -> int:
         connecting = asyncio.create_task(_connect_when_there(watch, control))
@@ -274,6 +332,13 @@ async def _connect(control: Path) -> int:
     with contextlib.closing(sock):
         sock.connect(str(control))
         return sock.detach()
+
+
+def _comm(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 async def _cancel(*tasks: asyncio.Task[int]) -> None:
