@@ -143,7 +143,8 @@ async def the_memory_of_a_container_is_told_by_kind(target: Target) -> None:
     """10 MiB of its own, 6 MiB of page cache in a file of its tmpfs, faults it had to take for them."""
     # Of huge pages one fault may take the lot.
     code = (
-        "import mmap, sys; held = mmap.mmap(-1, 10 << 20); held.madvise(mmap.MADV_NOHUGEPAGE)\n"
+        "import mmap, sys; held = mmap.mmap(-1, 10 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "held.madvise(mmap.MADV_NOHUGEPAGE)\n"
         "held.write(b'x' * (10 << 20))\n"
         "open('/dev/shm/f', 'wb').write(b'y' * (6 << 20))\n"
         "print('ready', flush=True); sys.stdin.read()"
