@@ -201,6 +201,19 @@ def test_a_crashed_vm_keeps_its_console_until_it_is_stopped(
     assert host.leftovers() == []
 
 
+def test_of_a_fresh_vsock_daemon_its_record_tells(host: FakeHost) -> None:
+    start("web")
+    before = VmStore().get("web")
+    assert before.daemon_pid is not None
+    os.kill(before.daemon_pid, signal.SIGUSR2)  # it serves nobody any more
+    assert eventually(lambda: VmStore().get("web").daemon_pid != before.daemon_pid)
+    after = VmStore().get("web")
+    assert (after.address, after.qemu_pid, after.state) == (before.address, before.qemu_pid, "running")
+    assert set(host.processes()) == {after.qemu_pid, after.daemon_pid, after.keeper_pid}
+    vm("stop", "web")
+    assert host.leftovers() == []
+
+
 def test_a_killed_keeper_takes_the_vm_along_and_the_name_is_free(host: FakeHost) -> None:
     start("web")
     record = VmStore().get("web")
