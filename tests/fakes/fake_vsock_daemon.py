@@ -24,6 +24,7 @@ from protocol.schema import to_wire
 PANIC = b"""
 thread 'vring_worker' (42) panicked at src/vsock_conn.rs:238:64:
 called `Result::unwrap()` on an `Err` value: Os { code: 32, kind: BrokenPipe }
+note: run with `RUST_BACKTRACE=1` environment variable to display a backtrace
 """
 
 

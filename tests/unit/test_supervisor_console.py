@@ -103,9 +103,7 @@ def test_a_runtime_that_sends_nothing_or_never_connects_leaves_nothing(receiver:
     assert receiver.fds == []
 
 
-def test_without_a_descriptor_to_accept_with_it_looks_again_at_the_end(
-    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_descriptor_to_accept_with_it_looks_again_at_the_end(receiver: Receiver) -> None:
     with receiver.connect() as sock:
         slave, _ = send_terminal(sock)
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)

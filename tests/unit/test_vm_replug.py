@@ -9,6 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import create_autospec
 
 import pytest
 
@@ -18,6 +19,7 @@ from gcsagent.host.vm.config import VmConfig
 from gcsagent.host.vm.errors import ReplugError
 from gcsagent.host.vm.inotify import DirectoryWatch
 from gcsagent.host.vm.launcher import VirtualMachine
+from gcsagent.host.vm.qmp import QmpClient
 from protocol.address import parse_dial
 from tests.fakes.vm import FakeHost, fake_host
 
@@ -126,6 +128,19 @@ def test_where_qemu_cannot_tell_hosts_may_dial_at_once(host: FakeHost) -> None:
     asyncio.run(scenario())
 
 
+def test_of_the_kernels_device_qemu_is_not_asked(tmp_path: Path) -> None:
+    """Nobody can dial too early there."""
+    qmp = create_autospec(QmpClient, instance=True)
+
+    async def scenario() -> None:
+        choice = vsockdev.VsockChoice("vhost-vsock", "asked for")
+        device = vsockdev.VsockDevice(choice, "vsock:4711", 4711, tmp_path)
+        await vsockplug.VsockPlug(qmp, device).publish()
+
+    asyncio.run(scenario())
+    assert qmp.mock_calls == []
+
+
 @pytest.fixture
 def mends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guest, "_MEND_SECONDS", 0.01)
@@ -136,7 +151,7 @@ def mends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 async def replugging(vm: VirtualMachine) -> AsyncIterator[None]:
     """Is over when the VM has been replugged, or could not be."""
     replugged = asyncio.Event()
-    vm.guest.on_replugged = replugged.set
+    vm.guest.on_vsock_changed = replugged.set
     yield
     async with asyncio.timeout(LONG):
         await replugged.wait()

@@ -116,7 +116,7 @@ def _unread(sock: socket.socket) -> int:
 
 async def _lose_daemon(machine: VirtualMachine, target: Target, *, paused: bool) -> None:
     replugged = asyncio.Event()
-    machine.guest.on_replugged = replugged.set
+    machine.guest.on_vsock_changed = replugged.set
     async with await connect(target) as client, running(target, client, "sh", "-c", STEADY) as steady:
         generation = (await client.ping()).generation
         daemon = machine.daemon_pid

@@ -56,7 +56,7 @@ class Guest:
     """One attempt at running a guest. `start`, then `boot.finished`, then `exited`; `destroy` at any time.
 
     Attributes:
-        on_replugged: told of every vsock device that has been plugged in since the start.
+        on_vsock_changed: told whenever the vsock device has been unplugged or plugged in since the start.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Guest:
     ) -> None:
         self.device = device
         self.device.on_deaf = self._on_deaf_daemon
-        self.on_replugged: Callable[[], None] = lambda: None
+        self.on_vsock_changed: Callable[[], None] = lambda: None
         self.shares = shares
         self.shares.on_lost = self._on_lost_share
         self.boot = Boot(circumstances, on_stage)
@@ -183,7 +183,7 @@ class Guest:
                 if self._plug.plugged:
                     self._watch_daemon()
                     self._publish(self._plug)
-                    self.on_replugged()
+                self.on_vsock_changed()
 
     async def why(self, reason: str) -> str:
         """`reason`, and how QEMU ended if that is behind it."""

@@ -74,11 +74,11 @@ class Keeper:
     async def _keep(self, vm: VirtualMachine, sockets: Sequence[Listening]) -> VmExit:
         async with (
             vm,
-            control.listening(self._directory / control.CONTROL, orders(vm, self._record_running)),
+            control.listening(self._directory / control.CONTROL, orders(vm, self._recorded)),
             kept(vm.address, sockets) as self._forwards,
         ):
             report({"ready": self._record_running(vm).to_json()})
-            vm.guest.on_replugged = lambda: self._record_replugged(vm)
+            vm.guest.on_vsock_changed = lambda: self._record_vsock(vm)
             detach()
             return await self._until_end(vm)
 
@@ -103,17 +103,14 @@ class Keeper:
             await vm.kill()
         return await ending
 
-    def _record_replugged(self, vm: VirtualMachine) -> None:
-        # Its daemon has another process id. A record that is gone is not worth a replug.
+    def _record_vsock(self, vm: VirtualMachine) -> None:
+        # Its daemon is another process now. A record that is gone is not worth a replug.
         with suppress(VmError, OSError):
             self._record_running(vm)
 
     def _record_running(self, vm: VirtualMachine) -> NamedVm:
-        record = self._record()
-        if record is None:
-            raise VmError(f"the record in {self._directory} is gone")
         record = replace(
-            record,
+            self._recorded(),
             state="running",
             qemu_pid=vm.pid,
             daemon_pid=vm.daemon_pid,
@@ -130,17 +127,20 @@ class Keeper:
         return record
 
     def _record_end(self, ended: VmExit) -> None:
-        record = self._record()
+        record = read_record(self._directory)
         if ended.clean or self._stop.is_set() or record is None:
             remove(self._directory)
         else:
             write_record(self._directory, replace(record, state="crashed", reason=ended.reason))
 
-    def _record(self) -> NamedVm | None:
-        return read_record(self._directory)
+    def _recorded(self) -> NamedVm:
+        record = read_record(self._directory)
+        if record is None:
+            raise VmError(f"the record in {self._directory} is gone")
+        return record
 
 
-def orders(vm: VirtualMachine, record: Callable[[VirtualMachine], NamedVm]) -> dict[str, control.Order]:
+def orders(vm: VirtualMachine, recorded: Callable[[], NamedVm]) -> dict[str, control.Order]:
     """What the keeper does for whoever asks."""
 
     async def share_add(asked: dict[str, Any]) -> None:
@@ -154,13 +154,10 @@ def orders(vm: VirtualMachine, record: Callable[[VirtualMachine], NamedVm]) -> d
 
     async def replug(asked: dict[str, Any]) -> dict[str, Any]:
         await vm.replug_vsock(asked["timeout"])
-        return record(vm).to_json()  # the daemon is another one now
+        return recorded().to_json()
 
     async def snapshot_create(asked: dict[str, Any]) -> None:
-        try:
-            await vm.save(Path(asked["directory"]), hold=asked["hold"], progress=lambda text: None)
-        finally:
-            record(vm)  # likewise
+        await vm.save(Path(asked["directory"]), hold=asked["hold"], progress=lambda text: None)
 
     return {
         "share-add": share_add,

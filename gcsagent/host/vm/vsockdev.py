@@ -166,8 +166,8 @@ class VsockDevice:
     def complaints(self) -> str:
         """The last thing the daemon said, on one line."""
         lines = [line for line in self._complaints.text().splitlines() if line.strip()]
-        # How Rust ends what it says of a panic, where it was asked for a trace.
-        told = [line for line in lines if not line.startswith(("note: ", "stack backtrace:"))]
+        # Rust's advice how to see more of a panic.
+        told = [line for line in lines if not line.startswith("note: ")]
         return told[-1] if told else "no output"
 
     def handed_over(self) -> None:

@@ -29,7 +29,6 @@ _FREE_SECONDS = 5.0
 # How often QEMU is asked at most whether the guest's driver runs.
 _LOOK_SECONDS = 0.05
 
-
 _VIRTIO_DEVICE = f"/machine/peripheral/{VSOCK_DEVICE}/virtio-backend"
 
 
@@ -101,6 +100,8 @@ class VsockPlug:
         hosts that try again and again met one replug in thirty. Nothing announces the driver, so QEMU is
         asked; what slips through all the same, `VsockDevice.check` finds.
         """
+        if not self._uses_daemon:
+            return
         looks = 0
 
         async def look() -> int:
