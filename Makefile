@@ -66,9 +66,8 @@ runc: venv demo-rootfs
 vm: venv tools image demo-rootfs
 	$(PYTEST) tests/vm $(PYTEST_ARGS)
 
-# One pytest run, so that one closing line counts everything.
 test: venv tools image demo-rootfs
-	$(PYTEST) --durations=10 tests/unit tests/runc tests/vm $(PYTEST_ARGS)
+	$(RUN) -m tests.side_by_side
 
 # The promise at full length; prints what it did.
 .PHONY: chaos

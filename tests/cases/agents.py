@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ ANSWER_SECONDS = 30.0
 """To hello, of an agent that may be busy."""
 STOP_SECONDS = 30.0
 LOG_TAIL = 6000
+RUNC_COPY = "runtime/*/*/runc.*"
+"""Below the state directory: what a killed runc leaves of a copy of itself, which goes with its container."""
 
 T = TypeVar("T")
 
@@ -65,20 +68,24 @@ class Holdings:
     fds: tuple[int, int]
     threads: tuple[int, int]
     children: int
-    mounts: int
-    cgroups: frozenset[str]
-    files: frozenset[str]
+    mounts: tuple[str, ...]
+    cgroups: tuple[str, ...]
+    files: tuple[str, ...]
 
     def differences(self, before: Holdings) -> list[str]:
         """What is not as it was; empty is right."""
         found = [
             f"{what}: {now}, before {then}"
-            for what in ("fds", "threads", "children", "mounts")
+            for what in ("fds", "threads", "children")
             if (now := getattr(self, what)) != (then := getattr(before, what))
         ]
-        now_there, there_before = self.cgroups | self.files, before.cgroups | before.files
-        found += [f"new: {path}" for path in sorted(now_there - there_before)]
-        return found + [f"gone: {path}" for path in sorted(there_before - now_there)]
+        now_there, there_before = self._named(), before._named()
+        found += [f"new: {each}" for each in sorted((now_there - there_before).elements())]
+        return found + [f"gone: {each}" for each in sorted((there_before - now_there).elements())]
+
+    def _named(self) -> Counter[str]:
+        # A path can be mounted upon twice.
+        return Counter([*(f"mount {line}" for line in self.mounts), *self.cgroups, *self.files])
 
 
 class RunningAgent:
@@ -158,9 +165,9 @@ class RunningAgent:
             fds=fds,
             threads=(len(os.listdir(f"/proc/{pids[0]}/task")), len(os.listdir(f"/proc/{pids[1]}/task"))),
             children=len(children(self.pid)),
-            mounts=Path(f"/proc/{self.pid}/mounts").read_text().count(str(self.directory)),
-            cgroups=frozenset(path for path in self.cgroups() if not path.endswith(self._cgroup)),
-            files=frozenset(str(path) for path in self.state() if path.parent != self.state_dir),
+            mounts=tuple(self._mounts(self.pid)),
+            cgroups=tuple(path for path in self.cgroups() if not path.endswith(self._cgroup)),
+            files=tuple(str(path) for path in self.state() if path.parent != self.state_dir),
         )
 
     def assert_holds(self, before: Holdings) -> None:
@@ -184,12 +191,17 @@ class RunningAgent:
     def state(self) -> list[Path]:
         """What is in the state directory.
 
-        Not counted: the answers kept for repeated requests, a bounded ring, and the copy of itself that a
-        killed runc leaves beside a container's state, which goes with the container.
+        Not counted: the answers kept for repeated requests, a bounded ring, and a killed runc's RUNC_COPY.
         """
         kept = self.state_dir / "requests"
         found = [path for path in walk(self.state_dir) if kept not in (path, *path.parents)]
-        return [path for path in found if not path.match("runtime/*/*/runc.*")]
+        return [path for path in found if not path.match(RUNC_COPY)]
+
+    def _mounts(self, pid: int) -> list[str]:
+        """Of /proc/PID/mounts, all but a killed runc's RUNC_COPY."""
+        lines = Path(f"/proc/{pid}/mounts").read_text().splitlines()
+        mine = [line for line in lines if str(self.directory) in line]
+        return [line for line in mine if not Path(line.split()[1]).match(RUNC_COPY)]
 
     def leftovers(self) -> list[str]:
         """Traces after the end: processes, mounts, cgroups, sockets, files. Empty is right."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import subprocess
@@ -20,16 +19,11 @@ from gcsagent.agent.runc import Runc
 from gcsagent.agent.runtime import RuntimeMissing
 from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.common import channel
+from tests.cases.descriptors import descriptors, settled_descriptors
 from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor
 
 ENDED = {"status": 0, "timed_out": False, "pid": 0, "exit": None}
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_gone() -> None:
-    """What earlier tests left to the collector must not be closed in the middle of a count."""
-    gc.collect()
 
 
 @pytest.fixture
@@ -41,12 +35,12 @@ def null() -> Iterator[int]:
 
 def scenario(body: Callable[[FakeSupervisor, Caller], Awaitable[None]]) -> None:
     async def run() -> None:
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = settled_descriptors()
         supervisor = FakeSupervisor()
         await body(supervisor, Caller(supervisor.client, {"PATH": "/bin"}, "g1"))
         supervisor.close()
         await asyncio.sleep(0)
-        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
     watched_loop.run(run())
 

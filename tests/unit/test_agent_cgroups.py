@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import subprocess
@@ -15,12 +14,7 @@ import pytest
 from gcsagent.agent import reach
 from gcsagent.agent.cgroups import Cgroup, CgroupMounts, OomCounts, signal_all
 from gcsagent.agent.kernfs import KernelFiles
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_gone() -> None:
-    """What earlier tests left to the collector must not be closed in the middle of a count."""
-    gc.collect()
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 
 class Tree:
@@ -175,12 +169,12 @@ def test_removal_goes_deepest_first_in_every_hierarchy_and_names_what_resists(tm
 
 
 def test_signals_reach_the_living_and_pass_over_the_dead(sleepers: list[subprocess.Popen[bytes]]) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = settled_descriptors()
     dead = subprocess.Popen(["true"])
     dead.wait()
     assert signal_all({sleepers[0].pid, sleepers[1].pid, dead.pid}, signal.SIGTERM) == 2
     assert [ended(process) for process in sleepers[:2]] == [-signal.SIGTERM] * 2
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 def test_frozen_is_seen_and_thawed_in_either_kind_and_below(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gcsagent.agent.kmsg import KernelLog, Kill, KillLog
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 TOTALS = "total-vm:82104kB, anon-rss:39552kB, file-rss:6636kB, shmem-rss:0kB, UID:0 pgtables:136kB"
 
@@ -139,11 +140,11 @@ def test_a_log_that_cannot_be_read_has_no_kills(tmp_path: Path) -> None:
 
 
 def test_a_log_that_fails_is_let_go(tmp_path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     log = KernelLog(str(tmp_path))  # reading a directory is EISDIR
     log.read()
     assert log.fd == -1
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_the_log_of_this_machine_is_read_to_its_end_and_goes_on() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import gc
 import os
 import random
 import select
@@ -21,6 +20,7 @@ import pytest
 from gcsagent.agent import relay
 from gcsagent.agent.counters import SLOTS, CounterSlots, queued
 from gcsagent.agent.relay import MiddlePipe, Pump, PumpState
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,13 +115,12 @@ class Rig:
 def scenario(body: Callable[[Rig], Awaitable[None]]) -> None:
     async def run() -> None:
         counters = CounterSlots()
-        gc.collect()  # what an earlier test left to it must not go in the middle of this one
-        before = set(os.listdir("/proc/self/fd"))
+        before = settled_descriptors()
         rig = Rig(counters)
         await body(rig)
         rig.pump.detach()
         rig.middle.close()
-        assert set(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
     asyncio.run(run())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import os
 import socket
 from collections.abc import Callable
@@ -19,12 +18,7 @@ from gcsagent.agent.server import ListenError, Server, listen
 from gcsagent.agent.session import Session
 from protocol.errors import Code, RpcError
 from protocol.limits import Limits
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_gone() -> None:
-    """What earlier tests left to the collector must not be closed in the middle of a count."""
-    gc.collect()
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 
 class FakeListener:
@@ -203,11 +197,11 @@ def test_a_live_one_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_what_is_no_socket_is_not_removed(tmp_path: Path, make: Callable[[Path], Any], says: str) -> None:
     path = tmp_path / "gcs.sock"
     make(path)
-    before = os.listdir("/proc/self/fd")
+    before = settled_descriptors()
     with pytest.raises(ListenError, match=says):
         listen(f"unix:{path}")
     assert os.path.lexists(path)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
 
 
 @pytest.mark.parametrize("path", ["/nowhere/at/all", "/" + "x" * 200])

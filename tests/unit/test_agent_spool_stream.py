@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import os
 import random
 import socket
@@ -23,6 +22,7 @@ from gcsagent.agent.spool_index import SpoolIndex
 from gcsagent.agent.spool_stream import MAX_READERS, SpoolStream
 from protocol.errors import Code, RpcError
 from protocol.types import StreamMode, StreamSpec, WhenFull
+from tests.cases.descriptors import descriptors, settled_descriptors
 from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor, pair
 
@@ -131,8 +131,7 @@ def on_bench(
 
     async def scenario() -> None:
         counters = CounterSlots()
-        gc.collect()  # what an earlier test left to it must not go in the middle of this one
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = settled_descriptors()
         bench = Bench(directory, when_full, counters)
         await body(bench)
         bench.stream.close()
@@ -143,7 +142,7 @@ def on_bench(
         assert counters.allocate() == bench.slot
         bench.supervisor.close()
         await asyncio.sleep(0)
-        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
     watched_loop.run(scenario())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import stat
 import struct
 from pathlib import Path
@@ -39,6 +38,7 @@ from protocol.families.storage import (
     UnmountStorage,
     Verity,
 )
+from tests.cases.descriptors import descriptors, settled_descriptors
 from tests.cases.disks import verity
 from tests.fakes import watched_loop
 
@@ -144,11 +144,11 @@ def test_a_path_must_be_a_block_device() -> None:
 
 def test_a_disk_that_does_not_come_is_named_and_its_socket_closed() -> None:
     async def scenario() -> None:
-        before = os.listdir("/proc/self/fd")
+        before = settled_descriptors()
         with pytest.raises(RpcError, match="with serial number none came within") as caught:
             await devices.arrived(Device(serial="none"), 0.05)
         assert caught.value.code is Code.NOT_FOUND
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        assert descriptors() == before
 
     asyncio.run(scenario())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import os
 import resource
 import socket
@@ -22,6 +21,7 @@ from gcsagent.agent.supervisor_client import SupervisorError
 from gcsagent.agent.terminal import TtyStream
 from gcsagent.agent.unattachable import NullStream
 from protocol.errors import Code, RpcError
+from tests.cases.descriptors import descriptors, settled_descriptors
 from tests.fakes import watched_loop
 from tests.fakes.fake_supervisor import FakeSupervisor, pair
 
@@ -76,15 +76,14 @@ def on_bench(body: Callable[[Bench], Awaitable[None]]) -> None:
 
     async def scenario() -> None:
         counters = CounterSlots()
-        gc.collect()  # what an earlier test left to it must not go in the middle of this one
-        before = sorted(os.listdir("/proc/self/fd"))
+        before = settled_descriptors()
         bench = Bench(counters)
         await body(bench)
         await bench.settle()
         assert bench.supervisor.held == {}
         bench.supervisor.close()
         await asyncio.sleep(0)
-        assert sorted(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
     watched_loop.run(scenario())
 

@@ -14,6 +14,7 @@ from gcsagent.agent.oci import users
 from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
 from protocol.families.process import Exec
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 PASSWD = """\
 root:x:0:0:root:/root:/bin/sh
@@ -173,7 +174,7 @@ def test_an_exec_is_looked_up_where_its_container_runs(root: Path) -> None:
 def test_walking_inside_leaves_no_descriptor(root: Path) -> None:
     (root / "loop").symlink_to("loop")
     (root / "up").symlink_to("../../..")
-    before = os.listdir("/proc/self/fd")
+    before = settled_descriptors()
     fd = users.open_root(str(root))
     try:
         os.close(open_inside(fd, "/up/up/etc/../etc/passwd"))
@@ -183,4 +184,4 @@ def test_walking_inside_leaves_no_descriptor(root: Path) -> None:
                 open_inside(fd, path)
     finally:
         os.close(fd)
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before

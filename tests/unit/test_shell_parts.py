@@ -26,6 +26,7 @@ from gcsagent.supervisor.exits import ExitRecords
 from gcsagent.supervisor.reaper import Reaper
 from gcsagent.supervisor.shellproc import ShellProcess
 from protocol.errors import Code, RpcError
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 SECONDS = 20.0
 NEVER = ("asyncio", "logging", "argparse", "ptyprocess", "ctypes", "subprocess")
@@ -209,11 +210,11 @@ def test_a_pid_that_may_be_somebody_elses_is_nobodys(
     supervisor: Callable[[], int],
 ) -> None:
     state = container(tmp_path, init(child), cgroup or own_cgroup())
-    before = len(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     with pytest.raises(RpcError) as caught:
         containers.find(state, "web", supervisor())
     assert (caught.value.code, caught.value.details["field"]) == (Code.FAILED_PRECONDITION, "container")
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_what_a_container_lacks_in_its_environment_is_the_usual() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 from collections.abc import Iterator
@@ -11,12 +10,7 @@ import msgpack
 import pytest
 
 from gcsagent.common import channel
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_gone() -> None:
-    """What earlier tests left to the collector must not be closed in the middle of a count."""
-    gc.collect()
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 
 @pytest.fixture
@@ -26,10 +20,6 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         left.settimeout(5)
         right.settimeout(5)
         yield left, right
-
-
-def open_fds() -> set[str]:
-    return set(os.listdir("/proc/self/fd"))
 
 
 def test_a_message_arrives_with_its_descriptors(ends: tuple[socket.socket, socket.socket]) -> None:
@@ -106,19 +96,19 @@ def test_a_bad_packet_is_one_error_and_its_descriptors_are_closed(
     ends: tuple[socket.socket, socket.socket], packet: bytes
 ) -> None:
     left, right = ends
-    before = open_fds()
+    before = settled_descriptors()
     with open("/dev/null", "rb") as null:
         socket.send_fds(left, [packet], [null.fileno()] * 3)
     with pytest.raises(channel.ChannelError):
         channel.receive(right)
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 def test_more_descriptors_than_allowed_are_refused_and_all_closed(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
     left, right = ends
-    before = open_fds()
+    before = settled_descriptors()
     with open("/dev/null", "rb") as null:
         socket.send_fds(left, [channel.pack([1, "x", {}])], [null.fileno()] * (channel.MAX_FDS + 1))
         with pytest.raises(channel.ChannelError, match="more descriptors"):
@@ -128,7 +118,7 @@ def test_more_descriptors_than_allowed_are_refused_and_all_closed(
     assert received is not None
     assert len(received[1]) == channel.MAX_FDS
     channel.close_all(received[1])
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 def test_the_end_of_the_other_side_is_none_after_its_last_packet(

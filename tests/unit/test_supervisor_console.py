@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import resource
 import socket
@@ -14,12 +13,7 @@ import pytest
 
 from gcsagent.common.loop import Loop
 from gcsagent.supervisor.console import MAX_PATH, ConsoleSocket
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_gone() -> None:
-    """What earlier tests left to the collector must not be closed in the middle of a count."""
-    gc.collect()
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 
 class Counted(ConsoleSocket):
@@ -57,7 +51,7 @@ class Receiver:
 
 @pytest.fixture
 def receiver(tmp_path: Path) -> Iterator[Receiver]:
-    before = set(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     made = Receiver(str(tmp_path / "console"))
     yield made
     made.console.finish()
@@ -66,7 +60,7 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
     for fd in made.fds:
         os.close(fd)
     made.loop._epoll.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def send_terminal(sock: socket.socket) -> tuple[int, str]:
@@ -149,12 +143,12 @@ def test_of_two_connections_the_second_is_closed_and_the_first_is_served(receive
 
 
 def test_only_one_descriptor_is_taken_and_the_others_are_closed(receiver: Receiver) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     with receiver.connect() as sock, open("/dev/null", "rb") as null:
         socket.send_fds(sock, [b"x"], [null.fileno()] * 3)
         receiver.run()
     assert len(receiver.fds) == 1
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert len(descriptors()) == len(before) + 1
 
 
 def test_only_root_may_connect(receiver: Receiver) -> None:
@@ -162,7 +156,7 @@ def test_only_root_may_connect(receiver: Receiver) -> None:
 
 
 def test_a_path_too_long_for_a_socket_is_refused_by_name(tmp_path: Path) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     path = str(tmp_path / ("x" * MAX_PATH))
     loop = Loop()
     with pytest.raises(ValueError, match="longer than 107 bytes"):
@@ -172,4 +166,4 @@ def test_a_path_too_long_for_a_socket_is_refused_by_name(tmp_path: Path) -> None
     with pytest.raises(OSError, match="in use"):
         ConsoleSocket(loop, str(taken), lambda fd: None)
     loop._epoll.close()
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

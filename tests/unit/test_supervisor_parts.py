@@ -22,14 +22,9 @@ from gcsagent.common.loop import MANY, READ, WRITE, Loop, Timer
 from gcsagent.supervisor import machine
 from gcsagent.supervisor.spawn import spawn
 from gcsagent.supervisor.store import MAX_NAME, FdStore, StoreError
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 ENV = {"PATH": os.environ["PATH"]}
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_gone() -> None:
-    """What earlier tests left to the collector must not be closed in the middle of a count."""
-    gc.collect()
 
 
 def is_open(fd: int) -> bool:
@@ -172,11 +167,11 @@ def test_ignored_signals_are_back_to_default_in_the_child() -> None:
     [(["/nowhere/at/all"], errno.ENOENT), (["no-such-program-here"], errno.ENOENT), (["/etc"], errno.EACCES)],
 )
 def test_a_program_that_cannot_be_started_is_an_error_and_nothing_is_left(argv: list[str], code: int) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = settled_descriptors()
     with pytest.raises(OSError, match=argv[0]) as caught:
         spawn(argv, ENV, {})
     assert caught.value.errno == code
-    assert os.listdir("/proc/self/fd") == before
+    assert descriptors() == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 

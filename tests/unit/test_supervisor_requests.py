@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import select
 import signal
@@ -21,12 +20,7 @@ from gcsagent.common import channel
 from gcsagent.common.loop import READ
 from gcsagent.supervisor.main import Supervisor
 from gcsagent.supervisor.requests import MAX_CALLS, MAX_KEY, MAX_TARGET_FD
-
-
-@pytest.fixture(autouse=True)
-def _garbage_is_gone() -> None:
-    """What earlier tests left to the collector must not be closed in the middle of a count."""
-    gc.collect()
+from tests.cases.descriptors import descriptors, settled_descriptors
 
 
 class Agentless:
@@ -99,10 +93,6 @@ def agentless(tmp_path: Path) -> Iterator[Agentless]:
     yield made
     made.forget_all()
     made.close()
-
-
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 GOOD_SPAWN = {"call": "c", "argv": ["true"], "env": {}, "timeout": 10}
@@ -200,7 +190,7 @@ def test_a_wrong_request_is_one_error_and_changes_nothing(
             "console_path": arguments["console_path"].replace("CONSOLE", agentless.console),
         }
     agentless.exchange([([1, "hold", {"hold": {"taken": 0}}], 1)])
-    before = open_fds()
+    before = settled_descriptors()
     ((ident, error, result),) = agentless.exchange([([2, operation, arguments], 1)])
     assert (ident, result) == (2, None)
     assert says in error["message"]
@@ -208,7 +198,7 @@ def test_a_wrong_request_is_one_error_and_changes_nothing(
     assert agentless.supervisor.store.names() == ["taken"]
     assert agentless.supervisor.reaper.calls == {}
     assert os.listdir(agentless.console) == []
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 def test_a_call_or_process_by_a_name_in_use_is_refused(agentless: Agentless) -> None:
@@ -254,9 +244,9 @@ def test_a_group_of_names_is_held_whole_or_not_at_all(agentless: Agentless) -> N
 def test_a_message_without_a_number_is_no_request_and_its_descriptors_are_closed(
     agentless: Agentless,
 ) -> None:
-    before = open_fds()
+    before = settled_descriptors()
     assert agentless.exchange([([ident, "ready", {}], 5) for ident in (None, "1", 1.0, True, [1])]) == []
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 NAMES = st.sampled_from(["a", "b", "c/p", "", "x" * 600]) | st.text(max_size=5)
@@ -325,7 +315,7 @@ def test_no_message_gets_an_exception_out_or_leaves_a_descriptor(
         arguments = message[2]
         if isinstance(arguments, dict) and isinstance(path := arguments.get("console_path"), str):
             arguments["console_path"] = path.replace("CONSOLE", agentless.console)
-    before = open_fds()
+    before = settled_descriptors()
     answers = agentless.exchange(messages)
     asked = [message[0] for message, _ in messages if type(message[0]) is int]
     answered = [answer[0] for answer in answers if answer[0] is not None]
@@ -334,7 +324,7 @@ def test_no_message_gets_an_exception_out_or_leaves_a_descriptor(
     assert not [answer for answer in answers if "a fault in" in str(answer[1])]
     agentless.forget_all()
     assert os.listdir(agentless.console) == []
-    assert open_fds() == before
+    assert descriptors() == before
 
 
 def test_a_word_nobody_waits_for_is_answered_only_when_it_is_refused(agentless: Agentless) -> None:
@@ -350,7 +340,7 @@ def test_a_word_nobody_waits_for_is_answered_only_when_it_is_refused(agentless: 
 def test_no_packet_gets_an_exception_out_or_leaves_a_descriptor(
     agentless: Agentless, packet: bytes, count: int
 ) -> None:
-    before = open_fds()
+    before = settled_descriptors()
     ours, theirs = channel.pair()
     agentless.supervisor._agent_connected(theirs)
     with ours, open("/dev/null", "rb") as null:
@@ -358,4 +348,4 @@ def test_no_packet_gets_an_exception_out_or_leaves_a_descriptor(
         agentless.supervisor._on_channel(READ)
     agentless.supervisor._on_channel(READ)
     agentless.forget_all()
-    assert open_fds() == before
+    assert descriptors() == before

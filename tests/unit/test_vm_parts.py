@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import errno
 import fcntl
-import gc
 import json
 import os
 import struct
@@ -31,6 +30,7 @@ from gcsagent.host.vm.process import Child
 from gcsagent.host.vm.qemu import QemuConfig, kernel_cmdline, qemu_argv
 from gcsagent.host.vm.rundir import PrivateDirectory
 from gcsagent.host.vm.share import Share
+from tests.cases.descriptors import descriptors, settled_descriptors
 from tests.fakes.vm import script
 
 MAC = "52:54:00:12:34:56"
@@ -215,13 +215,13 @@ def test_a_vcpu_means_kvm_with_a_way_back(tmp_path: Path, monkeypatch: pytest.Mo
         calls.append(request)
         return accel.KVM_API_VERSION if request == accel.KVM_GET_API_VERSION else os.dup(fd)
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     monkeypatch.setattr(fcntl, "ioctl", ioctl)
     choice = accel.choose("auto", device=Path("/dev/null"), cpuinfo=info)
     assert (choice.name, choice.may_fall_back) == ("kvm", True)
     assert calls == [accel.KVM_GET_API_VERSION, accel.KVM_CREATE_VM, accel.KVM_CREATE_VCPU]
     assert not accel.choose("kvm", device=Path("/dev/null"), cpuinfo=info).may_fall_back
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_an_unknown_accelerator_is_refused() -> None:
@@ -288,11 +288,9 @@ def test_a_kernel_device_is_renewed_with_the_same_cid(
             await device.renew()
         assert device.fd == -1
 
-    # What other tests left to the garbage collector is none of this one's.
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     asyncio.run(scenario())
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
 
 
 def test_a_device_that_is_no_vhost_is_named() -> None:
@@ -395,8 +393,8 @@ def test_a_directory_that_cannot_be_locked_is_not_left_behind(
         raise OSError(errno.ENOLCK, "no locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    before = set(os.listdir("/proc/self/fd"))
+    before = settled_descriptors()
     with pytest.raises(VmError, match=r"^cannot lock .*/gcs-vm-.*: .*no locks available$"):
         PrivateDirectory.create(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before

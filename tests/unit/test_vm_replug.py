@@ -21,6 +21,7 @@ from gcsagent.host.vm.inotify import DirectoryWatch
 from gcsagent.host.vm.launcher import VirtualMachine
 from gcsagent.host.vm.qmp import QmpClient
 from protocol.address import parse_dial
+from tests.cases.descriptors import descriptors, settled_descriptors
 from tests.fakes.vm import FakeHost, fake_host
 
 LONG, SHORT = 20.0, 0.2
@@ -56,18 +57,14 @@ async def answers(vm: VirtualMachine) -> None:
     dialogue.close()
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_a_fresh_daemon_behind_the_same_address(host: FakeHost) -> None:
     async def scenario() -> None:
         async with await launch() as vm:
             await answers(vm)
-            address, daemon, before = vm.address, vm.daemon_pid, descriptors()
+            address, daemon, before = vm.address, vm.daemon_pid, len(settled_descriptors())
             await vm.replug_vsock()
             await answers(vm)
-            assert (vm.address, descriptors()) == (address, before)
+            assert (vm.address, len(descriptors())) == (address, before)
             assert vm.daemon_pid != daemon
             assert set(host.processes()) == {vm.pid, vm.daemon_pid}
             assert await end(vm) == [
@@ -337,7 +334,7 @@ def test_a_daemon_that_does_not_start_leaves_the_vm_to_try_again(
     async def scenario() -> None:
         async with await launch() as vm:
             await answers(vm)
-            before = descriptors()
+            before = len(settled_descriptors())
             monkeypatch.setenv("FAKE_VSOCK", "refuse")
             with pytest.raises(
                 ReplugError, match=r"no such thing \(it is unplugged now, try again"
@@ -349,7 +346,7 @@ def test_a_daemon_that_does_not_start_leaves_the_vm_to_try_again(
             await vm.replug_vsock()
             assert set(host.processes()) == {vm.pid, vm.daemon_pid}
             await answers(vm)
-            assert descriptors() == before
+            assert len(descriptors()) == before
             assert (await end(vm))[-1] == "left ['vsock1'] []"
 
     asyncio.run(scenario())
@@ -386,12 +383,12 @@ def test_a_device_that_qemu_refuses_is_taken_back_whole(host: FakeHost) -> None:
 def test_a_chardev_that_qemu_refuses_leaves_no_descriptor_with_it(host: FakeHost) -> None:
     async def scenario() -> None:
         async with await launch("no-chardev") as vm:
-            before = descriptors()
+            before = len(settled_descriptors())
             with pytest.raises(ReplugError, match="QEMU refused: no more chardevs"):
                 await vm.replug_vsock()
             assert (await end(vm))[-2:] == ["closefd vsock1", "left [] []"]
             # The VM's own are gone by now as well.
-            assert descriptors() < before
+            assert len(descriptors()) < before
 
     asyncio.run(scenario())
 
