@@ -90,6 +90,7 @@ class Agentless:
 @pytest.fixture
 def agentless(tmp_path: Path) -> Iterator[Agentless]:
     made = Agentless(tmp_path)
+    settled_descriptors()  # once, rather than for each of hypothesis's examples
     yield made
     made.forget_all()
     made.close()
@@ -315,7 +316,7 @@ def test_no_message_gets_an_exception_out_or_leaves_a_descriptor(
         arguments = message[2]
         if isinstance(arguments, dict) and isinstance(path := arguments.get("console_path"), str):
             arguments["console_path"] = path.replace("CONSOLE", agentless.console)
-    before = settled_descriptors()
+    before = descriptors()
     answers = agentless.exchange(messages)
     asked = [message[0] for message, _ in messages if type(message[0]) is int]
     answered = [answer[0] for answer in answers if answer[0] is not None]
@@ -340,7 +341,7 @@ def test_a_word_nobody_waits_for_is_answered_only_when_it_is_refused(agentless: 
 def test_no_packet_gets_an_exception_out_or_leaves_a_descriptor(
     agentless: Agentless, packet: bytes, count: int
 ) -> None:
-    before = settled_descriptors()
+    before = descriptors()
     ours, theirs = channel.pair()
     agentless.supervisor._agent_connected(theirs)
     with ours, open("/dev/null", "rb") as null:
