@@ -24,6 +24,9 @@ HANDSHAKE_SECONDS = 5.0
 _LATE_SECONDS = 60.0
 """How long a CONNECT that nobody waits for any more may still be answered."""
 
+_LAST_SECONDS = 0.5
+"""The same where the event loop ends first: a whole program may be waiting for it to exit."""
+
 _leaving: set[asyncio.Task[None]] = set()
 
 _MAX_OK_LINE = 32
@@ -79,13 +82,21 @@ async def dial(address: Address, *, handshake_timeout: float = HANDSHAKE_SECONDS
 def _leave(sock: socket.socket) -> None:
     """Closes it once CONNECT has been answered: vhost-device-vsock 0.3.0 serves nobody any more when it
     cannot write OK (EPIPE)."""
-    task = asyncio.get_running_loop().create_task(_until_answered(sock))
+    task = asyncio.get_running_loop().create_task(_answered(sock))
     _leaving.add(task)
-    task.add_done_callback(_leaving.discard)
+
+    def over(task: asyncio.Task[None]) -> None:
+        _leaving.discard(task)
+        with sock, contextlib.suppress(OSError):
+            if task.cancelled():  # even before it began: gcsctl is interrupted
+                sock.settimeout(_LAST_SECONDS)
+                sock.recv(_MAX_OK_LINE)
+
+    task.add_done_callback(over)
 
 
-async def _until_answered(sock: socket.socket) -> None:
-    with contextlib.closing(sock), contextlib.suppress(OSError):
+async def _answered(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
         async with asyncio.timeout(_LATE_SECONDS):
             await receive(sock, _MAX_OK_LINE)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from gcsagent.host import transport
 from gcsagent.host.client import Client
 from gcsagent.host.errors import ConnectFailed, HandshakeFailed, NotReady
 from gcsagent.host.transport import dial
@@ -167,6 +171,46 @@ def test_who_gives_up_does_not_hang_up_before_the_answer(tmp_path: Path, how: ty
                 await hung_up.wait()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_not_even_at_the_end_of_its_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """As when gcsctl is interrupted. Whose answer does not come is not waited for long."""
+    monkeypatch.setattr(transport, "_LAST_SECONDS", 20.0 if answers else 0.05)
+    asked, ending = threading.Event(), threading.Event()
+    path, hung_up = tmp_path / "s", select.POLLHUP | select.POLLRDHUP
+    seen: list[list[tuple[int, int]]] = []
+
+    def vmm() -> None:
+        host, _ = listener.accept()
+        with host:
+            assert host.recv(100) == b"CONNECT 7000\n"
+            asked.set()
+            ending.wait(20)
+            poll = select.poll()
+            poll.register(host, hung_up)
+            seen.append(poll.poll(100 if answers else 20_000))
+            if answers:
+                host.sendall(b"OK 1\n")
+                assert host.recv(1) == b""
+
+    async def scenario() -> None:
+        dialling = asyncio.create_task(dial(HybridAddress(str(path), 7000)))
+        await asyncio.to_thread(asked.wait)
+        dialling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await dialling
+        ending.set()
+
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor() as threads:
+        listener.bind(str(path))
+        listener.listen()
+        serving = threads.submit(vmm)
+        asyncio.run(scenario())
+        serving.result(20)
+    assert [bool(each) for each in seen] == [not answers]
 
 
 def test_a_client_over_hybrid_vsock_retries_until_the_guest_listens(tmp_path: Path) -> None:
