@@ -162,7 +162,8 @@ class Finisher:
         else:  # it had been renamed already
             process.pid = launched.pid
             process.pidfd = launched.pidfd if launched.pidfd is not None else -1
-        process.early_exit = launched.exit
+        # Its end may have been told right behind the answer, before this went on.
+        process.early_exit = launched.exit or process.early_exit
         if not process.streams:
             if process.stdio.terminal:
                 await self._estate.take_terminal(process)

@@ -130,7 +130,7 @@ class RunningAgent:
     @property
     def agent_pid(self) -> int:
         """0 while there is none."""
-        return next((pid for pid in children(self.pid) if b"gcsagent.agent" in _cmdline(pid)), 0)
+        return next((pid for pid in children(self.pid) if b"gcsagent.agent" in command_line(pid)), 0)
 
     def kill_agent(self) -> None:
         """SIGKILLs the agent and waits for the next."""
@@ -211,11 +211,14 @@ class RunningAgent:
         left += [
             f"process {pid}: {command!r}"
             for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-            if mine.encode() in (command := _cmdline(pid))
+            if mine.encode() in (command := command_line(pid))
         ]
         left += [f"socket {path}" for path in walk(self.directory) if path.is_socket()]
-        left += [f"file {path}" for path in self.state() if not path.is_dir()]
-        left += [f"container {path}" for path in walk(self.state_dir / "containers")]
+        containers = self.state_dir / "containers"
+        left += [f"container {path}" for path in containers.glob("*")]
+        left += [
+            f"file {path}" for path in self.state() if containers not in path.parents and not path.is_dir()
+        ]
         return left
 
     def assert_nothing_left(self) -> None:
@@ -291,7 +294,7 @@ def walk(top: Path) -> list[Path]:
     return found
 
 
-def _cmdline(pid: int) -> bytes:
+def command_line(pid: int) -> bytes:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -14,8 +14,6 @@ from tests.cases.shells import SLEEP, Shelled, start
 from tests.cases.target import Target
 from tests.fakes.slow_runc import Slow, slow_agent
 
-_AGENT, _CRUN_AGENT = pytest.StashKey[RunningAgent](), pytest.StashKey[RunningAgent]()
-
 
 @pytest.fixture(scope="session")
 def rootfs() -> str:
@@ -26,19 +24,15 @@ def rootfs() -> str:
 
 
 @pytest.fixture(scope="session")
-def agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
+def agent() -> Iterator[RunningAgent]:
     """One for all tests; its end is a test as well: SIGTERM, status 0, nothing left."""
-    running = RunningAgent("--log-level", "debug")
-    request.config.stash[_AGENT] = running
-    yield from stopped_clean(running)
+    yield from stopped_clean(RunningAgent("--log-level", "debug"))
 
 
 @pytest.fixture(scope="session")
-def crun_agent(request: pytest.FixtureRequest) -> Iterator[RunningAgent]:
+def crun_agent() -> Iterator[RunningAgent]:
     """Likewise, with crun: its end is a test, too."""
-    running = RunningAgent("--log-level", "debug", runtime="crun")
-    request.config.stash[_CRUN_AGENT] = running
-    yield from stopped_clean(running)
+    yield from stopped_clean(RunningAgent("--log-level", "debug", runtime="crun"))
 
 
 @pytest.fixture(scope="session")
@@ -58,9 +52,9 @@ def shelled(tmp_path_factory: pytest.TempPathFactory, rootfs: str) -> Iterator[S
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failure shows the end of the log of the agent it met."""
     report = yield
-    for fixture, key in (("agent", _AGENT), ("crun_agent", _CRUN_AGENT)):
-        running = item.config.stash.get(key, None)
-        if report.failed and running is not None and fixture in getattr(item, "fixturenames", ()):
+    for value in getattr(item, "funcargs", {}).values() if report.failed else ():
+        running = getattr(value, "running", value)
+        if isinstance(running, RunningAgent):
             report.sections.append(("the agent's log, its end", running.log_tail()))
     return report
 

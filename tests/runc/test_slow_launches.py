@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from protocol.errors import Code, RpcError
 from protocol.families.container import CreateContainer
 from protocol.families.process import Exec
 from protocol.types import Status
-from tests.cases.agents import eventually
+from tests.cases.agents import children, command_line, eventually
 from tests.cases.target import (
     PIPES,
     connect,
@@ -171,6 +172,47 @@ def test_one_that_has_ended_before_anybody_knows_of_it(slow: Slow) -> None:
             assert (done.stdout, done.stderr, done.exit.exit_code) == (b"out\n", b"err\n", 3)
 
     asyncio.run(body())
+
+
+def test_one_whose_end_is_told_right_behind_its_start(slow: Slow) -> None:
+    """The agent has both before it goes on with either."""
+
+    async def body() -> None:
+        async with _box(slow) as (client, box):
+            _gate(slow, "exec")
+            script = "until test -e /go; do :; done; echo out; exit 3"
+            exec_ = Exec(box, "p", exec_spec(args=("sh", "-c", script)), PIPES)
+            asking = asyncio.ensure_future(client.exec_process(exec_))
+            async with slow.killed_during():
+                agent = slow.running.agent_pid
+                os.kill(agent, signal.SIGSTOP)
+            await asyncio.to_thread(eventually, lambda: _claimed(slow, b"/go"))
+            assert _claimed(slow, b"/go")
+            (slow.running.state_dir / "containers" / box / "root" / "go").touch()
+            exits = slow.running.state_dir / "exits"
+            assert await asyncio.to_thread(eventually, lambda: list(exits.glob("*.json")))
+            os.kill(agent, signal.SIGCONT)
+            await asking
+            async with await RemoteProcess.attach(client, box, "p") as process:
+                done = await process.communicate(b"")
+            assert (done.stdout, done.exit.exit_code) == (b"out\n", 3)
+
+    asyncio.run(body())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _claimed(slow: Slow, word: bytes) -> bool:
+    """Whether the supervisor waits for a process with that in its command line."""
+    lines = Path(f"/proc/{slow.running.pid}/fdinfo").glob("*")
+    watched = {line for path in lines for line in _text(path).splitlines()}
+    pids = [pid for pid in children(slow.running.pid) if word in command_line(pid)]
+    return any(f"Pid:\t{pid}" in watched for pid in pids)
 
 
 @pytest.mark.parametrize("fail", [False, True], ids=["through", "failing"])
